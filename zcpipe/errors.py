@@ -1,0 +1,54 @@
+"""The one family of errors: each message says what was wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZcpipeError(Exception):
+    """Base of every error zcpipe raises on purpose.
+
+    ``exit_code`` is what the command line ends with when the error reaches it.
+    """
+
+    exit_code = 1
+
+
+class UsageError(ZcpipeError):
+    """A name, text, number or option that means nothing here (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(ZcpipeError):
+    """A file or table that is damaged, foreign, unwritable or does not fit (exit code 4)."""
+
+    exit_code = 4
+
+
+class IdentityMismatch(DataError):
+    """An existing table that was made under another identity (exit code 4)."""
+
+
+class CapabilityError(ZcpipeError):
+    """Something this machine or installation lacks, such as a device (exit code 5)."""
+
+    exit_code = 5
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Build the error for a name that is not registered, naming the near ones.
+
+    Args:
+        kind: what the name should have named, in the singular ("space", "proxy", "column").
+        name: the name that was given.
+        known: every name that would have been accepted.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+    return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,87 @@
+"""What every search space offers, and what a built network tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The shape of a task: what enters a network of this space and how many classes leave it."""
+
+    name: str
+    input_shape: tuple[int, int, int]  # C, H, W
+    classes: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network ready to be scored.
+
+    ``model`` computes the architecture without the layers that cannot influence its output; ``params`` and ``macs``
+    are those of the FULL architecture, dead layers included, as the benchmarks count them.
+    """
+
+    model: nn.Module
+    blocks: tuple[str, ...]  # names of the modules whose outputs are the block maps, in order of depth
+    params: int  # independent scalars of all weights and biases
+    macs: int  # multiply-accumulates of convolutions and linear layers for one input
+
+
+class Architecture(Hashable, Protocol):
+    """One member of a space: frozen, hashable, and ``str`` gives its one canonical text."""
+
+    def __str__(self) -> str: ...
+
+
+A = TypeVar("A", bound=Architecture)
+
+
+@runtime_checkable
+class Space(Protocol[A]):
+    """A search space. ``parse`` and ``str`` are inverse; every random draw is a function of its arguments alone."""
+
+    name: str
+    datasets: Mapping[str, Dataset]
+    paper: str
+
+    def parse(self, text: str) -> A:
+        """Read the canonical text of an architecture; ``UsageError`` names what is wrong with any other text."""
+        ...
+
+    def sample(self, seed: int, i: int) -> A:
+        """Return the ``i``-th random architecture under ``seed``; it needs no earlier draw."""
+        ...
+
+    def mutate(self, arch: A, seed: int, i: int) -> A:
+        """Return a random neighbour of ``arch``, the ``i``-th under ``seed``."""
+        ...
+
+    def neighbours(self, arch: A) -> list[A]:
+        """Return every architecture one elementary change away, in a fixed order."""
+        ...
+
+    def key(self, arch: A) -> str:
+        """Return the text shared by all architectures that compute the same function with the same free weights."""
+        ...
+
+    def build(self, arch: A, dataset: str) -> Built:
+        """Build the network of ``arch`` for ``dataset``; weights are uninitialised until a recipe fills them."""
+        ...
+
+
+@runtime_checkable
+class EnumerableSpace(Space[A], Protocol[A]):
+    """A space whose members can be counted; ``sample`` draws without replacement (``i`` below the length)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> A: ...
+
+    def index(self, arch: A) -> int:
+        """Return the position of ``arch`` in the space's own order."""
+        ...
