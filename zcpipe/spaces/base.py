@@ -19,17 +19,25 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Built:
-    """A network ready to be scored.
+class Size:
+    """How large the network of a FULL architecture is, dead layers included, as the benchmarks count it."""
 
-    ``model`` computes the architecture without the layers that cannot influence its output; ``params`` and ``macs``
-    are those of the FULL architecture, dead layers included, as the benchmarks count them.
+    params: int  # independent scalars of all weights and biases
+    macs: int  # multiply-accumulates of convolutions and linear layers for one input
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.params + other.params, self.macs + other.macs)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network on the meta device, without the layers that cannot influence its output.
+
+    ``zcpipe.initialise`` gives it memory and weights.
     """
 
     model: nn.Module
     blocks: tuple[str, ...]  # names of the modules whose outputs are the block maps, in order of depth
-    params: int  # independent scalars of all weights and biases
-    macs: int  # multiply-accumulates of convolutions and linear layers for one input
 
 
 class Architecture(Hashable, Protocol):
@@ -69,8 +77,12 @@ class Space(Protocol[A]):
         """Return the text shared by all architectures that compute the same function with the same free weights."""
         ...
 
+    def size(self, arch: A, dataset: str) -> Size:
+        """Return parameters and multiply-accumulates of the full architecture's network for ``dataset``."""
+        ...
+
     def build(self, arch: A, dataset: str) -> Built:
-        """Build the network of ``arch`` for ``dataset``; weights are uninitialised until a recipe fills them."""
+        """Build the network of ``arch`` for ``dataset`` on the meta device; a recipe fills its weights."""
         ...
 
 

@@ -1,0 +1,27 @@
+"""Search spaces: one file each, offering it in ``SPACES``; third parties use the entry-point group ``zcpipe.spaces``."""
+
+from __future__ import annotations
+
+from zcpipe.errors import unknown_name
+from zcpipe.registry import discover
+from zcpipe.spaces.base import Architecture, Built, Dataset, EnumerableSpace, Size, Space
+
+__all__ = ["Architecture", "Built", "Dataset", "EnumerableSpace", "Size", "Space", "get_space", "list_spaces"]
+
+
+def list_spaces() -> list[str]:
+    """Return the names of all installed spaces, sorted."""
+    return list(discover(__name__, "SPACES"))
+
+
+def get_space(name: str) -> Space[Architecture]:
+    """Return an installed space by name.
+
+    Raises:
+        UsageError: no space has this name; near ones are named.
+    """
+    spaces = discover(__name__, "SPACES")
+    if name not in spaces:
+        raise unknown_name("space", name, spaces)
+    space: Space[Architecture] = spaces[name]
+    return space

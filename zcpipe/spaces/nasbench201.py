@@ -1,0 +1,325 @@
+"""NAS-Bench-201 (Dong & Yang, ICLR 2020), also the topology space of NATS-Bench: 15,625 cells of six edges.
+
+A cell has four nodes; each of its six directed edges carries one of five operations, a node is the sum of its incoming
+edges, node 0 is the input and node 3 the output. The network is a stem, three stages of five cells with a residual
+reduction block between stages, and a classifier. Modules are named as in the benchmark's published inference model, so
+its checkpoints load (``strict=False`` where dead edges were left out).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from torch import Tensor, nn
+
+from zcpipe.errors import UsageError, unknown_name
+from zcpipe.ops.philox import Stream
+from zcpipe.spaces.base import Built, Dataset, Size
+from zcpipe.spaces.permutation import permuted
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from, to) in the order of the cell's text
+KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
+WIDTH, CELLS_PER_STAGE, STAGES = 16, 5, 3
+
+# The benchmark numbered its cells by one shuffle of the lexicographic list under this seed.
+_ORDER_SEED = 88
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One architecture: the operation on each edge, in the order of ``EDGES``."""
+
+    operations: tuple[str, str, str, str, str, str]
+
+    def __str__(self) -> str:
+        a, b, c, d, e, f = self.operations
+        return f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+
+    @cached_property
+    def live(self) -> tuple[bool, ...]:
+        """Whether each edge lies on a path from input to output, in the order of ``EDGES``."""
+        present = [operation != "none" for operation in self.operations]
+        reached = {0}
+        for (source, target), there in zip(EDGES, present, strict=True):
+            if there and source in reached:
+                reached.add(target)
+        useful = {3}
+        for (source, target), there in reversed(list(zip(EDGES, present, strict=True))):
+            if there and target in useful:
+                useful.add(source)
+        return tuple(
+            there and source in reached and target in useful
+            for (source, target), there in zip(EDGES, present, strict=True)
+        )
+
+
+class NasBench201:
+    """The space: cells in the benchmark's own index order, networks for its three data sets."""
+
+    name = "nasbench201"
+    paper = "Dong & Yang, NAS-Bench-201: Extending the Scope of Reproducible NAS, ICLR 2020"
+    datasets = {  # noqa: RUF012 - a constant of the benchmark
+        "cifar10": Dataset("cifar10", (3, 32, 32), 10),
+        "cifar100": Dataset("cifar100", (3, 32, 32), 100),
+        "imagenet16-120": Dataset("imagenet16-120", (3, 16, 16), 120),
+    }
+
+    def __len__(self) -> int:
+        return len(OPERATIONS) ** len(EDGES)
+
+    def __getitem__(self, index: int) -> Cell:
+        if not 0 <= index < len(self):
+            raise UsageError(f"nasbench201 has cells 0 to {len(self) - 1}; there is no cell {index}")
+        return Cell(tuple(OPERATIONS[digit] for digit in _digits(_order()[index])))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Cell]:
+        return (self[index] for index in range(len(self)))
+
+    def index(self, arch: Cell) -> int:
+        """Return the benchmark's index of a cell."""
+        number = 0
+        for operation in arch.operations:
+            number = number * len(OPERATIONS) + OPERATIONS.index(operation)
+        return _position()[number]
+
+    def parse(self, text: str) -> Cell:
+        """Read a cell such as ``|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|``.
+
+        Raises:
+            UsageError: the text is no cell of this space; the message says where it goes wrong.
+        """
+        nodes = text.strip().split("+")
+        if len(nodes) != 3:
+            raise UsageError(f"malformed cell {text!r}: expected 3 nodes joined by '+', got {len(nodes)}")
+        operations: list[str] = []
+        for node, part in enumerate(nodes, start=1):
+            edges = part.strip("|").split("|")
+            if not (part.startswith("|") and part.endswith("|") and len(part) > 1) or len(edges) != node:
+                raise UsageError(f"malformed cell {text!r}: node {node} must be {node} edges between '|', got {part!r}")
+            for source, edge in enumerate(edges):
+                operation, _, origin = edge.partition("~")
+                if operation not in OPERATIONS:
+                    raise UsageError(f"malformed cell {text!r}: {unknown_name('operation', operation, OPERATIONS)}")
+                if origin != str(source):
+                    raise UsageError(f"malformed cell {text!r}: node {node} expects '~{source}' at edge {edge!r}")
+                operations.append(operation)
+        return Cell(tuple(operations))  # type: ignore[arg-type]
+
+    def sample(self, seed: int, i: int) -> Cell:
+        """Return the ``i``-th draw without replacement under ``seed``, ``0 <= i < 15625``."""
+        return self[permuted(len(self), seed, self.name, i)]
+
+    def neighbours(self, arch: Cell) -> list[Cell]:
+        """Return the 24 cells that differ in the operation of one edge, in the order of edges and operations."""
+        return [
+            Cell((*arch.operations[:edge], operation, *arch.operations[edge + 1 :]))  # type: ignore[arg-type]
+            for edge in range(len(EDGES))
+            for operation in OPERATIONS
+            if operation != arch.operations[edge]
+        ]
+
+    def mutate(self, arch: Cell, seed: int, i: int) -> Cell:
+        """Return the ``i``-th random neighbour of ``arch`` under ``seed``."""
+        options = self.neighbours(arch)
+        stream = Stream.of(seed, self.name, str(arch), i, "mutate")
+        return options[int(stream.integers(1, len(options))[0])]
+
+    def key(self, arch: Cell) -> str:
+        """Return the canonical expression of the cell's output.
+
+        Cells share it exactly if they compute the same function of the same number of independent weights: dead edges
+        vanish, skips pass their sum through, equal weight-free terms count with multiplicity. 5,260 over the space.
+        """
+        return _expression(arch)
+
+    def size(self, arch: Cell, dataset: str) -> Size:
+        """Return parameters and multiply-accumulates of the FULL cell's network, dead edges included."""
+        spec = self._dataset(dataset)
+        channels, pixels = spec.input_shape[0], spec.input_shape[1] * spec.input_shape[2]
+        total = _conv(3, channels, WIDTH, pixels)
+        for stage in range(STAGES):
+            width = WIDTH << stage
+            stage_pixels = pixels >> 2 * stage
+            if stage:
+                total += _conv(3, width // 2, width, stage_pixels) + _conv(3, width, width, stage_pixels)
+                total += Size(width // 2 * width, width // 2 * width * stage_pixels)
+            for operation in arch.operations:
+                if operation in KERNELS:
+                    convolution = _conv(KERNELS[operation], width, width, stage_pixels)
+                    total += Size(CELLS_PER_STAGE * convolution.params, CELLS_PER_STAGE * convolution.macs)
+        last = WIDTH << (STAGES - 1)
+        return total + Size(2 * last + (last + 1) * spec.classes, last * spec.classes)
+
+    def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE) -> Built:
+        """Build the network on the meta device, without the edges that cannot influence its output.
+
+        Args:
+            arch: the cell.
+            dataset: ``cifar10``, ``cifar100`` or ``imagenet16-120``.
+            cells_per_stage: the benchmark's networks have 5.
+        """
+        model = _Network(arch, self._dataset(dataset), cells_per_stage)
+        return Built(model, model.block_names)
+
+    def _dataset(self, name: str) -> Dataset:
+        if name not in self.datasets:
+            raise unknown_name("dataset", name, self.datasets)
+        return self.datasets[name]
+
+
+@lru_cache(maxsize=1)
+def _order() -> tuple[int, ...]:
+    """Benchmark index -> number of the cell in base 5 (the first edge is the leading digit)."""
+    numbers = list(range(len(OPERATIONS) ** len(EDGES)))
+    random.Random(_ORDER_SEED).shuffle(numbers)  # noqa: S311 - the benchmark's own numbering
+    return tuple(numbers)
+
+
+@lru_cache(maxsize=1)
+def _position() -> tuple[int, ...]:
+    """Number of the cell in base 5 -> benchmark index."""
+    positions = [0] * len(_order())
+    for index, number in enumerate(_order()):
+        positions[number] = index
+    return tuple(positions)
+
+
+def _digits(number: int) -> tuple[int, ...]:
+    base = len(OPERATIONS)
+    return tuple(number // base ** (len(EDGES) - 1 - edge) % base for edge in range(len(EDGES)))
+
+
+def _conv(kernel: int, inputs: int, outputs: int, pixels: int) -> Size:
+    """Size of a bias-free convolution with its affine batch norm at ``pixels`` output positions."""
+    weights = kernel * kernel * inputs * outputs
+    return Size(weights + 2 * outputs, weights * pixels)
+
+
+def _expression(arch: Cell) -> str:
+    """Canonical text of node 3 as a sum of terms; see ``NasBench201.key``.
+
+    A weighted edge is an atom with weights of its own, so two edges with equal text are told apart by a number; the
+    numbering that gives the smallest text is canonical.
+    """
+    twins: dict[str, list[int]] = {}  # text without numbers -> weighted edges that have it
+    _render(arch, {}, twins)
+    twins = {text: edges for text, edges in twins.items() if len(edges) > 1}
+    texts = []
+    for orders in itertools.product(*(itertools.permutations(edges) for edges in twins.values())):
+        numbers = {edge: f"#{number}" for order in orders for number, edge in enumerate(order, start=1)}
+        texts.append(_render(arch, numbers, {}))
+    return min(texts)
+
+
+def _render(arch: Cell, numbers: dict[int, str], twins: dict[str, list[int]]) -> str:
+    """Write the cell's output as text, weighted edges marked by ``numbers``; collect the weighted edges by text."""
+    sums: list[Counter[str]] = [Counter({"x": 1}), Counter(), Counter(), Counter()]
+    for edge, (source, target) in enumerate(EDGES):
+        operation = arch.operations[edge]
+        if not arch.live[edge]:
+            continue
+        if operation == "skip_connect":
+            sums[target].update(sums[source])
+            continue
+        term = f"{_SHORT[operation]}{numbers.get(edge, '')}({_sum_text(sums[source])})"
+        if operation in KERNELS:
+            twins.setdefault(term, []).append(edge)
+        sums[target][term] += 1
+    return _sum_text(sums[3])
+
+
+_SHORT = {"nor_conv_1x1": "c1", "nor_conv_3x3": "c3", "avg_pool_3x3": "p"}
+
+
+def _sum_text(terms: Counter[str]) -> str:
+    return "+".join(f"{count}{term}" if count > 1 else term for term, count in sorted(terms.items())) or "0"
+
+
+class _ReluConvBn(nn.Module):
+    """ReLU, bias-free convolution, batch norm: the benchmark's weighted operation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False, device="meta")
+        self.op = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        result: Tensor = self.op(x)
+        return result
+
+
+class _Reduction(nn.Module):
+    """The residual block between stages: halves the pixels, doubles the channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv_a = _ReluConvBn(inputs, outputs, 3, stride=2)
+        self.conv_b = _ReluConvBn(outputs, outputs, 3)
+        shortcut = nn.Conv2d(inputs, outputs, 1, bias=False, device="meta")
+        self.downsample = nn.Sequential(nn.AvgPool2d(2), shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, 2C, H/2, W/2]
+        result: Tensor = self.downsample(x) + self.conv_b(self.conv_a(x))
+        return result
+
+
+class _Cell(nn.Module):
+    """The live edges of a cell; a cell without any gives zeros."""
+
+    def __init__(self, arch: Cell, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {str(edge): _operation(arch.operations[edge], channels) for edge, live in enumerate(arch.live) if live}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        nodes: list[Tensor | None] = [x, None, None, None]
+        for name, layer in self.layers.items():
+            source, target = EDGES[int(name)]
+            term, node = layer(nodes[source]), nodes[target]
+            nodes[target] = term if node is None else node + term
+        output = nodes[3]
+        return x.new_zeros(x.shape) if output is None else output
+
+
+def _operation(name: str, channels: int) -> nn.Module:
+    if name in KERNELS:
+        return _ReluConvBn(channels, channels, KERNELS[name])
+    if name == "avg_pool_3x3":
+        return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    return nn.Identity()
+
+
+class _Network(nn.Module):
+    """Stem, stages of cells, classifier."""
+
+    def __init__(self, arch: Cell, dataset: Dataset, cells_per_stage: int) -> None:
+        super().__init__()
+        stem = nn.Conv2d(dataset.input_shape[0], WIDTH, 3, padding=1, bias=False, device="meta")
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(WIDTH, device="meta"))
+        self.cells = nn.ModuleList()
+        for stage in range(STAGES):
+            width = WIDTH << stage
+            if stage:
+                self.cells.append(_Reduction(width // 2, width))
+            self.cells.extend(_Cell(arch, width) for _ in range(cells_per_stage))
+        self.lastact = nn.Sequential(nn.BatchNorm2d(width, device="meta"), nn.ReLU())
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(width, dataset.classes, device="meta")
+        self.block_names = ("stem", *(f"cells.{i}" for i in range(len(self.cells))))
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
+        x = self.stem(x)
+        for cell in self.cells:
+            x = cell(x)
+        result: Tensor = self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
+        return result
+
+
+SPACES = (NasBench201(),)
