@@ -1,0 +1,214 @@
+// Random bits, normals and signs as pure functions of (key, nonce, logical element index).
+
+#include "common/philox.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "common/layout.h"
+#include "common/normal.h"
+
+namespace {
+
+using namespace zcpipe;
+
+constexpr int64_t kGrain = 1 << 15;  // elements: less is not worth a second thread
+
+// Words 4 first .. 4 (first + blocks) of the stream.
+template <typename T>
+ZCPIPE_INLINE void fill_words(T* out, StreamId id, uint64_t first, int64_t blocks) {
+#pragma omp simd
+    for (int64_t i = 0; i < blocks; ++i) {
+        const Block b = philox(id, first + uint64_t(i));
+        out[4 * i] = T(b.w0);
+        out[4 * i + 1] = T(b.w1);
+        out[4 * i + 2] = T(b.w2);
+        out[4 * i + 3] = T(b.w3);
+    }
+}
+
+ZCPIPE_CLONES void words(int64_t* out, StreamId id, uint64_t first, int64_t blocks) {
+    fill_words(out, id, first, blocks);
+}
+
+ZCPIPE_CLONES void words(uint32_t* out, StreamId id, uint64_t first, int64_t blocks) {
+    fill_words(out, id, first, blocks);
+}
+
+// Elements 2 first .. 2 (first + pairs) of the normals.
+template <typename T>
+ZCPIPE_INLINE void fill_normals(T* out, StreamId id, uint64_t first, int64_t pairs) {
+#pragma omp simd
+    for (int64_t i = 0; i < pairs; ++i) {
+        const NormalPair pair = normal_pair(id, first + uint64_t(i));
+        out[2 * i] = T(pair.first);
+        out[2 * i + 1] = T(pair.second);
+    }
+}
+
+ZCPIPE_CLONES void normals(float* out, StreamId id, uint64_t first, int64_t pairs) {
+    fill_normals(out, id, first, pairs);
+}
+
+ZCPIPE_CLONES void normals(double* out, StreamId id, uint64_t first, int64_t pairs) {
+    fill_normals(out, id, first, pairs);
+}
+
+// out[p, c] = in[c, p]: one sample from NCHW to NHWC order.
+template <typename T>
+void transpose(T* out, const T* in, int64_t channels, int64_t pixels) {
+    for (int64_t p = 0; p < pixels; ++p)
+        for (int64_t c = 0; c < channels; ++c) out[p * channels + c] = in[c * pixels + p];
+}
+
+// A run of elements in logical order that starts anywhere, also in the middle of a pair.
+template <typename T>
+void normal_run(T* out, StreamId id, int64_t begin, int64_t end) {
+    T edge[2];
+    if (begin < end && begin % 2 == 1) {
+        normals(edge, id, begin / 2, 1);
+        *out++ = edge[1];
+        ++begin;
+    }
+    const int64_t pairs = (end - begin) / 2;
+    normals(out, id, begin / 2, pairs);
+    if ((end - begin) % 2 == 1) {
+        normals(edge, id, begin / 2 + pairs, 1);
+        out[2 * pairs] = edge[0];
+    }
+}
+
+// A run of signs in logical order; `begin` is a multiple of 128, so that blocks are whole.
+template <typename T>
+ZCPIPE_INLINE void sign_words(T* out, const uint32_t* bits, int64_t count) {
+    for (int64_t k = 0; k < count; k += 32) {
+        const uint32_t word = bits[k / 32];
+        const int64_t width = std::min<int64_t>(32, count - k);
+#pragma omp simd
+        for (int64_t b = 0; b < width; ++b) out[k + b] = (word & (1u << b)) != 0 ? T(1) : T(-1);
+    }
+}
+
+// One sample in NHWC order. `bits` begins with the word that holds the sample's first element, `skip` bits in.
+// The 32 signs of a channel that belong to 32 neighbouring pixels are gathered into one word (in `lanes`, a channel
+// each), so that the innermost loop runs over channels, with one shift for all.
+template <typename T>
+ZCPIPE_INLINE void sign_sample(T* out, uint32_t* lanes, const uint32_t* bits, int64_t skip, int64_t channels,
+                               int64_t pixels) {
+    for (int64_t p = 0; p < pixels; p += 32) {
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t at = skip + c * pixels + p;
+            const uint64_t two = uint64_t{bits[at / 32 + 1]} << 32 | bits[at / 32];
+            lanes[c] = uint32_t(two >> (at % 32));
+        }
+        const int64_t width = std::min<int64_t>(32, pixels - p);
+        for (int64_t b = 0; b < width; ++b) {
+            T* row = out + (p + b) * channels;
+            const uint32_t mask = 1u << b;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; ++c) row[c] = (lanes[c] & mask) != 0 ? T(1) : T(-1);
+        }
+    }
+}
+
+ZCPIPE_CLONES void signs(float* out, const uint32_t* bits, int64_t count) { sign_words(out, bits, count); }
+ZCPIPE_CLONES void signs(double* out, const uint32_t* bits, int64_t count) { sign_words(out, bits, count); }
+ZCPIPE_CLONES void signs_nhwc(float* out, uint32_t* lanes, const uint32_t* bits, int64_t skip, int64_t channels,
+                              int64_t pixels) {
+    sign_sample(out, lanes, bits, skip, channels, pixels);
+}
+ZCPIPE_CLONES void signs_nhwc(double* out, uint32_t* lanes, const uint32_t* bits, int64_t skip, int64_t channels,
+                              int64_t pixels) {
+    sign_sample(out, lanes, bits, skip, channels, pixels);
+}
+
+StreamId stream(int64_t key, int64_t nonce) { return {uint64_t(key), uint64_t(nonce)}; }
+
+void check_layout(const Tensor& out) {
+    STD_TORCH_CHECK(out.is_contiguous() || is_channels_last(out), "out: got other strides, expected contiguous or ",
+                    "channels_last");
+}
+
+template <typename T>
+void normal_fill(const Tensor& out, StreamId id) {
+    T* data = out.mutable_data_ptr<T>();
+    if (out.is_contiguous()) {
+        torch::stable::parallel_for(0, out.numel(), kGrain,
+                                    [&](int64_t begin, int64_t end) { normal_run(data + begin, id, begin, end); });
+        return;
+    }
+    const int64_t channels = out.size(1), pixels = out.size(2) * out.size(3), size = channels * pixels;
+    torch::stable::parallel_for(0, out.size(0), kGrain / size + 1, [&](int64_t begin, int64_t end) {
+        std::vector<T> sample(size);
+        for (int64_t n = begin; n < end; ++n) {
+            normal_run(sample.data(), id, n * size, (n + 1) * size);
+            transpose(data + n * size, sample.data(), channels, pixels);
+        }
+    });
+}
+
+template <typename T>
+void rademacher_fill(const Tensor& out, StreamId id) {
+    T* data = out.mutable_data_ptr<T>();
+    if (out.is_contiguous()) {
+        constexpr int64_t kBlocks = 64;  // 8192 signs at a time: their bits stay in the first cache
+        const int64_t count = out.numel(), chunk = 128 * kBlocks;
+        torch::stable::parallel_for(0, (count + chunk - 1) / chunk, kGrain / chunk, [&](int64_t begin, int64_t end) {
+            uint32_t bits[4 * kBlocks];
+            for (int64_t k = begin; k < end; ++k) {
+                words(bits, id, k * kBlocks, kBlocks);
+                signs(data + k * chunk, bits, std::min(chunk, count - k * chunk));
+            }
+        });
+        return;
+    }
+    const int64_t channels = out.size(1), pixels = out.size(2) * out.size(3), size = channels * pixels;
+    torch::stable::parallel_for(0, out.size(0), kGrain / size + 1, [&](int64_t begin, int64_t end) {
+        const int64_t most_blocks = size / 128 + 3;  // a partial block at either end, and one word read past the last
+        std::vector<uint32_t> bits(4 * most_blocks), lanes(channels);
+        for (int64_t n = begin; n < end; ++n) {
+            const int64_t first = n * size;
+            words(bits.data(), id, first / 128, most_blocks);
+            signs_nhwc(data + first, lanes.data(), bits.data(), first % 128, channels, pixels);
+        }
+    });
+}
+
+void philox_bits_(const Tensor& out, int64_t key, int64_t nonce, int64_t first_block) {  // [n] int64
+    STD_TORCH_CHECK(out.scalar_type() == ScalarType::Long, "out: got ", torch::headeronly::toString(out.scalar_type()),
+                    ", expected int64");
+    STD_TORCH_CHECK(out.dim() == 1 && out.is_contiguous(), "out: expected one dimension, contiguous");
+    const StreamId id = stream(key, nonce);
+    int64_t* data = out.mutable_data_ptr<int64_t>();
+    const int64_t count = out.numel(), blocks = count / 4;
+    words(data, id, uint64_t(first_block), blocks);
+    int64_t last[4];
+    words(last, id, uint64_t(first_block) + blocks, 1);
+    std::copy_n(last, count % 4, data + 4 * blocks);
+}
+
+void philox_normal_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
+    check_float(out, "out");
+    check_layout(out);
+    if (out.numel() == 0) return;
+    if (out.scalar_type() == ScalarType::Float) return normal_fill<float>(out, stream(key, nonce));
+    normal_fill<double>(out, stream(key, nonce));
+}
+
+void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
+    check_float(out, "out");
+    check_layout(out);
+    if (out.numel() == 0) return;
+    if (out.scalar_type() == ScalarType::Float) return rademacher_fill<float>(out, stream(key, nonce));
+    rademacher_fill<double>(out, stream(key, nonce));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
+    m.impl("philox_bits_", TORCH_BOX(&philox_bits_));
+    m.impl("philox_normal_", TORCH_BOX(&philox_normal_));
+    m.impl("philox_rademacher_", TORCH_BOX(&philox_rademacher_));
+}

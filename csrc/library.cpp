@@ -1,0 +1,21 @@
+// Every op's schema, and nothing else. The implementations register themselves from cpu/<op>.cpp.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(zcpipe, m) {
+    m.def("instruction_set() -> str");
+
+    m.def("philox_bits_(Tensor(a!) out, int key, int nonce, int first_block) -> ()");
+    m.def("philox_normal_(Tensor(a!) out, int key, int nonce) -> ()");
+    m.def("philox_rademacher_(Tensor(a!) out, int key, int nonce) -> ()");
+
+    m.def("avg_pool3x3(Tensor x) -> Tensor");
+    m.def("avg_pool3x3_backward(Tensor grad) -> Tensor");
+}
+
+// Python finds the library as the module zcpipe._C; the module itself is empty.
+extern "C" PyMODINIT_FUNC PyInit__C() {
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+    return PyModule_Create(&module);
+}

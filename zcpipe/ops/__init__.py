@@ -1,0 +1,13 @@
+"""The native ops' Python face: each op with its autograd and its slow reference twin.
+
+A public function uses the native library where it is built and its twin (the same name with a leading underscore)
+where it is not; the results are the same.
+"""
+
+from __future__ import annotations
+
+from zcpipe.ops._library import available, build_info
+from zcpipe.ops.philox import Stream
+from zcpipe.ops.pool import avg_pool3x3
+
+__all__ = ["Stream", "available", "avg_pool3x3", "build_info"]

@@ -1,0 +1,44 @@
+"""Argument checks and layouts that the ops share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from zcpipe.errors import UsageError
+from zcpipe.ops import _library
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def check_float(name: str, t: Tensor) -> None:
+    """Refuse anything but a float32 or float64 tensor, naming the argument."""
+    if not isinstance(t, Tensor):
+        raise UsageError(f"{name}: got {type(t).__name__}, expected a tensor")
+    if t.dtype not in FLOATS:
+        raise UsageError(f"{name}: got {t.dtype}, expected torch.float32 or torch.float64")
+    if t.layout is not torch.strided:
+        raise UsageError(f"{name}: got layout {t.layout}, expected torch.strided")
+
+
+def check_images(name: str, t: Tensor) -> None:
+    """Refuse anything but float images, naming the argument."""
+    check_float(name, t)
+    if t.ndim != 4:
+        raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected four dimensions (N, C, H, W)")
+
+
+def use_native(t: Tensor) -> bool:
+    """Whether an op on `t` goes to the native library.
+
+    The library's kernels are for the CPU (and its fake kernels for meta tensors), and they know no tangents: a
+    forward-mode derivative through them would silently be zero.
+    """
+    return (t.is_cpu or t.is_meta) and forward_ad.unpack_dual(t).tangent is None and _library.available()
+
+
+def dense_format(t: Tensor) -> torch.memory_format:
+    """The layout an op's output has: channels_last for a channels_last input, contiguous for every other."""
+    channels_last = t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,64 @@
+"""Average pooling 3x3 as cell-based search spaces use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zcpipe.ops._check import check_images, dense_format, use_native
+from zcpipe.ops._library import on_load
+
+
+def avg_pool3x3(
+    x: Tensor,  # [N, C, H, W]
+) -> Tensor:  # [N, C, H, W]
+    """Average over 3x3 windows, stride 1, padding 1, the padding not counted.
+
+    Equivalent to ``F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)``, and as differentiable:
+    any number of times backward, and forward. A channels_last input gives a channels_last output, any other a
+    contiguous one.
+
+    Args:
+        x: images, float32 or float64, of any strides.
+
+    Returns:
+        The means, of the shape and dtype of `x`.
+
+    Raises:
+        UsageError: `x` has another dtype or not four dimensions.
+    """
+    check_images("x", x)
+    if not use_native(x):
+        return _avg_pool3x3(x)
+    return torch.ops.zcpipe.avg_pool3x3(x)  # type: ignore[no-any-return]
+
+
+def _avg_pool3x3(x: Tensor) -> Tensor:
+    # torch refuses or mislays empty images, for which there is nothing to compute.
+    if x.numel() == 0:
+        return x.clone(memory_format=dense_format(x))
+    return F.avg_pool2d(x.contiguous(memory_format=dense_format(x)), 3, stride=1, padding=1, count_include_pad=False)
+
+
+def _fake(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=dense_format(x))
+
+
+# The op is linear, so its derivative is its transpose (and the transpose's is the op itself): nothing is saved.
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    return torch.ops.zcpipe.avg_pool3x3_backward(grad)  # type: ignore[no-any-return]
+
+
+def _double_backward(ctx: Any, grad: Tensor) -> Tensor:
+    return torch.ops.zcpipe.avg_pool3x3(grad)  # type: ignore[no-any-return]
+
+
+@on_load
+def _register() -> None:
+    torch.library.register_fake("zcpipe::avg_pool3x3", _fake)
+    torch.library.register_fake("zcpipe::avg_pool3x3_backward", _fake)
+    torch.library.register_autograd("zcpipe::avg_pool3x3", _backward)
+    torch.library.register_autograd("zcpipe::avg_pool3x3_backward", _double_backward)
