@@ -1,0 +1,85 @@
+"""What a reader of benchmark files is, and the writing of what it read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zcpipe.errors import DataError
+
+Progress = Callable[[int, int], None]
+"""Told how much is done and how much there is in all (bytes of the input files)."""
+
+Read = Callable[[Path | str, Progress | None], pa.Table]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader of one benchmark's official files.
+
+    Attributes:
+        name: what users call it.
+        title: one line for a listing.
+        read: turns a path into a table with a text column ``arch`` and one row per architecture; accuracy columns carry
+            ``dataset``, ``split``, ``epochs``, ``unit`` and ``direction`` in their field metadata.
+    """
+
+    name: str
+    title: str
+    read: Read
+
+    def import_file(self, path: Path | str, out: Path | str, progress: Progress | None = None) -> pa.Table:
+        """Read official files and write them as one Parquet file.
+
+        Args:
+            path: the benchmark's file or directory.
+            out: the Parquet file to make; nothing is ever overwritten.
+            progress: told (bytes read so far, bytes in all).
+
+        Returns:
+            The table that was written.
+
+        Raises:
+            DataError: the input is damaged or foreign, or the output exists or cannot be written.
+        """
+        target = Path(out)
+        _refuse_existing(target)  # before the work, which may take minutes
+        if not target.parent.is_dir():
+            raise DataError(f"{target}: there is no directory {target.parent}; make it first")
+        table = self.read(path, progress)
+        write(table, target)
+        return table
+
+
+def write(table: pa.Table, target: Path) -> None:
+    """Write a table so that the file appears whole or not at all, and never over another one.
+
+    Args:
+        table: what to write.
+        target: the file to make.
+
+    Raises:
+        DataError: the file exists or cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        _refuse_existing(target)
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise DataError(f"{target}: exists already and is not overwritten; give another name or remove it")
