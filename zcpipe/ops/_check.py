@@ -32,10 +32,12 @@ def check_images(name: str, t: Tensor) -> None:
 def use_native(t: Tensor) -> bool:
     """Whether an op on `t` goes to the native library.
 
-    The library's kernels are for the CPU (and its fake kernels for meta tensors), and they know no tangents: a
-    forward-mode derivative through them would silently be zero.
+    The library's kernels are for the CPU (and its fake kernels for meta tensors). They know no tangents, so that a
+    forward-mode derivative through them would silently be zero, and torch.func refuses them: both get the twin.
     """
-    return (t.is_cpu or t.is_meta) and forward_ad.unpack_dual(t).tangent is None and _library.available()
+    if not (t.is_cpu or t.is_meta) or torch._C._are_functorch_transforms_active():
+        return False
+    return _library.available() and forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
 
 
 def dense_format(t: Tensor) -> torch.memory_format:

@@ -54,9 +54,10 @@ def build_info() -> dict[str, str | bool | None]:
     """Describe the native library.
 
     Returns:
-        ``native`` (whether the ops use it), ``path``, ``torch_target`` (the oldest torch it serves), ``instruction_set``
-        (``x86-64-v4``, ``x86-64-v3`` or ``default``, chosen from what this processor has) and ``cuda`` (whether it
-        holds CUDA kernels). The first is False and the others are None where there is no library in use.
+        ``native`` (whether the ops use it), ``path``, ``torch_target`` (the oldest torch it serves),
+        ``instruction_set`` (``x86-64-v4``, ``x86-64-v3`` or ``default``, chosen from what this processor has) and
+        ``cuda`` (whether it holds CUDA kernels). The first is False and the others are None where no library is in
+        use.
     """
     if not available():
         return {"native": False, "path": None, "torch_target": None, "instruction_set": None, "cuda": None}
@@ -81,9 +82,9 @@ def _load() -> Path | None:
         )
         return None
     try:
-        torch.ops.load_library(str(path))
-        for register in _registrations:
-            register()
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        while _registrations:
+            _registrations.pop()()
     except (OSError, RuntimeError, AttributeError) as error:
         raise CapabilityError(
             f"the native library {path} does not fit torch {torch.__version__} or this version of zcpipe ({error}); "

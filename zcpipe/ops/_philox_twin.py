@@ -1,7 +1,7 @@
 """Philox and what is made of it, in numpy: the slow twin of csrc/common/philox.h and normal.h.
 
-Every expression of the normals is the native code's, in the same order: only operations that IEEE 754 rounds in one way,
-so that both give the same bits.
+Every expression of the normals is the native code's, in the same order: only operations that IEEE 754 rounds in one
+way, so that both give the same bits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _normal(key: int, nonce: int, n: int) -> _Reals:  # [n]
 
 
 def _log_unit(u: _Reals) -> _Reals:
-    """log(u) for u in [2**-53, 1]."""
+    """Compute log(u) for u in [2**-53, 1]."""
     bits = u.view(np.uint64) + np.uint64(0x3FF0000000000000 - 0x3FE6A09E00000000)
     e = (bits >> np.uint64(52)).astype(np.float64) - 1023.0
     z = ((bits & np.uint64(0x000FFFFFFFFFFFFF)) + np.uint64(0x3FE6A09E00000000)).view(np.float64)
@@ -64,7 +64,7 @@ def _log_unit(u: _Reals) -> _Reals:
 
 
 def _cos_sin_turn(v: _Reals, top: _Words) -> tuple[_Reals, _Reals]:
-    """cos and sin of 2 pi v for v in [0, 1), whose first 27 bits are `top`."""
+    """Compute cos and sin of 2 pi v for v in [0, 1), whose first 27 bits are `top`."""
     quarter = ((top >> np.uint64(24)) + np.uint64(1)) >> np.uint64(1)
     t = (v - 0.25 * quarter) * float.fromhex("0x1.921fb54442d18p+2")
     q = t * t

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,10 +35,10 @@ def avg_pool3x3(
 
 
 def _avg_pool3x3(x: Tensor) -> Tensor:
-    # torch refuses or mislays empty images, for which there is nothing to compute.
+    # torch refuses some empty images, for which there is nothing to compute.
     if x.numel() == 0:
         return x.clone(memory_format=dense_format(x))
-    return F.avg_pool2d(x.contiguous(memory_format=dense_format(x)), 3, stride=1, padding=1, count_include_pad=False)
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def _fake(x: Tensor) -> Tensor:
@@ -48,11 +46,11 @@ def _fake(x: Tensor) -> Tensor:
 
 
 # The op is linear, so its derivative is its transpose (and the transpose's is the op itself): nothing is saved.
-def _backward(ctx: Any, grad: Tensor) -> Tensor:
+def _backward(ctx: object, grad: Tensor) -> Tensor:
     return torch.ops.zcpipe.avg_pool3x3_backward(grad)  # type: ignore[no-any-return]
 
 
-def _double_backward(ctx: Any, grad: Tensor) -> Tensor:
+def _double_backward(ctx: object, grad: Tensor) -> Tensor:
     return torch.ops.zcpipe.avg_pool3x3(grad)  # type: ignore[no-any-return]
 
 
