@@ -1,0 +1,119 @@
+"""What a run computes, and which part of that is the identity of its table."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from zcpipe.errors import DataError, UsageError
+from zcpipe.table.schema import canonical
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class All(_Frozen):
+    """The whole of an enumerable space."""
+
+    kind: Literal["all"] = "all"
+
+
+class Range(_Frozen):
+    """The members of an enumerable space from index ``start`` to before ``stop``."""
+
+    kind: Literal["range"] = "range"
+    start: int
+    stop: int
+
+
+class Sample(_Frozen):
+    """The first ``n`` random draws under the run's seed."""
+
+    kind: Literal["sample"] = "sample"
+    n: int
+
+
+class Archs(_Frozen):
+    """Architectures by their texts; blank texts are skipped, so that positions are line numbers."""
+
+    kind: Literal["archs"] = "archs"
+    texts: tuple[str, ...]
+
+    @classmethod
+    def from_file(cls, path: Path) -> Archs:
+        """Read one text per line.
+
+        Raises:
+            UsageError: the file cannot be opened.
+            DataError: it is not text.
+        """
+        try:
+            return cls(texts=tuple(path.read_text("utf-8").splitlines()))
+        except OSError as error:
+            raise UsageError(
+                f"cannot read {path}: {(error.strerror or str(error)).lower()}; name a text file"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text; give one architecture per line") from error
+
+
+Selection = Annotated[All | Range | Sample | Archs, Field(discriminator="kind")]
+
+
+class RunSpec(_Frozen):
+    """Everything that decides which rows a run computes and what they are.
+
+    Names of proxies are resolved (no groups) and the device is explicit. The selection, the proxies, the device and
+    the size of shards are not part of the identity: they may differ from one run on a table to the next.
+
+    Raises:
+        UsageError: a field is missing, unknown or out of its range; one line says which.
+    """
+
+    space: str
+    dataset: str
+    proxies: tuple[str, ...] = Field(min_length=1)
+    selection: Selection = All()
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    repeats: int = Field(default=1, ge=1)
+    protocol: Literal["paper", "fused"] = "paper"
+    inputs: Literal["noise"] = "noise"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda:\d+)$")
+    classes_per_shard: int = Field(default=64, ge=1)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, data: Any, handler: ModelWrapValidatorHandler[RunSpec]) -> RunSpec:  # noqa: ANN401
+        try:
+            return handler(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+            raise UsageError(f"invalid run: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what all rows of one table share."""
+        recipe = {name: getattr(self, name) for name in ("protocol", "batch_size", "inputs", "repeats")}
+        return {"space": self.space, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
+
+    def identity_hash(self) -> str:
+        """Return a hexadecimal digest of the identity."""
+        return hashlib.blake2b(canonical(self.identity()).encode(), digest_size=16).hexdigest()
+
+    def default_out(self) -> Path:
+        """Return where the table goes unless the user says otherwise."""
+        return Path("runs") / f"{self.space}-{self.identity_hash()[:8]}"
+
+    def record(self) -> dict[str, Any]:
+        """Return the spec for a table's metadata: a long list of architectures by its digest only."""
+        record: dict[str, Any] = self.model_dump(mode="json")
+        if isinstance(self.selection, Archs):
+            digest = hashlib.blake2b("\n".join(self.selection.texts).encode(), digest_size=16).hexdigest()
+            record["selection"] = {"kind": "archs", "lines": len(self.selection.texts), "digest": digest}
+        return record

@@ -1,0 +1,73 @@
+"""The worker process: ``python -m zcpipe.run.worker FD`` scores what its supervisor sends over a socket.
+
+It announces each unit before it starts it, so that the supervisor knows which one was executing when a worker dies.
+It ends when the supervisor does, whatever the computation is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+import torch
+
+from zcpipe.errors import ZcpipeError
+from zcpipe.run.executor import Lease
+from zcpipe.run.rows import UnitScorer
+from zcpipe.run.spec import RunSpec
+
+
+def main(descriptor: int) -> None:
+    """Serve the supervisor at the other end of a socket until it closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    inbox: SimpleQueue[Lease] = SimpleQueue()
+    torch.set_num_threads(1)
+    try:
+        spec = RunSpec.model_validate_json(connection.recv())
+        threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+        _serve(connection, spec, inbox)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease]) -> None:
+    try:
+        scorer = UnitScorer(spec)
+    except ZcpipeError as error:
+        connection.send(("refused", error))
+        return
+    connection.send(("ready", None))
+    while True:
+        for unit in inbox.get():
+            connection.send(("started", unit))
+            begun = time.perf_counter()
+            rows = scorer.score(unit)
+            connection.send(("finished", (unit, rows, time.perf_counter() - begun)))
+
+
+def _listen(connection: Connection, inbox: SimpleQueue[Lease]) -> None:
+    """Take leases off the socket at once, so that neither side ever waits for the other to read."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _watch(supervisor: int) -> None:
+    """End with the supervisor even where a process it forked keeps the socket open."""
+    while os.getppid() == supervisor:
+        time.sleep(1.0)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,163 @@
+"""Reading a table: whole, by architecture, or its best rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
+
+# Pure arithmetic over arrays that knows nothing of tables: a leaf that both rank/ and this module may use.
+from zcpipe.rank.aggregate import log_rank
+from zcpipe.scoring.columns import Column
+from zcpipe.table.schema import Header
+from zcpipe.table.store import find_header, read_columns, read_footer, shard_paths
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AZNAS = ("expressivity", "progressivity", "trainability", "complexity")
+
+
+def open_table(path: str | Path) -> Table:
+    """Open the table in a directory for reading; what is committed later is not seen.
+
+    Raises:
+        DataError: there is no table, or one of its files is damaged or foreign.
+    """
+    directory = Path(path)
+    header = find_header(directory)
+    if header is None:
+        raise DataError(f"{directory} holds no zcpipe table; make one with zcpipe run --out {directory}")
+    files = {file: read_footer(file, header.identity)[0] for file in shard_paths(directory)}
+    return Table(header, files)
+
+
+class Table:
+    """Rows of scored architectures, sorted by index.
+
+    ``spec`` is the record of the run that made the table, ``identity`` what all its rows share, ``columns`` what is
+    known about each proxy, count and statistic.
+    """
+
+    def __init__(self, header: Header, files: dict[Path, int]) -> None:
+        self._header = header
+        self._files = files
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The record of the run that made the table."""
+        return dict(self._header.spec)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Space, dataset, recipe and seed."""
+        return dict(self._header.identity)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Proxies, counts and statistics in table order."""
+        return self._header.columns
+
+    def __len__(self) -> int:
+        return sum(self._files.values())
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read columns, by default all of them, sorted by index.
+
+        Raises:
+            UsageError: the table has no such column.
+            DataError: a file is damaged.
+        """
+        return self._read(columns).take(self._order)
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read columns as a pandas frame, sorted by index.
+
+        Raises:
+            CapabilityError: pandas is not installed.
+        """
+        try:
+            frame: pd.DataFrame = self.to_arrow(columns).to_pandas()
+        except ImportError as error:
+            raise CapabilityError("to_pandas needs pandas; install it with `pip install pandas`") from error
+        return frame
+
+    def lookup(self, archs: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of architectures, in the order asked.
+
+        Args:
+            archs: canonical texts; repeats are allowed.
+            columns: what to read, by default everything.
+
+        Raises:
+            DataError: some are not in the table; the first few are named.
+            UsageError: the table has no such column.
+        """
+        wanted = pa.array([str(arch) for arch in archs], pa.string())
+        found = pc.index_in(wanted, value_set=self._archs)
+        if found.null_count:
+            absent = wanted.filter(pc.is_null(found)).unique().to_pylist()
+            shown = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+            raise DataError(f"{len(absent)} architectures are not in the table: {shown}; score them with --archs")
+        return self._read(columns).take(found)
+
+    def top(self, k: int, by: str | None = None) -> pa.Table:
+        """Return the best rows: index, arch, key, proxies and counts, best first.
+
+        Args:
+            k: how many at most; rows without a value are never returned, ties go to the smaller index.
+            by: a proxy or count; by default the AZ-NAS aggregate, returned in a further column ``aznas``.
+
+        Raises:
+            UsageError: ``k`` is not positive, or ``by`` is unknown or has no direction.
+        """
+        if k < 1:
+            raise UsageError(f"top needs a positive number of rows, got {k}")
+        shown = ["index", "arch", "key", *(column.name for column in self.columns if column.kind != "statistic")]
+        rows = self.to_arrow(shown)
+        names = AZNAS if by is None else (by,)
+        directions = {name: self._direction(name) for name in names}
+        values = {name: rows[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
+        scored = np.flatnonzero(~np.isnan(np.stack(list(values.values()))).any(axis=0))
+        if by is None:
+            score = log_rank({name: values[name][scored] for name in names}, directions)
+        else:
+            score = values[by][scored] * (1.0 if directions[by] == "higher" else -1.0)
+        best = np.argsort(-score, kind="stable")[:k]
+        rows = rows.take(scored[best])
+        return rows.append_column("aznas", pa.array(score[best])) if by is None else rows
+
+    @cached_property
+    def _archs(self) -> pa.ChunkedArray:
+        return self._read(["arch"])["arch"]
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        """Where each row, in order of index, lies in the order of the files."""
+        order: NDArray[np.int64] = np.argsort(self._read(["index"])["index"].to_numpy(), kind="stable")
+        return order
+
+    def _read(self, columns: Sequence[str] | None) -> pa.Table:
+        """Read columns in the order of the files."""
+        schema = self._header.schema
+        names = schema.names if columns is None else list(columns)
+        for name in names:
+            if name not in schema.names:
+                raise unknown_name("column", name, schema.names)
+        wanted = pa.schema([schema.field(name) for name in names])
+        parts = [read_columns(file, names).cast(wanted) for file in self._files]
+        return pa.concat_tables([wanted.empty_table(), *parts])
+
+    def _direction(self, name: str) -> str:
+        ranked = {column.name: column.direction for column in self.columns if column.direction != "none"}
+        if name not in ranked:
+            raise unknown_name("column with a direction", name, ranked)
+        return ranked[name]
