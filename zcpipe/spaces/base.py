@@ -81,6 +81,10 @@ class Space(Protocol[A]):
         """Return parameters and multiply-accumulates of the full architecture's network for ``dataset``."""
         ...
 
+    def block_slots(self, dataset: str) -> tuple[str, ...]:
+        """Return the names of all block maps a network of this space can have, in order of depth."""
+        ...
+
     def build(self, arch: A, dataset: str) -> Built:
         """Build the network of ``arch`` for ``dataset`` on the meta device; a recipe fills its weights."""
         ...

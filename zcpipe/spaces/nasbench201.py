@@ -156,6 +156,10 @@ class NasBench201:
         last = WIDTH << (STAGES - 1)
         return total + Size(2 * last + (last + 1) * spec.classes, last * spec.classes)
 
+    def block_slots(self, dataset: str) -> tuple[str, ...]:
+        """Return the stem's name and those of the 17 cells; the same for every cell and data set."""
+        return _block_names(CELLS_PER_STAGE)
+
     def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE) -> Built:
         """Build the network on the meta device, without the edges that cannot influence its output.
 
@@ -241,6 +245,10 @@ def _sum_text(terms: Counter[str]) -> str:
     return "+".join(f"{count}{term}" if count > 1 else term for term, count in sorted(terms.items())) or "0"
 
 
+def _block_names(cells_per_stage: int) -> tuple[str, ...]:
+    return ("stem", *(f"cells.{i}" for i in range(STAGES * (cells_per_stage + 1) - 1)))
+
+
 class _ReluConvBn(nn.Module):
     """ReLU, bias-free convolution, batch norm: the benchmark's weighted operation."""
 
@@ -312,7 +320,7 @@ class _Network(nn.Module):
         self.lastact = nn.Sequential(nn.BatchNorm2d(width, device="meta"), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(width, dataset.classes, device="meta")
-        self.block_names = ("stem", *(f"cells.{i}" for i in range(len(self.cells))))
+        self.block_names = _block_names(cells_per_stage)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
         x = self.stem(x)

@@ -1,0 +1,112 @@
+"""The block pass: one forward, and one backward that never crosses a block.
+
+Each block's output is measured as soon as it exists, its local Jacobian probed, and the graph behind it freed: the
+network goes on from a detached leaf. Memory therefore holds one block's graph at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zcpipe.errors import UsageError, unknown_name
+from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, as_rows
+
+# Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
+ProbeSource = Callable[[str, Tensor], Tensor]
+
+
+def block_statistics(
+    model: nn.Module,
+    inputs: Sequence[Tensor],  # first dimension N
+    blocks: Sequence[str],
+    statistics: Sequence[Statistic],
+    probe: ProbeSource,
+) -> dict[str, NDArray[np.float64]]:
+    """Run the block pass.
+
+    Args:
+        model: the network, already in the state the recipe asks for.
+        inputs: positional arguments of its forward.
+        blocks: names of the modules whose outputs are the maps, in the order in which they run.
+        statistics: what to measure.
+        probe: source of the probe cotangents.
+
+    Returns:
+        Statistic name -> values: one per block for map statistics, one per block after the first for Jacobian ones.
+
+    Raises:
+        UsageError: a block does not exist, does not return one tensor, or the blocks do not run once each in order.
+    """
+    walk = _Walk(blocks, statistics, probe)
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for name in blocks:
+            if name not in modules:
+                raise unknown_name("block", name, modules)
+            handles.append(modules[name].register_forward_hook(walk.hook(name)))
+        with torch.enable_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return walk.finish()
+
+
+class _Walk:
+    """State of one block pass: what was measured and the leaf the next block starts from."""
+
+    def __init__(self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource) -> None:
+        self._blocks = blocks
+        self._map_statistics = [s for s in statistics if isinstance(s, MapStatistic)]
+        self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
+        self._probe = probe
+        self._values: dict[str, list[float]] = {s.name: [] for s in statistics}
+        self._done = 0
+        self._leaf: Tensor | None = None
+
+    def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
+        """Return the forward hook of block ``name``."""
+
+        def on_output(_module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
+            if not isinstance(output, Tensor):
+                raise UsageError(f"block {name!r} must return one tensor, got {type(output).__name__}")
+            expected = self._blocks[self._done] if self._done < len(self._blocks) else "no further block"
+            if name != expected:
+                raise UsageError(f"blocks must run once each in the order given: expected {expected!r}, got {name!r}")
+            self._measure(name, output)
+            self._done += 1
+            self._leaf = output.detach().requires_grad_()
+            return self._leaf
+
+        return on_output
+
+    def _measure(self, name: str, output: Tensor) -> None:
+        if self._leaf is not None and self._jacobian_statistics:
+            g_out = self._probe(name, output)
+            g_in = _local_gradient(output, self._leaf, g_out)
+            for jacobian in self._jacobian_statistics:
+                self._values[jacobian.name].append(jacobian.measure(g_in, g_out))
+        rows = as_rows(output.detach())
+        for statistic in self._map_statistics:
+            self._values[statistic.name].append(statistic.measure(rows))
+
+    def finish(self) -> dict[str, NDArray[np.float64]]:
+        """Return the collected values once every block has run."""
+        if self._done < len(self._blocks):
+            raise UsageError(f"block {self._blocks[self._done]!r} did not run in the forward pass")
+        return {name: np.array(values, np.float64) for name, values in self._values.items()}
+
+
+def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
+    """Vector-Jacobian product of a block; zeros if its output does not depend on the previous map."""
+    if not output.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(output, leaf, g_out, allow_unused=True)
+    return torch.zeros_like(leaf) if gradient is None else gradient
