@@ -37,7 +37,7 @@ class Limits:
     Attributes:
         content: bytes after decompression.
         objects: entries of containers and distinct texts that are alive at once.
-        memo: entries of the memo, and of the stack.
+        memo: entries of the memo, of the stack and of its marks.
     """
 
     content: int = 64 << 20
@@ -181,7 +181,8 @@ class _Machine:
             yield piece
 
     def _check(self) -> None:
-        if self.objects > self.limits.objects or max(len(self.memo), len(self.stack)) > self.limits.memo:
+        longest = max(len(self.memo), len(self.stack), len(self.marks))
+        if self.objects > self.limits.objects or longest > self.limits.memo:
             raise Forbidden("more objects than such a file needs")
 
     def _marked(self) -> list[Any]:

@@ -1,0 +1,105 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from zcpipe.errors import DataError, UsageError
+from zcpipe.rank import METHODS, aggregate, linear_rank, log_rank, ranks
+
+# Few distinct values, so that ties are common; infinities are data, NaN is a failure.
+VALUES = st.sampled_from([-np.inf, -2.0, -0.0, 0.0, 0.5, 1.0, 1e300, np.inf, np.nan])
+COLUMN = hnp.arrays(np.float64, st.integers(0, 12), elements=VALUES)
+COLUMNS = st.tuples(st.integers(1, 4), st.integers(0, 10)).flatmap(
+    lambda shape: hnp.arrays(np.float64, shape, elements=VALUES)
+)
+DIRECTIONS = st.lists(st.sampled_from(["higher", "lower"]), min_size=4, max_size=4)
+
+
+def naive_rank(value, population, direction):
+    """How many are worse, and half of the others that are the same."""
+    if direction == "lower":
+        value, population = -value, [-other for other in population]
+    worse = sum(other < value for other in population)
+    same = sum(other == value for other in population)
+    return worse + (same + 1) / 2
+
+
+@given(COLUMN, st.sampled_from(["higher", "lower"]))
+def test_ranks(values, direction):
+    valid = [value for value in values if not math.isnan(value)]
+    given_ranks = ranks(values, direction)
+    for value, rank in zip(values, given_ranks, strict=True):
+        assert math.isnan(rank) if math.isnan(value) else rank == naive_rank(value, valid, direction)
+    assert np.nansum(given_ranks) == len(valid) * (len(valid) + 1) / 2
+
+
+@given(COLUMNS, DIRECTIONS)
+def test_aggregates(table, directions):
+    columns = {f"p{i}": column for i, column in enumerate(table)}
+    ways = {f"p{i}": directions[i] for i in range(len(table))}
+    valid = [j for j in range(table.shape[1]) if not np.isnan(table[:, j]).any()]
+    log, linear = log_rank(columns, ways), linear_rank(columns, ways)
+    assert log.shape == linear.shape == (table.shape[1],)
+    for j in range(table.shape[1]):
+        if j not in valid:
+            assert math.isnan(log[j]) and math.isnan(linear[j])
+            continue
+        placed = [naive_rank(column[j], column[valid], ways[name]) for name, column in columns.items()]
+        assert linear[j] == sum(placed)
+        assert log[j] == pytest.approx(sum(math.log(rank / len(valid)) for rank in placed), abs=1e-12)
+
+
+@given(COLUMNS, st.permutations(range(4)))
+def test_the_order_of_the_proxies_does_not_matter(table, order):
+    """Bit for bit, so that ties stay ties."""
+    columns = {f"p{i}": column for i, column in enumerate(table)}
+    directions = dict.fromkeys(columns, "higher")
+    shuffled = {f"p{i}": columns[f"p{i}"] for i in order if f"p{i}" in columns}
+    for method in METHODS.values():
+        np.testing.assert_array_equal(method(columns, directions), method(shuffled, directions))
+
+
+@given(COLUMNS)
+def test_only_the_order_of_the_values_matters(table):
+    columns = {f"p{i}": column for i, column in enumerate(table)}
+    squeezed = {name: np.arctan(np.log1p(np.abs(column)) * np.sign(column)) for name, column in columns.items()}
+    directions = dict.fromkeys(columns, "higher")
+    np.testing.assert_array_equal(log_rank(columns, directions), log_rank(squeezed, directions))
+
+
+def test_published_definition():
+    """Sum of ln(rank / m); the worst in everything is -inf nowhere, the best in everything is 0."""
+    columns = {"a": np.array([1.0, 2.0, 3.0, 4.0]), "b": np.array([-np.inf, -np.inf, 5.0, 7.0])}
+    directions = {"a": "higher", "b": "higher"}
+    expected = [math.log(1 / 4 * 1.5 / 4), math.log(2 / 4 * 1.5 / 4), math.log(3 / 4 * 3 / 4), 0.0]
+    np.testing.assert_allclose(log_rank(columns, directions), expected, rtol=1e-15)
+    np.testing.assert_array_equal(linear_rank(columns, directions), [2.5, 3.5, 6.0, 8.0])
+    columns["b"][1] = np.nan  # outside: m is 3 and the ranks close up, in the other column too
+    np.testing.assert_allclose(
+        log_rank(columns, directions), [math.log(1 / 9), np.nan, math.log(4 / 9), 0.0], rtol=1e-15
+    )
+
+
+def test_inputs_are_left_alone():
+    columns = {"a": np.array([1.0, np.nan]), "b": np.array([1.0, 2.0])}
+    log_rank(columns, {"a": "higher", "b": "lower"})
+    np.testing.assert_array_equal(columns["b"], [1.0, 2.0])
+    np.testing.assert_array_equal(ranks(np.array([3, 1, 2])), [3.0, 1.0, 2.0])
+
+
+def test_bad_input():
+    one = {"a": np.array([1.0])}
+    with pytest.raises(UsageError, match="at least one proxy"):
+        log_rank({}, {})
+    with pytest.raises(UsageError, match="no direction is known for a"):
+        linear_rank(one, {})
+    with pytest.raises(UsageError, match="unknown direction 'up'"):
+        log_rank(one, {"a": "up"})
+    with pytest.raises(DataError, match="equally long"):
+        log_rank({**one, "b": np.array([1.0, 2.0])}, {"a": "higher", "b": "higher"})
+    with pytest.raises(UsageError, match="did you mean logrank"):
+        aggregate("lograk", one, {"a": "higher"})
+    assert aggregate("linear", one, {"a": "higher"}).tolist() == [1.0]

@@ -1,0 +1,337 @@
+import bz2
+import collections
+import contextlib
+import copyreg
+import datetime
+import functools
+import io
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zcpipe.errors import DataError
+from zcpipe.truth.unpickle import Limits, load
+
+ATOMS = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
+KEYS = ATOMS | st.tuples(st.text(), st.integers(0, 999))
+TREES = st.recursive(
+    ATOMS | st.binary() | st.frozensets(st.integers(0, 9)).map(set),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(KEYS, inner)
+        | st.dictionaries(KEYS, inner).map(collections.OrderedDict)
+        | st.lists(inner, max_size=5).map(tuple)
+    ),
+    max_leaves=30,
+)
+
+
+class Call:
+    """Pickles to a call of anything."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def refused(data, *words, **options):
+    with pytest.raises(DataError) as caught:
+        load(data, "some.pickle", **options)
+    message = str(caught.value)
+    assert message.startswith("some.pickle: ")
+    assert "\n" not in message and len(message) < 400
+    for word in words:
+        assert word in message
+    return message
+
+
+# What the benchmarks write is read as Python's own unpickler reads it.
+
+
+@given(TREES, st.sampled_from([4, 5]), st.booleans())
+def test_same_as_python(tree, protocol, compressed):
+    data = pickle.dumps(tree, protocol=protocol)
+    read = load(bz2.compress(data) if compressed else data, "f")
+    assert read == tree == pickle.loads(data)
+
+
+@given(st.dictionaries(st.text(), st.floats(allow_nan=False) | st.integers(-(2**31), 2**31 - 1)))
+def test_older_protocols(tree):
+    for protocol in (2, 3):
+        assert load(pickle.dumps(tree, protocol=protocol), "f") == tree
+
+
+def test_long_content_in_small_pieces():
+    """Batches of a thousand entries, long texts, back references: more than one piece of input."""
+    texts = [f"text {i}" * (1 + i % 90) for i in range(6000)]
+    tree = {"texts": texts, "again": texts[::-1], "big": "x" * 3_000_000, "curve": {i: i / 7 for i in range(40_000)}}
+
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 777))
+
+    data = pickle.dumps(tree, protocol=4)
+    assert load(data, "f") == tree
+    assert load(Slow(data), "f") == tree
+    assert load(Slow(bz2.compress(data)), "f") == tree
+
+
+@pytest.mark.parametrize("code", ["b1", "i1", "i2", "i4", "i8", "u1", "u4", "u8", "f2", "f4", "f8"])
+@pytest.mark.parametrize("order", "<>")
+def test_numpy_scalars(code, order):
+    values = [np.dtype(order + code).type(1), np.float64(2.5), np.float64(-np.inf), np.float64(0.1)]
+    read = load(pickle.dumps(values, protocol=4), "f")
+    assert read == [value.item() for value in values]
+    assert {type(value) for value in read} <= {bool, int, float}
+
+
+def test_big_endian_scalar():
+    scalar, dtype = np.float64(1).__reduce__()[0], np.dtype(">f8")
+    data = pickle.dumps(Call(scalar, dtype, struct.pack(">d", 0.1)), protocol=4)
+    assert load(data, "f") == 0.1
+
+
+def test_both_module_names_of_numpy():
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        name = np.float64(1).__reduce__()[0].__module__
+        data = pickle.dumps(np.float64(0.5), protocol=4).replace(*(_short(text) for text in (name, module)))
+        # Frames carry a length, which the longer name makes wrong; nothing depends on it.
+        assert load(data, "f") == 0.5
+
+
+def _short(text):
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+# Nothing in a file is run, whatever it asks for.
+
+SPAWN = [
+    Call(os.system, "touch {}"),
+    Call(eval, "open('{}', 'w')"),
+    Call(exec, "open('{}', 'w')"),
+    Call(getattr, collections.OrderedDict, "fromkeys"),
+    Call(functools.partial, os.system),
+    Call(copyreg._reconstructor, object, object, None),
+    Call(np.core.multiarray._reconstruct if not hasattr(np, "_core") else np._core.multiarray._reconstruct, np.ndarray),
+    datetime.date(2020, 1, 1),
+    np.arange(3),
+    complex(1, 2),
+    bytearray(b"x"),
+    slice(1),
+    range(3),
+    len,
+    Call,
+]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("thing", SPAWN, ids=[f"{i}" for i in range(len(SPAWN))])
+def test_only_data(thing, protocol, tmp_path):
+    trap = tmp_path / "run"
+    if isinstance(thing, Call) and isinstance(thing.reduced[1][0], str):
+        thing = Call(thing.reduced[0], thing.reduced[1][0].format(trap))
+    for tree in (thing, [{"deep": (thing,)}], collections.OrderedDict(a=thing), {"a": 1, "b": [thing] * 3}):
+        for data in (pickle.dumps(tree, protocol=protocol), bz2.compress(pickle.dumps(tree, protocol=protocol))):
+            refused(data, "nothing in it was run")
+    assert not trap.exists()
+
+
+def test_the_forbidden_global_is_named():
+    refused(pickle.dumps(Call(os.system, "true"), protocol=4), "posix.system" if os.name == "posix" else "system")
+    refused(pickle.dumps(Call(eval, "1"), protocol=2), "eval")
+    refused(b"\x80\x02cos\nsystem\n\x8c\x04true\x85R.", "os.system")
+    refused(b"\x80\x04" + _short("a\x1b[2J\nb" * 9) + _short("x" * 200) + b"\x93.", "global")
+
+
+def test_a_scalar_cannot_smuggle_objects(tmp_path):
+    scalar = np.float64(1).__reduce__()[0]
+    inner = pickle.dumps(Call(os.system, f"touch {tmp_path / 'run'}"))
+    for dtype in (
+        np.dtype("O"),
+        np.dtype([("a", "O")]),
+        np.dtype("V8"),
+        np.dtype("U4"),
+        np.dtype("M8[s]"),
+        np.dtype("c16"),
+    ):
+        for payload in (inner, [1], "text"):
+            refused(pickle.dumps(Call(scalar, dtype, payload), protocol=4), "nothing in it was run")
+    f8 = np.dtype("f8")
+    for arguments in ((f8,), (f8, b"123"), (f8, b"1" * 9), (f8, "12345678"), ("f8", b"1" * 8), (f8, b"1" * 8, 1)):
+        refused(pickle.dumps(Call(scalar, *arguments), protocol=4))
+    assert not (tmp_path / "run").exists()
+
+
+def dtype_with(state):
+    class DType:
+        def __reduce__(self):
+            return np.dtype, ("f8", False, True), state
+
+    return pickle.dumps(DType(), protocol=4)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (3, "<", (np.dtype("f8"), (2,)), None, None, -1, -1, 0),
+        (3, "<", None, ("a",), {"a": 1}, 8, 1, 27),
+        (3, "<", None, None, None, -1, -1, 63),
+        (4, "<", None, None, None, -1, -1, 0, {}),
+        (3, "O", None, None, None, -1, -1, 0),
+        (3, 7, None, None, None, -1, -1, 0),
+        {"a": 1},
+        (None, {"code": "O"}),
+        7,
+    ],
+    ids=str,
+)
+def test_hostile_dtype_states(state):
+    refused(dtype_with(state))
+
+
+def test_a_state_for_anything_else():
+    refused(b"\x80\x04}}b.", "state")
+    refused(b"\x80\x04ccollections\nOrderedDict\n}b.", "state")
+    refused(b"\x80\x04ccollections\nOrderedDict\n)R}b.", "state")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        b"Pid\n",  # a persistent id
+        b"K\x01Q",  # the same from the stack
+        b"\x82\x01",  # an extension
+        b"(ios\nsystem\n",  # INST
+        b"(cos\nsystem\no",  # OBJ
+        b"ccollections\nOrderedDict\n)\x81",  # NEWOBJ
+        b"ccollections\nOrderedDict\n)}\x92",  # NEWOBJ_EX
+        b"\x97",  # an out-of-band buffer
+        b"]2",  # DUP
+        b"I1\n",  # text forms of protocol 0
+        b"\xff",
+    ],
+    ids=repr,
+)
+def test_other_operations(operation):
+    refused(b"\x80\x04" + operation + b".", "nothing in it was run")
+
+
+def test_calls_of_made_things():
+    refused(b"\x80\x04})R.", "call")
+    refused(b"\x80\x04\x8c\x06system)R.", "call")
+    refused(b"\x80\x04ccollections\nOrderedDict\n]R.", "call")
+    refused(b"\x80\x04ccollections\nOrderedDict\n}\x85R.")
+
+
+# Damage ends as one clear line.
+
+
+@given(TREES, st.data())
+def test_truncated(tree, draw):
+    data = pickle.dumps(tree, protocol=4)
+    refused(data[: draw.draw(st.integers(0, len(data) - 1))])
+    packed = bz2.compress(data)
+    refused(packed[: draw.draw(st.integers(3, len(packed) - 1))], "bz2")
+
+
+@given(TREES, st.data())
+def test_damaged(tree, draw):
+    """Any changed byte gives an object or a DataError, never another exception."""
+    data = bytearray(pickle.dumps(tree, protocol=4))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    for content in (bytes(data), b"\x80\x04" + bytes(data[2:]) + b"."):
+        with contextlib.suppress(DataError):
+            load(content, "f")
+
+
+@given(st.binary())
+def test_noise(data):
+    for content in (data, b"\x80\x04" + data, b"BZh9" + data):
+        with contextlib.suppress(DataError):
+            load(content, "f")
+
+
+def test_bytes_after_the_end():
+    data = pickle.dumps({"a": 1}, protocol=4)
+    refused(data + b"x")
+    refused(data + bytes(3 << 20))
+    refused(bz2.compress(data + b"x"))
+    refused(bz2.compress(data) + b"xyz", "bz2")
+    assert load(bz2.compress(data[:5]) + bz2.compress(data[5:]), "f") == {"a": 1}  # several streams are legal
+
+
+def test_no_pickle():
+    for data in (b"", b"{}", b"PAR1", b"\x93NUMPY", b"(dp0\nI1\n.", bz2.compress(b"hello")):
+        refused(data)
+
+
+def test_damaged_bz2():
+    data = bytearray(bz2.compress(pickle.dumps(list(range(1000)))))
+    data[len(data) // 2] ^= 0xFF
+    refused(bytes(data), "bz2")
+
+
+# A file cannot take more than its limits.
+
+
+def test_a_bomb_of_content():
+    refused(bz2.compress(b"\x80\x04" + bytes(3_000_000)), "1000000 bytes", limits=Limits(content=1_000_000))
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [b"N", b"}", b"]\x94", b"\x8f\x940", b"K\x01\x85\x94", b"]K\x01a0", b"K\x01", b"("],
+    ids=repr,
+)
+def test_a_bomb_of_objects(operations):
+    data = b"\x80\x04" + operations * (1_300_000 // len(operations)) + b"."
+    refused(bz2.compress(data), "more objects", limits=Limits(objects=10_000, memo=10_000))
+
+
+def test_a_huge_memo_index():
+    refused(b"\x80\x04]r\xff\xff\xff\x7f.")
+    refused(b"\x80\x04]j\xff\xff\xff\x7f.")
+
+
+def test_huge_items():
+    for operation in (b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x8e" + b"\xff" * 8, b"B\xff\xff\xff\xff"):
+        refused(b"\x80\x04" + operation + b"x.", "single item")
+    refused(pickle.dumps(1 << 64, protocol=4), "64 bits")
+    refused(pickle.dumps(1 << 5000, protocol=4))
+
+
+def test_deep_nesting():
+    """Hashing nested tuples recurses in C without a guard: such keys would crash the process."""
+    deep = 150_000
+    assert load(b"\x80\x04)" + b"\x85" * deep + b".", "f")
+    refused(b"\x80\x04})" + b"\x85" * deep + b"Ns.", "key")
+    refused(b"\x80\x04\x8f()" + b"\x85" * deep + b"\x90.", "key")
+    load(b"\x80\x04" + b"]" * deep + b"a" * (deep - 1) + b".", "f")
+
+
+def test_unhashable_keys():
+    refused(b"\x80\x04}]Ns.", "key")
+    refused(b"\x80\x04}ccollections\nOrderedDict\nNs.", "key")
+
+
+def test_self_reference():
+    loop = []
+    loop.append(loop)
+    read = load(pickle.dumps(loop, protocol=4), "f")
+    assert read[0] is read
+
+
+def test_unreadable_file():
+    class Broken(io.RawIOBase):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    refused(Broken(), "Input/output error")
