@@ -46,7 +46,7 @@ class UnitScorer:
             members = [self._locate(index) for index in unit.members]
             scored = self._scorer.score(representative, members)
         except Exception as error:
-            kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
+            kind = "memory" if _is_out_of_memory(error) else "error"
             reason = (str(error).splitlines() or [""])[0]
             message = f"{type(error).__name__}: {reason}".rstrip(": ")
             return self._frame.failed(unit, Failed(kind, kind, message, time.perf_counter() - started))
@@ -84,6 +84,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch's CPU allocator says so only in its message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def build(device: str) -> dict[str, Any]:

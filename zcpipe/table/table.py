@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
 
-# Pure arithmetic over arrays that knows nothing of tables: a leaf that both rank/ and this module may use.
+# Pure arithmetic over arrays that knows nothing of tables, and therefore below them although rank/ reads tables.
 from zcpipe.rank.aggregate import log_rank
+from zcpipe.rank.selection import top
 from zcpipe.scoring.columns import Column
 from zcpipe.table.schema import Header
 from zcpipe.table.store import find_header, read_columns, read_footer, shard_paths
@@ -126,14 +127,10 @@ class Table:
         names = AZNAS if by is None else (by,)
         directions = {name: self._direction(name) for name in names}
         values = {name: rows[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
-        scored = np.flatnonzero(~np.isnan(np.stack(list(values.values()))).any(axis=0))
-        if by is None:
-            score = log_rank({name: values[name][scored] for name in names}, directions)
-        else:
-            score = values[by][scored] * (1.0 if directions[by] == "higher" else -1.0)
-        best = np.argsort(-score, kind="stable")[:k]
-        rows = rows.take(scored[best])
-        return rows.append_column("aznas", pa.array(score[best])) if by is None else rows
+        if by is not None:
+            return rows.take(top(values[by], k, directions[by]))
+        rows = rows.append_column("aznas", pa.array(log_rank(values, directions)))
+        return rows.take(top(rows["aznas"].to_numpy(), k))
 
     @cached_property
     def _archs(self) -> pa.ChunkedArray:

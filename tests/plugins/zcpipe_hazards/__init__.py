@@ -1,0 +1,124 @@
+"""Two small spaces of real networks. What building some of them does is told by the environment variable HAZARDS.
+
+It is JSON: index of a class's representative -> behaviour (see ``_act``). The enumerable space `hazards` has 24 members,
+each key shared by two neighbours; `endless` has no enumeration.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zcpipe.errors import UsageError
+from zcpipe.spaces.base import Built, Dataset, Size
+
+
+@dataclass(frozen=True)
+class Member:
+    number: int
+
+    def __str__(self) -> str:
+        return f"member-{self.number}"
+
+
+class Endless:
+    name = "endless"
+    datasets = {"tiny": Dataset("tiny", (3, 6, 6), 4)}
+    paper = "none"
+
+    def parse(self, text: str) -> Member:
+        number = text.removeprefix("member-")
+        if not text.startswith("member-") or not number.isdigit():
+            raise UsageError(f"{text!r} is not a member; write member-<number>")
+        return Member(int(number))
+
+    def sample(self, seed: int, i: int) -> Member:
+        return Member((seed * 7919 + i * i * 31) % 50)
+
+    def mutate(self, arch: Member, seed: int, i: int) -> Member:
+        return Member(arch.number + 1)
+
+    def neighbours(self, arch: Member) -> list[Member]:
+        return [Member(arch.number + 1)]
+
+    def key(self, arch: Member) -> str:
+        return f"width-{2 + arch.number // 2}"
+
+    def size(self, arch: Member, dataset: str) -> Size:
+        width = 2 + arch.number // 2
+        return Size(params=27 * width + 9 * width**2, macs=arch.number)  # macs differ within a key
+
+    def block_slots(self, dataset: str) -> tuple[str, ...]:
+        return ("first", "second")
+
+    def build(self, arch: Member, dataset: str) -> Built:
+        behaviour = json.loads(os.environ.get("HAZARDS", "{}")).get(str(arch.number), os.environ.get("HAZARD_ELSE"))
+        if behaviour is not None:
+            _act(behaviour, arch)
+        width = 2 + arch.number // 2
+        with torch.device("meta"):
+            model = nn.Sequential()
+            model.add_module("first", nn.Conv2d(3, width, 3, bias=False))
+            model.add_module("second", nn.Conv2d(width, width, 3, bias=False))
+        return Built(model, ("first", "second"))
+
+
+class Hazards(Endless):
+    name = "hazards"
+
+    def parse(self, text: str) -> Member:
+        member = super().parse(text)
+        if member.number >= len(self):
+            raise UsageError(f"{text!r} is not a member; the last is member-{len(self) - 1}")
+        return member
+
+    def sample(self, seed: int, i: int) -> Member:
+        return Member((seed + 7 * i) % len(self))  # 7 and 24 have no common factor: without replacement
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Member:
+        return Member(index)
+
+    def index(self, arch: Member) -> int:
+        return arch.number
+
+
+def _act(behaviour: str, arch: Member) -> None:
+    match behaviour:
+        case "exit":
+            os._exit(7)
+        case "segv":
+            ctypes.string_at(0)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raise":
+            raise ValueError(f"told to raise for {arch}\nwith a second line")
+        case "greedy":
+            torch.empty(1 << 55)
+        case "hang":
+            time.sleep(3600)
+        case "nap":
+            time.sleep(0.05)
+        case "exit once":
+            marker = Path(os.environ["HAZARD_MARKS"]) / str(arch)
+            if not marker.exists():
+                marker.touch()
+                os._exit(7)
+
+
+if os.environ.get("HAZARD_IMPORT") == "exit" and "zcpipe.run.worker" in " ".join(sys.orig_argv):
+    print("hazards: told to die on import", file=sys.stderr, flush=True)
+    os._exit(9)
+
+SPACES = (Endless(), Hazards())

@@ -1,0 +1,296 @@
+"""Whole runs over a real, tiny space: the same rows whatever the executor, the growth and the interruptions."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from zcpipe.errors import CapabilityError, DataError, IdentityMismatch, UsageError
+from zcpipe.run import All, Archs, Range, RunSpec, RunSummary, Sample, describe, run
+from zcpipe.run.process import WorkerProcess
+from zcpipe.run.supervisor import Committed, Event, Planned, Scored
+from zcpipe.table import open_table, status
+
+FORK = multiprocessing.get_context("forkserver")  # a launch costs a fork of a process that has imported torch
+FORK.set_forkserver_preload(["zcpipe.run"])
+
+
+def spec(**fields: object) -> RunSpec:
+    plain = {
+        "space": "hazards",
+        "dataset": "tiny",
+        "proxies": ("expressivity", "trainability", "params"),
+        "batch_size": 4,
+        "classes_per_shard": 4,
+    }
+    return RunSpec.model_validate({**plain, **fields})
+
+
+def content(out: Path) -> pa.Table:
+    return open_table(out).to_arrow().drop_columns(["seconds"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    out = tmp_path_factory.mktemp("undisturbed") / "table"
+    run(spec(), out)
+    return content(out)
+
+
+def test_a_run_in_this_process(tmp_path: Path) -> None:
+    out, events = tmp_path / "deep" / "table", list[Event]()
+    summary = run(spec(), out, on_event=events.append)
+
+    assert (summary.planned, summary.present, summary.new, summary.failed) == (24, 0, 24, 0)
+    assert summary.by_status == {"ok": 24} and summary.path == out
+    assert events[0] == Planned(24, 0)
+    assert sum(event.rows for event in events if isinstance(event, Scored)) == 24
+    assert [event.rows for event in events if isinstance(event, Committed)] == [8, 8, 8]
+    rows = open_table(out).to_arrow()
+    assert rows["index"].to_pylist() == list(range(24))
+    assert rows["key"].to_pylist()[2:4] == ["width-3", "width-3"]
+    assert rows["expressivity"][4] == rows["expressivity"][5] != rows["expressivity"][6]
+    assert rows["macs"].to_pylist() == list(range(24))
+    assert all(len(blocks) == 2 for blocks in rows["expressivity@block"].to_pylist())
+    assert rows["failures"].to_pylist() == [[]] * 24
+
+
+def test_relaunching_a_finished_run_touches_nothing(tmp_path: Path) -> None:
+    run(spec(), tmp_path)
+    before = {path.name: path.stat() for path in tmp_path.iterdir()}
+    again = run(spec(), tmp_path)
+    assert (again.present, again.new, again.by_status) == (24, 0, {"ok": 24})
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == {
+        name: stat.st_mtime_ns for name, stat in before.items()
+    }
+
+
+def test_workers_compute_the_same_rows(tmp_path: Path, undisturbed: pa.Table) -> None:
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        assert run(spec(), out, workers=workers).by_status == {"ok": 24}
+        assert content(out).equals(undisturbed)
+
+
+def test_a_grown_table_equals_one_run(tmp_path: Path, undisturbed: pa.Table) -> None:
+    for selection in (Sample(n=5), Range(start=3, stop=9), Archs(texts=("member-23", "member-4")), Sample(n=9), All()):
+        summary = run(spec(selection=selection), tmp_path)
+        assert summary.present + summary.new == summary.planned
+    assert content(tmp_path).equals(undisturbed)
+
+
+def test_spaces_without_an_enumeration_grow_too(tmp_path: Path) -> None:
+    for n in (3, 6, 11):
+        run(spec(space="endless", selection=Sample(n=n)), tmp_path / "grown")
+    run(spec(space="endless", selection=Sample(n=11)), tmp_path / "once")
+    grown = content(tmp_path / "grown")
+    assert grown.equals(content(tmp_path / "once"))
+    assert grown["index"].to_pylist() == list(range(11))
+    run(spec(space="endless", selection=Archs(texts=("member-900",))), tmp_path / "grown")
+    assert open_table(tmp_path / "grown").lookup(["member-900"], ["arch"])["arch"].to_pylist() == ["member-900"]
+
+
+def test_repeats_add_deviations(tmp_path: Path) -> None:
+    run(spec(repeats=2, selection=Sample(n=2)), tmp_path)
+    rows = open_table(tmp_path).to_arrow()
+    assert rows.column_names[4:8] == ["expressivity", "expressivity_sd", "trainability", "trainability_sd"]
+    assert all(deviation > 0 for deviation in rows["expressivity_sd"].to_pylist())
+    assert [column.name for column in open_table(tmp_path).columns][:3] == ["expressivity", "trainability", "params"]
+
+
+def test_dry_run_touches_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    planned = describe(spec(selection=Sample(n=6)), out)
+    assert not out.exists() and not planned["exists"]
+    assert (planned["architectures"], planned["classes"], planned["done"]) == (6, 6, 0)
+    run(spec(selection=Sample(n=6)), out)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
+    planned = describe(spec(), out)
+    assert (planned["architectures"], planned["classes"], planned["shards"]) == (24, 12, 3)
+    assert (planned["done"], planned["todo"]["architectures"]) == (6, 18)
+    assert planned["schema"]["macs"] == "int64" and planned["spec"]["proxies"][0] == "expressivity"
+    json.dumps(planned)
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == before
+
+
+def test_another_identity_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run(spec(selection=Sample(n=2)), tmp_path)
+    before = content(tmp_path)
+    for action in (run, describe):
+        with pytest.raises(IdentityMismatch, match=r"recipe.batch_size is 4 there and 8 here, seed is 0 there and 5 here"):
+            action(spec(seed=5, batch_size=8), tmp_path)
+    assert content(tmp_path).equals(before)
+
+
+def test_fewer_proxies_grow_the_table_in_its_own_columns_and_further_ones_are_refused(tmp_path: Path) -> None:
+    run(spec(proxies=("expressivity",), selection=Sample(n=2)), tmp_path)
+    run(spec(proxies=("params",), selection=Sample(n=4), classes_per_shard=9), tmp_path)
+    rows = open_table(tmp_path).to_arrow()
+    assert len(rows) == 4 and rows["expressivity"].null_count == 0
+    with pytest.raises(DataError, match="has no columns trainability, trainability@block"):
+        run(spec(), tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}])
+def test_options_out_of_range(fields: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        run(spec(), tmp_path, **fields)
+
+
+def test_a_missing_device_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="no device cuda:99"):
+        run(spec(device="cuda:99"), tmp_path)
+
+
+# -- interruptions
+
+
+def launch(out: Path, workers: int | None, ready: Path) -> None:
+    os.environ["HAZARD_ELSE"] = "nap"
+    run(spec(), out, workers=workers, on_event=lambda event: ready.touch())
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(None, 8), (2, 2)])
+def test_killed_at_random_moments_and_relaunched(
+    workers: int | None, kills: int, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    out, moments = tmp_path / "table", random.Random(20)
+    for attempt in range(kills):
+        ready = tmp_path / f"ready-{attempt}"
+        process = FORK.Process(target=launch, args=(out, workers, ready))
+        process.start()
+        while not ready.exists() and process.is_alive():
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0.0, 0.4) if workers is None else moments.uniform(3.0, 8.0))
+        process.kill()
+        process.join()
+        assert all(len(shard) in (0, 8) for shard in shard_sizes(out))
+    run(spec(), out)
+    assert content(out).equals(undisturbed)
+    assert not list(out.glob(".*"))
+
+
+def shard_sizes(out: Path) -> list[list[int]]:
+    """Indices in each shard file: a killed run leaves whole shards only."""
+    return [pa.parquet.read_table(path)["index"].to_pylist() for path in out.glob("shard-*")]
+
+
+def test_workers_end_with_their_supervisor() -> None:
+    script = (
+        "import os, sys; from zcpipe.run.process import WorkerProcess; from test_run import spec\n"
+        "worker = WorkerProcess(spec()); print(worker._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"], *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, check=False
+    )
+    worker = int(done.stdout)
+    deadline = time.monotonic() + 30
+    while is_running(worker):
+        assert time.monotonic() < deadline, "the worker outlived its supervisor"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_ctrl_c_commits_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARD_ELSE", "nap")
+    rows = 0
+
+    def interrupt(event: Event) -> None:
+        nonlocal rows
+        rows += event.rows if isinstance(event, Scored) else 0
+        if rows == 8:  # the last row of the first shard has come in and is not committed yet
+            rows += 1
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(), tmp_path, on_event=interrupt)
+    assert open_table(tmp_path).to_arrow()["index"].to_pylist() == list(range(8))
+    assert status(tmp_path).planned == 24 and not status(tmp_path).complete
+    assert run(spec(), tmp_path).present == 8
+
+
+# -- architectures that do not behave
+
+
+def outcomes(out: Path) -> dict[int, tuple[str, str]]:
+    rows = open_table(out).to_arrow().to_pylist()
+    return {
+        row["index"]: (row["status"], row["failures"][0]["message"])
+        for row in rows
+        if row["status"] != "ok" or row["failures"]
+    }
+
+
+def assert_like(rows: pa.Table, undisturbed: pa.Table, indices: set[int]) -> None:
+    """The rows but for those at ``indices`` are those of a run in which nothing happened."""
+    kept = [index for index in range(24) if index not in indices]
+    assert rows.take(kept).equals(undisturbed.take(kept))
+
+
+def test_poison_hangs_and_exceptions_end_as_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    told = {"2": "exit", "6": "segv", "8": "kill", "10": "hang", "14": "raise", "16": "greedy", "20": "exit once"}
+    monkeypatch.setenv("HAZARDS", json.dumps(told))
+    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
+    out = tmp_path / "table"
+    summary = run(spec(), out, workers=2, timeout=2.0)
+
+    assert summary.by_status == {"ok": 12, "error": 8, "timeout": 2, "memory": 2}
+    assert summary.failed == 12
+    found = outcomes(out)
+    assert found[2] == found[3] == ("error", "its process exited with code 7, twice")
+    assert found[6] == ("error", "its process was killed by SIGSEGV, twice")
+    assert found[8] == ("error", "its process was killed by SIGKILL, twice")
+    assert found[10] == ("timeout", "no result within 2 s")
+    assert found[14] == ("error", "ValueError: told to raise for member-14")
+    assert found[16][0] == "memory"
+    assert set(found) == {2, 3, 6, 7, 8, 9, 10, 11, 14, 15, 16, 17}
+    assert_like(content(out), undisturbed, set(found))
+    bad = open_table(out).lookup(["member-10"]).to_pylist()[0]
+    assert bad["expressivity"] is None and bad["params"] is None and bad["expressivity@block"] is None
+    assert run(spec(), out).new == 0, "failed rows are rows; retrying them is another command"
+
+
+def test_exceptions_end_as_rows_in_this_process_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"14": "raise", "16": "greedy"}))
+    assert run(spec(), tmp_path).by_status == {"ok": 20, "error": 2, "memory": 2}
+    assert_like(content(tmp_path), undisturbed, {14, 15, 16, 17})
+
+
+def test_workers_that_do_not_start_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARD_IMPORT", "exit")
+    with pytest.raises(CapabilityError, match=r"do not start: 3 in a row .*code 9.*hazards: told to die on import"):
+        run(spec(), tmp_path, workers=1)
+
+
+def test_a_summary_counts_failures() -> None:
+    assert RunSummary(Path("x"), 5, 0, 5, {"ok": 3, "partial": 2}, 1.0).failed == 2
+
+
+def test_a_worker_that_was_never_heard_of_says_how_it_ended() -> None:
+    worker = WorkerProcess(spec())
+    worker.kill()
+    with pytest.raises(EOFError):
+        while True:
+            worker.messages()
+    assert worker.end() == "its process was killed by SIGKILL"

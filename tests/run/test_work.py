@@ -1,0 +1,132 @@
+"""The work list: every selected row exactly once, classes whole, whatever the selection or the growth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zcpipe.errors import UsageError
+from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
+from zcpipe.run.work import ClassList, DrawList, Locator, Shard, plan
+
+NOTHING = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The part of an enumerable space that a work list reads: its members are numbers, their keys given."""
+
+    keys: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def key(self, arch: int) -> str:
+        return str(self.keys[arch])
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> tuple[Partition, list[int], list[int], int]:
+    keys = draw(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+    members = st.lists(st.integers(0, len(keys) - 1), unique=True)
+    return Partition(tuple(keys)), draw(members.filter(bool)), draw(members), draw(st.integers(1, 5))
+
+
+def rows_of(shards: list[Shard]) -> list[int]:
+    return [member for shard in shards for unit in shard.units for member in unit.members]
+
+
+@given(selections())
+def test_every_missing_row_once_in_whole_classes(case: tuple[Partition, list[int], list[int], int]) -> None:
+    space, selected, present, per_shard = case
+    work = ClassList(space, np.array(selected), per_shard)
+    shards = list(work.shards(np.array(present, np.int64)))
+
+    assert sorted(rows_of(shards)) == sorted(set(selected) - set(present))
+    assert [shard.id for shard in shards] == sorted({shard.id for shard in shards})
+    rank = {key: number for number, key in enumerate(dict.fromkeys(space.keys))}
+    for shard in shards:
+        for unit in shard.units:
+            (key,) = {space.keys[member] for member in unit.members}
+            assert unit.representative == space.keys.index(key)
+            assert unit.shard == shard.id == rank[key] // per_shard
+            assert list(unit.members) == sorted(unit.members)
+    size = work.size(np.array(present, np.int64))
+    assert size.rows == sum(shard.rows for shard in shards)
+    assert size.classes == sum(len(shard.units) for shard in shards)
+    assert size.shards == len(shards)
+
+
+@given(selections())
+def test_growth_adds_what_is_missing_with_the_same_representatives(
+    case: tuple[Partition, list[int], list[int], int],
+) -> None:
+    space, small, extra, per_shard = case
+    large = sorted({*small, *extra})
+    first = list(ClassList(space, np.array(small), per_shard).shards(NOTHING))
+    second = list(ClassList(space, np.array(large), per_shard).shards(np.array(small)))
+    at_once = list(ClassList(space, np.array(large), per_shard).shards(NOTHING))
+
+    def scored(shards: list[Shard]) -> dict[int, tuple[int, int]]:
+        return {m: (shard.id, unit.representative) for shard in shards for unit in shard.units for m in unit.members}
+
+    assert scored(first) | scored(second) == scored(at_once)
+    assert not scored(first).keys() & scored(second).keys()
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 9))
+def test_draws_share_keys_within_a_block_only(n: int, before: int, block: int) -> None:
+    work = DrawList(np.arange(n), lambda number: str(number % 3), block)
+    shards = list(work.shards(np.arange(min(before, n))))
+    assert rows_of(shards) and sorted(rows_of(shards)) == list(range(before, n)) if before < n else not shards
+    for shard in shards:
+        for unit in shard.units:
+            assert {member // block for member in (*unit.members, unit.representative)} == {shard.id}
+            first = next(i for i in range(shard.id * block, n) if i % 3 == unit.representative % 3)
+            assert unit.representative == first
+
+
+def spec(**fields: object) -> RunSpec:
+    return RunSpec.model_validate({"space": "hazards", "dataset": "tiny", "proxies": ("params",), **fields})
+
+
+def test_selections_of_a_space() -> None:
+    assert plan(spec()).indices.tolist() == list(range(24))
+    assert plan(spec(selection=Range(start=3, stop=6))).indices.tolist() == [3, 4, 5]
+    assert plan(spec(selection=Sample(n=4))).indices.tolist() == [0, 7, 14, 21]
+    listed = Archs(texts=("member-9", "", "member-2", "member-9 "))
+    assert plan(spec(selection=listed)).indices.tolist() == [2, 9]
+
+
+def test_architectures_without_an_index_are_numbered_by_their_text() -> None:
+    listed = spec(space="endless", selection=Archs(texts=("member-900", "member-3", "member-900")))
+    indices = plan(listed).indices.tolist()
+    assert len(indices) == 2
+    assert {str(Locator(listed)(index)) for index in indices} == {"member-900", "member-3"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"selection": Sample(n=25)}, r"sample of 25 is larger than hazards, which has 24"),
+        ({"selection": Sample(n=0)}, r"at least 1"),
+        ({"selection": Range(start=5, stop=25)}, r"0 <= A < B <= 24"),
+        ({"selection": Range(start=5, stop=5)}, r"0 <= A < B <= 24"),
+        ({"selection": Archs(texts=("member-1", "", "membr-2"))}, r"line 3: 'membr-2' is not a member"),
+        ({"selection": Archs(texts=("", " "))}, r"no architectures"),
+        ({"space": "endless", "selection": All()}, r"cannot be enumerated.*--sample"),
+        ({"space": "endless", "selection": Range(start=0, stop=2)}, r"cannot be enumerated"),
+        ({"space": "hazard"}, r"unknown space 'hazard'; did you mean hazards"),
+        ({"dataset": "tinny"}, r"unknown dataset 'tinny'; did you mean tiny"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(spec(**fields))
