@@ -1,0 +1,242 @@
+"""``zcpipe.score`` equals the published values, works on any module, and leaves it untouched."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import zcpipe
+from zcpipe.errors import UsageError
+from zcpipe.ops.philox import Stream
+
+SPACE = zcpipe.get_space("nasbench201")
+NETWORKS = [f"arch{i:02d}" for i in range(0, 24, 2)]
+MAPS = [(16, 16, 32, 32)] * 2 + [(16, 32, 16, 16)] * 2 + [(16, 64, 8, 8)] * 2
+
+
+def reference(data, name):
+    """A reference network with its published weights, batch and values."""
+    values = json.loads(data("reference/values.json").read_text())["values"][name]
+    built = SPACE.build(SPACE.parse(values["arch_str"]), "cifar10", cells_per_stage=1)
+    model = zcpipe.initialise(built.model)
+    weights = {key: torch.from_numpy(array) for key, array in np.load(data(f"reference/{name}.npz")).items()}
+    own = dict(model.named_parameters())
+    assert all(key in weights for key, parameter in own.items() if parameter.ndim > 1)
+    model.load_state_dict({key: weights[key] for key in weights if key in own}, strict=False)
+    return model, torch.from_numpy(np.load(data("reference/batch16.npz"))["x"]), values["aznas_f64"]
+
+
+def published_probes():
+    """The probes of the reference run: drawn in float32, last pair first."""
+    torch.manual_seed(777)
+    return [(torch.bernoulli(torch.full(shape, 0.5)) - 0.5) * 2 for shape in reversed(MAPS[1:])][::-1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_published_values_in_float64(data, name):
+    model, x, published = reference(data, name)
+    scores = zcpipe.score(model.double(), x.double(), "aznas", probes=published_probes())
+    assert scores.status == "ok"
+    assert {key: scores[key] for key in published} == pytest.approx(published, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_published_values_in_float32(data, name):
+    model, x, published = reference(data, name)
+    scores = zcpipe.score(model, x, "aznas", probes=published_probes())
+    assert scores["expressivity"] == pytest.approx(published["expressivity"], rel=1e-5)
+    assert scores["progressivity"] == pytest.approx(published["progressivity"], rel=1e-5)
+    assert scores["trainability"] == pytest.approx(published["trainability"], rel=1e-4)
+
+
+def test_own_probes_have_the_mean_of_independent_ones(data):
+    """Trainability under our Philox probes and under torch's Bernoulli probes: equal means (Welch, 5 sigma)."""
+    model, x, _ = reference(data, "arch12")
+    generator = torch.Generator().manual_seed(5)
+    ours, theirs = [], []
+    for seed in range(30):
+        ours.append(zcpipe.score(model, x, "trainability", seed=seed)["trainability"])
+        probes = [torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in MAPS[1:]]
+        theirs.append(zcpipe.score(model, x, "trainability", probes=probes)["trainability"])
+    error = math.sqrt(np.var(ours, ddof=1) / 30 + np.var(theirs, ddof=1) / 30)
+    assert abs(np.mean(ours) - np.mean(theirs)) < 5 * error
+    assert 0.3 < np.std(ours) / np.std(theirs) < 3
+
+
+def cell_scores(index, **options):
+    built = SPACE.build(SPACE[index], "cifar10")
+    model = zcpipe.initialise(built.model)
+    x = torch.empty(4, 3, 32, 32)
+    Stream.of(0, "", "test", 0, "x").normal_(x)
+    return zcpipe.score(model, x, "aznas", **options)
+
+
+def test_disconnected_cell_is_data_not_a_crash():
+    index = next(i for i in range(len(SPACE)) if SPACE.key(SPACE[i]) == "0")
+    scores = cell_scores(index)
+    assert scores.status == "ok"
+    assert scores["expressivity"] == scores["progressivity"] == -math.inf
+    assert scores["trainability"] == pytest.approx(-999_998 * 15 / 17, abs=20)
+    assert np.isneginf(scores.statistics["expressivity@block"]).sum() == 17  # the stem alone is alive
+
+
+def test_identity_cell_is_worst_in_trainability():
+    index = next(i for i in range(len(SPACE)) if SPACE.key(SPACE[i]) == "x")
+    scores = cell_scores(index)
+    assert scores["trainability"] == -math.inf
+    assert scores.status == "ok"
+    assert math.isfinite(scores["expressivity"])
+
+
+class Residual(nn.Module):
+    """A block with whatever may trip scoring: in-place activation, buffers, dropout, a shared convolution."""
+
+    def __init__(self, channels, inplace, norm, dropout):
+        super().__init__()
+        norms = {"batch": nn.BatchNorm2d, "group": lambda c: nn.GroupNorm(1, c), "none": lambda c: nn.Identity()}
+        self.norm, self.act = norms[norm](channels), nn.ReLU(inplace=inplace)
+        self.conv, self.drop = nn.Conv2d(channels, channels, 3, padding=1), nn.Dropout(dropout)
+
+    def forward(self, x):
+        return x + self.drop(self.conv(self.act(self.norm(self.conv(x)))))
+
+
+networks = st.builds(
+    lambda *parts: parts,
+    st.integers(1, 5),
+    st.integers(2, 4),
+    st.sampled_from(["batch", "group", "none"]),
+    st.sampled_from([0.0, 0.3]),
+    st.booleans(),
+)
+
+
+def small_network(parts, inplace):
+    channels, depth, norm, dropout, train = parts
+    torch.manual_seed(3)
+    blocks = [Residual(channels, inplace, norm, dropout) for _ in range(depth)]
+    return nn.Sequential(nn.Conv2d(3, channels, 3), *blocks).train(train)
+
+
+def assert_untouched(model, before):
+    after = fingerprint(model)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    assert after[1:-1] == before[1:-1]
+    assert torch.equal(after[-1], before[-1])
+
+
+def fingerprint(model):
+    return (
+        {key: value.clone() for key, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [sorted(vars(module)) for module in model.modules()],
+        [getattr(module, "inplace", None) for module in model.modules()],
+        [getattr(module, "track_running_stats", None) for module in model.modules()],
+        [len(module._forward_hooks) for module in model.modules()],
+        [(p.requires_grad, p.grad is None, p.data_ptr(), p.stride()) for p in model.parameters()],
+        torch.get_rng_state(),
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(networks, st.integers(0, 5), st.sampled_from(zcpipe.list_proxies()))
+def test_every_proxy_leaves_model_and_random_state_untouched(parts, frozen, proxy):
+    model = small_network(parts, inplace=True)
+    for parameter in list(model.parameters())[:frozen]:
+        parameter.requires_grad_(False)
+    x = torch.randn(4, 3, 7, 7)
+    before, x_before = fingerprint(model), x.clone()
+    blocks = [str(i) for i in range(len(model))]
+    first = zcpipe.score(model, x, proxy, blocks=blocks)
+    assert_untouched(model, before)
+    assert torch.equal(x, x_before)
+    if parts[3] == 0.0:  # dropout draws anew
+        assert zcpipe.score(model, x, proxy, blocks=blocks).values_by_name == first.values_by_name
+
+
+@settings(max_examples=10, deadline=None)
+@given(networks)
+def test_in_place_activations_change_nothing(parts):
+    parts = (*parts[:3], 0.0, parts[4])
+    x = torch.randn(4, 3, 7, 7)
+    blocks = [str(i) for i in range(parts[1] + 1)]
+    inplace, plain = (zcpipe.score(small_network(parts, flag), x, "aznas", blocks=blocks) for flag in (True, False))
+    assert inplace.values_by_name == plain.values_by_name
+
+
+def test_model_is_untouched_when_its_forward_fails():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 2)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    before = fingerprint(model)
+    scores = zcpipe.score(model, x, "aznas", blocks=["0", "1"])
+    assert_untouched(model, before)
+    assert scores.status == "error"
+    assert scores["expressivity"] is None
+    assert "shapes cannot be multiplied" in scores.failures[0].message
+
+
+def test_token_maps_and_vectors_are_blocks_too():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    scores = zcpipe.score(Tokens(), torch.randn(4, 5, 6), "expressivity,trainability", blocks=["a", "b"])
+    assert scores.status == "ok", scores.failures
+
+
+def test_non_finite_activations_fail_with_a_reason():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    with torch.no_grad():
+        model[1].weight.fill_(1e38)
+    scores = zcpipe.score(model, torch.randn(2, 3, 8, 8), "expressivity,params", blocks=["0", "1"])
+    assert scores.status == "partial"
+    assert scores["expressivity"] is None
+    assert scores.failures[0].kind == "nonfinite"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"blocks": None}, "pass blocks="),
+        ({"blocks": ["0"]}, "at least two"),
+        ({"blocks": ["0", "0"]}, "at least two different"),
+        ({"blocks": ["0", "nope"]}, "no module named 'nope'"),
+        ({"blocks": ["0", "1"], "probes": []}, "expected 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(options, says):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(UsageError, match=says):
+        zcpipe.score(model, torch.randn(2, 3, 8, 8), "aznas", **options)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_inputs_are_named(bad):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        zcpipe.score(model, torch.full((2, 3, 8, 8), bad), blocks=["0", "1"])
+    with pytest.raises(UsageError, match="at least one sample"):
+        zcpipe.score(model, torch.empty(0, 3, 8, 8), blocks=["0", "1"])
+
+
+def test_blocks_in_the_wrong_order_fail_with_a_reason():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    scores = zcpipe.score(model, torch.randn(2, 3, 8, 8), "expressivity", blocks=["1", "0"])
+    assert "expected '1', got '0'" in scores.failures[0].message
+
+
+def test_params_and_macs_of_any_module():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 5))
+    scores = zcpipe.score(model, torch.randn(2, 3, 8, 8), "params,macs")
+    assert scores["params"] == 216 + 16 + 8 * 36 * 5 + 5
+    assert scores["macs"] == 216 * 36 + 8 * 36 * 5
