@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from zcpipe.errors import DataError
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 
 Progress = Callable[[int], None]
 """Told the number of bytes of the file that were read since it was last told."""
@@ -24,7 +24,7 @@ def pieces(file: BinaryIO, where: str, limit: int, progress: Progress | None = N
         progress: told about the bytes read from the file itself.
 
     Yields:
-        Non-empty pieces of at most 1 MiB.
+        Non-empty pieces of at most 256 KiB.
 
     Raises:
         DataError: the file cannot be read, is truncated, is no valid bz2, or holds more than the limit.
