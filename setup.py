@@ -15,7 +15,7 @@ STABLE_ABI = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020d000000000000"
 
 # Fused multiply-adds would give other bits on other instruction sets, so contraction is off. sqrt must not set errno
 # and comparisons must not trap, or the compiler keeps those loops scalar; neither changes a result.
-CXX = ["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fopenmp-simd"]
+CXX = ["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden", "-fopenmp-simd"]
 CXX += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 

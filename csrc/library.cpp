@@ -12,6 +12,13 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
 
     m.def("avg_pool3x3(Tensor x) -> Tensor");
     m.def("avg_pool3x3_backward(Tensor grad) -> Tensor");
+
+    m.def(
+        "batch_norm_train(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor "
+        "invstd)");
+    m.def(
+        "batch_norm_train_backward(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor invstd) "
+        "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 }
 
 // Python finds the library as the module zcpipe._C; the module itself is empty.

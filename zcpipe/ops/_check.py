@@ -29,15 +29,19 @@ def check_images(name: str, t: Tensor) -> None:
         raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected four dimensions (N, C, H, W)")
 
 
-def use_native(t: Tensor) -> bool:
-    """Whether an op on `t` goes to the native library.
+def use_native(*tensors: Tensor | None) -> bool:
+    """Whether an op on `tensors` goes to the native library.
 
     The library's kernels are for the CPU (and its fake kernels for meta tensors). They know no tangents, so that a
     forward-mode derivative through them would silently be zero, and torch.func refuses them: both get the twin.
     """
-    if not (t.is_cpu or t.is_meta) or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or not _library.available():
         return False
-    return _library.available() and forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
+    return all(t is None or ((t.is_cpu or t.is_meta) and not _has_tangent(t)) for t in tensors)
+
+
+def _has_tangent(t: Tensor) -> bool:
+    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def dense_format(t: Tensor) -> torch.memory_format:

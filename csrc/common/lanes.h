@@ -1,0 +1,34 @@
+// Channels side by side as lanes of vector loops. Free of torch.
+//
+// An image is `count` elements in which a channel's values are `channels` apart: an NHWC sample, or one NCHW plane as
+// an image of one channel. Element i belongs to lane i % width, where width is a multiple of `channels`, so that a lane
+// never mixes channels and few channels still fill the vector registers. Sums over lanes are added in an order that
+// depends on the shape alone, never on the instruction set or the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/simd.h"
+
+namespace zcpipe {
+
+constexpr int64_t kLanes = 64;  // enough to hide the latency of an addition
+
+inline int64_t lane_width(int64_t channels) { return channels * ((kLanes + channels - 1) / channels); }
+
+// Gives every lane its channel's value; `channels` may be the first lanes.
+template <typename T>
+ZCPIPE_INLINE void spread(T* lanes, const T* channels, int64_t n, int64_t width) {
+    for (int64_t l = 0; l < width; l += n)
+        for (int64_t c = 0; c < n; ++c) lanes[l + c] = channels[c];
+}
+
+// Adds up each channel's lanes.
+ZCPIPE_INLINE void fold(double* channels, const double* lanes, int64_t n, int64_t width) {
+    std::copy_n(lanes, n, channels);
+    for (int64_t l = n; l < width; l += n)
+        for (int64_t c = 0; c < n; ++c) channels[c] += lanes[l + c];
+}
+
+}  // namespace zcpipe
