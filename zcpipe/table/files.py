@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from zcpipe.errors import DataError
 
-TEMPORARY = ".writing-"  # begins the name of every file that is not finished yet; readers skip hidden files
+TEMPORARY = ".writing-"  # begins the name of every file that is not finished yet
 
 _MENDS = {
     errno.ENOSPC: "free some space and relaunch the same command: finished shards are kept",
@@ -62,7 +62,7 @@ def publish(path: Path, content: bytes | memoryview) -> None:
     Raises:
         DataError: the disk is full, read-only or gone; no half-written file is left.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}.part")
     with disk_errors("write", path):
         try:
             with temporary.open("wb") as file:

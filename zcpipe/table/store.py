@@ -80,7 +80,7 @@ def check_identity(directory: Path, present: Mapping[str, Any], asked: Mapping[s
 def shard_paths(directory: Path) -> list[Path]:
     """Return the table's shard files, sorted by name."""
     with disk_errors("read", directory):
-        return sorted(path for path in directory.glob("*.parquet") if not path.name.startswith("_"))
+        return sorted(path for path in directory.glob("*.parquet") if not path.name.startswith(("_", ".")))
 
 
 def read_footer(path: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -1,0 +1,272 @@
+"""The directory: commits whole or not at all, once; what is damaged, foreign, locked or full is named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zcpipe.errors import DataError, IdentityMismatch, UsageError
+from zcpipe.scoring.columns import Column
+from zcpipe.table import Table, open_table, status
+from zcpipe.table.files import TEMPORARY, publish
+from zcpipe.table.schema import Header
+from zcpipe.table.store import find_header, locked, scan
+
+BUILD = {"native": True, "cpu": "AVX2"}
+
+
+def header(seed: int = 0) -> Header:
+    kinds = {"expressivity": "proxy", "progressivity": "proxy", "trainability": "proxy", "complexity": "proxy"}
+    kinds |= {"error_rate": "proxy", "params": "count", "e@block": "statistic"}
+    directions = {"params": "none", "e@block": "none", "error_rate": "lower"}
+    columns = [
+        Column(name, kind, "", directions.get(name, "higher"), "function", "", ("a", "b") if "@" in name else ())
+        for name, kind in kinds.items()
+    ]
+    identity = {"space": "s", "dataset": "d", "recipe": {"batch_size": 4, "repeats": 1}, "seed": seed}
+    return Header(tuple(columns), {"proxies": ["x"]}, identity)
+
+
+def row(index: int, **values: object) -> dict[str, object]:
+    scores = dict.fromkeys(("expressivity", "progressivity", "trainability", "complexity"), float(index))
+    plain = {"index": index, "arch": f"arch-{index}", "key": f"k{index // 2}", "space": "s", **scores}
+    rest = {"error_rate": float(index), "params": index, "e@block": [0.5, index], "seconds": 0.1}
+    return {**plain, **rest, "status": "ok", "failures": [], **values}
+
+
+def make(directory: Path, *shards: list[dict[str, object]]) -> Table:
+    with locked(directory, header()) as store:
+        for number, rows in enumerate(shards):
+            store.commit(number, rows, BUILD)
+    return open_table(directory)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return make(tmp_path / "t", [row(i) for i in (4, 1, 7)], [row(2), row(0, status="error", error_rate=None)])
+
+
+# -- reading
+
+
+def test_rows_come_sorted_by_index(table: Table) -> None:
+    assert len(table) == 5
+    assert table.to_arrow()["index"].to_pylist() == [0, 1, 2, 4, 7]
+    assert table.to_arrow(["params", "arch"]).column_names == ["params", "arch"]
+    assert table.to_pandas(["params"])["params"].tolist() == [0, 1, 2, 4, 7]
+    assert table.identity["seed"] == 0 and table.spec == {"proxies": ["x"]}
+    assert table.columns == header().columns
+
+
+def test_lookup_in_the_order_asked(table: Table) -> None:
+    found = table.lookup(["arch-7", "arch-0", "arch-7"], ["index", "e@block"])
+    assert found.to_pylist()[0] == {"index": 7, "e@block": [0.5, 7.0]}
+    assert found["index"].to_pylist() == [7, 0, 7]
+    assert len(table.lookup([])) == 0
+    with pytest.raises(DataError, match=r"4 architectures are not in the table: x, y, z \.\.\."):
+        table.lookup(["x", "arch-1", "y", "z", "w", "x"])
+    with pytest.raises(UsageError, match=r"unknown column 'parms'; did you mean params"):
+        table.lookup(["arch-1"], ["parms"])
+
+
+def test_top_follows_directions_and_leaves_failed_rows_out(table: Table) -> None:
+    assert table.top(2, by="expressivity")["index"].to_pylist() == [7, 4]
+    assert table.top(9, by="error_rate")["index"].to_pylist() == [1, 2, 4, 7]
+    best = table.top(2)
+    assert best["index"].to_pylist() == [7, 4] and best["aznas"].to_pylist()[0] == 0.0
+    for bad in ("e@block", "params", "status"):
+        with pytest.raises(UsageError, match="unknown column with a direction"):
+            table.top(1, by=bad)
+    with pytest.raises(UsageError, match="positive number"):
+        table.top(0)
+
+
+def test_ties_go_to_the_smaller_index_and_minus_infinity_last(tmp_path: Path) -> None:
+    table = make(tmp_path, [row(i, expressivity=-float("inf") if i == 3 else 1.0) for i in range(5)])
+    assert table.top(5, by="expressivity")["index"].to_pylist() == [0, 1, 2, 4, 3]
+
+
+def test_an_empty_table_is_a_table(tmp_path: Path) -> None:
+    table = make(tmp_path)
+    assert len(table) == 0 and table.to_arrow().schema.names == header().schema.names
+    assert status(tmp_path).rows == status(tmp_path).planned == 0
+
+
+def test_status_counts(table: Table, tmp_path: Path) -> None:
+    found = status(tmp_path / "t")
+    assert (found.rows, found.shards, found.by_status) == (5, 2, {"ok": 4, "error": 1})
+    assert found.complete
+
+
+def test_every_reader_opens_the_directory_unchanged(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duckdb, pandas, polars = (pytest.importorskip(name) for name in ("duckdb", "pandas", "polars"))
+    directory = str(tmp_path / "t")
+    want = [0, 1, 2, 4, 7]
+    assert sorted(pandas.read_parquet(directory)["index"]) == want
+    for path in (directory, f"{directory}/*.parquet"):
+        assert sorted(polars.read_parquet(path)["index"]) == want
+        assert sorted(polars.scan_parquet(path).collect()["index"]) == want
+        assert sorted(duckdb.sql(f"select index from read_parquet('{path}')").fetchall()) == [(i,) for i in want]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    for way in ({"path": directory}, {"path": "parquet", "data_dir": directory}):
+        loaded = datasets.load_dataset(**way, split="train", cache_dir=str(tmp_path / "cache"))
+        assert sorted(loaded["index"]) == want
+    assert loaded.features["e@block"].feature.dtype == "float32"
+
+
+# -- committing
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(6)), st.integers(0, 2**31))
+def test_committing_twice_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], shard: int
+) -> None:
+    directory = tmp_path_factory.mktemp("t")
+    with locked(directory, header()) as store:
+        first = store.commit(shard, [row(i) for i in range(6)], BUILD)
+        before = first.stat()
+        assert store.commit(shard, [row(i, seconds=9.0) for i in order], BUILD) == first
+        assert first.stat() == before
+        assert store.commit(shard, [row(6)], BUILD) != first
+    assert len(open_table(directory)) == 7
+
+
+def test_unfinished_files_of_dead_runs_are_removed(tmp_path: Path) -> None:
+    make(tmp_path, [row(1)])
+    (tmp_path / f"{TEMPORARY}12-shard-00000-00.parquet.part").write_bytes(b"half")
+    assert len(open_table(tmp_path)) == 1
+    make(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_died_before_its_first_file_left_no_table(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}12-_zcpipe.parquet.part").write_bytes(b"")
+    assert find_header(tmp_path) is None
+    assert len(make(tmp_path, [row(1)])) == 1
+
+
+def test_a_second_supervisor_is_refused_by_name(tmp_path: Path) -> None:
+    with locked(tmp_path, header()) as store:
+        store.note_run(planned=3)
+        with (
+            pytest.raises(DataError, match=rf"another zcpipe run \(process {os.getpid()}\)"),
+            locked(tmp_path, header()),
+        ):
+            pass
+        assert status(tmp_path).planned == 3
+    make(tmp_path)
+
+
+def test_another_identity_is_refused_and_nothing_touched(tmp_path: Path) -> None:
+    make(tmp_path, [row(1)])
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
+    with pytest.raises(IdentityMismatch, match="seed is 0 there and 3 here"), locked(tmp_path, header(seed=3)):
+        pass
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir()) == before
+
+
+# -- damage and disks
+
+
+def test_what_is_not_a_table(tmp_path: Path) -> None:
+    for opening in (open_table, status):
+        with pytest.raises(DataError, match="holds no zcpipe table"):
+            opening(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("mine")
+    for use in (find_header, open_table):
+        with pytest.raises(DataError, match=r"not empty and not a zcpipe table \(it holds notes.txt\)"):
+            use(tmp_path)
+    with pytest.raises(DataError, match="give --out a directory"):
+        find_header(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="give --out a directory"), locked(tmp_path / "notes.txt" / "t", header()):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+def test_a_truncated_shard_is_named_with_the_mend(table: Table, tmp_path: Path, keep: float) -> None:
+    shard = sorted((tmp_path / "t").glob("shard-*"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    for use in (open_table, status, lambda path: scan(path, header())):
+        with pytest.raises(DataError, match=rf"{shard.name} is truncated or damaged .*delete it and relaunch"):
+            use(tmp_path / "t")
+    shard.unlink()
+    assert len(open_table(tmp_path / "t")) == 2
+
+
+def test_flipped_bits_are_noticed(table: Table, tmp_path: Path) -> None:
+    shard = sorted((tmp_path / "t").glob("shard-*"))[0]
+    content = bytearray(shard.read_bytes())
+    chunk = pq.read_metadata(shard).row_group(0).column(4)
+    content[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{shard.name} is truncated or damaged"):
+        open_table(tmp_path / "t").to_arrow()
+
+
+def test_foreign_parquet_in_the_directory_is_named(table: Table, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "t" / "mine.parquet")
+    with pytest.raises(DataError, match=r"mine.parquet was not written by zcpipe; move it"):
+        open_table(tmp_path / "t")
+    (tmp_path / "t" / "mine.parquet").unlink()
+    with locked(tmp_path / "other", header(seed=1)) as store:
+        other = store.commit(0, [row(1)], BUILD)
+    other.rename(tmp_path / "t" / other.name)
+    with pytest.raises(DataError, match="belongs to a table of another identity"):
+        open_table(tmp_path / "t")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
+    directory = small_disk / "t"
+    with locked(directory, header()) as store:
+        store.commit(0, [row(1)], BUILD)
+        (small_disk / "ballast").write_bytes(b"x" * 90_000)
+        many = [row(i, arch=os.urandom(40).hex()) for i in range(2, 900)]
+        with pytest.raises(DataError, match="no space left on device; free some space and relaunch the same command"):
+            store.commit(1, many, BUILD)
+        assert not list(directory.glob(".*"))
+        (small_disk / "ballast").unlink()
+        store.commit(1, many, BUILD)
+    assert len(open_table(directory)) == 899
+
+
+def test_a_read_only_disk_is_named(small_disk: Path) -> None:
+    make(small_disk / "t", [row(1)])
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with (
+        pytest.raises(DataError, match=r"read-only file system; .*choose another directory"),
+        locked(small_disk / "t", header()),
+    ):
+        pass
+    with pytest.raises(DataError, match=r"cannot write .*read-only"):
+        publish(small_disk / "file", b"x")
+    with pytest.raises(DataError, match=r"cannot create .*read-only"), locked(small_disk / "new", header()):
+        pass
+    assert len(open_table(small_disk / "t")) == 1
