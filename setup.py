@@ -27,7 +27,7 @@ def sources(pattern: str) -> list[str]:
 library = CppExtension(
     "zcpipe._C",
     sources=sources("*.cpp") + sources("cpu/*.cpp"),
-    depends=sources("**/*.h"),
+    depends=sources("**/*.h") + sources("**/*.inc"),
     include_dirs=[str(ROOT.absolute() / "csrc")],
     extra_compile_args={"cxx": CXX + STABLE_ABI},
     py_limited_api=True,

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "common/philox.h"
+#include "common/simd.h"
 
 namespace zcpipe {
 
@@ -15,16 +15,20 @@ struct NormalPair {
     double first, second;
 };
 
+constexpr uint64_t kTwo52Bits = 0x4330000000000000u;  // the double 2^52, whose mantissa counts in ones
+constexpr double kTwo52 = 4503599627370496.0;
+
+// n as a double, for n < 2^52. (Instruction sets without a conversion from 64 bits vectorise this one.)
+ZCPIPE_INLINE double to_double(uint64_t n) { return std::bit_cast<double>(n | kTwo52Bits) - kTwo52; }
+
 // log(u) for u in [2^-53, 1]: u = 2^e z with z in [sqrt(1/2), sqrt(2)), log z = 2 atanh((z - 1) / (z + 1)).
 ZCPIPE_INLINE double log_unit(double u) {
     constexpr uint64_t kOne = 0x3FF0000000000000u, kSqrtHalf = 0x3FE6A09E00000000u, kMantissa = 0x000FFFFFFFFFFFFFu;
-    constexpr uint64_t kTwo52Bits = 0x4330000000000000u;        // 2^52, whose low mantissa bits count in ones
-    constexpr double kTwo52Bias = 4503599627370496.0 + 1023.0;  // 2^52 and the exponent's bias
-    constexpr double kLn2High = 0x1.62e42feep-1;                // 32 bits: a multiple by an exponent is exact
+    constexpr double kLn2High = 0x1.62e42feep-1;  // 32 bits: a multiple by an exponent is exact
     constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
 
     const uint64_t bits = std::bit_cast<uint64_t>(u) + (kOne - kSqrtHalf);
-    const double e = std::bit_cast<double>((bits >> 52) | kTwo52Bits) - kTwo52Bias;
+    const double e = to_double(bits >> 52) - 1023.0;
     const double z = std::bit_cast<double>((bits & kMantissa) + kSqrtHalf);
     const double f = z - 1.0;
     const double s = f / (2.0 + f);
@@ -43,10 +47,10 @@ ZCPIPE_INLINE double log_unit(double u) {
 }
 
 // cos and sin of 2 pi v for v in [0, 1): v = quarter / 4 + r with |r| <= 1/8, exactly, then Taylor polynomials.
-// `top` holds v's first 27 bits.
-ZCPIPE_INLINE NormalPair cos_sin_turn(double v, int32_t top) {
-    const int32_t quarter = ((top >> 24) + 1) >> 1;  // 0..4, rounded to nearest
-    const double t = (v - 0.25 * quarter) * 0x1.921fb54442d18p+2;
+// `eighth` is the integer part of 8 v.
+ZCPIPE_INLINE NormalPair cos_sin_turn(double v, uint64_t eighth) {
+    const uint64_t quarter = (eighth + 1) >> 1;  // 0..4, rounded to nearest
+    const double t = (v - 0.25 * to_double(quarter)) * 0x1.921fb54442d18p+2;
     const double q = t * t;
     double s = 1.0 / 355687428096000.0;  // 1 / 17!
     s = s * q - 1.0 / 1307674368000.0;
@@ -71,15 +75,13 @@ ZCPIPE_INLINE NormalPair cos_sin_turn(double v, int32_t top) {
     return {((quarter + 1) & 2) != 0 ? -x : x, (quarter & 2) != 0 ? -y : y};
 }
 
-// Elements 2 index and 2 index + 1 of the stream of normals.
-ZCPIPE_INLINE NormalPair normal_pair(StreamId id, uint64_t index) {
-    const Block b = philox(id, index);
-    // 53 bits from two words: 27 from the odd one, 26 from the even one.
-    const int32_t radius_top = int32_t(b.w1 >> 5), angle_top = int32_t(b.w3 >> 5);
-    const double u = (radius_top * 67108864.0 + (int32_t(b.w0 >> 6) + 1)) * 0x1p-53;  // in (0, 1]
-    const double v = (angle_top * 67108864.0 + int32_t(b.w2 >> 6)) * 0x1p-53;         // in [0, 1)
-    const double radius = std::sqrt(-2.0 * log_unit(u));
-    const NormalPair turn = cos_sin_turn(v, angle_top);
+// Elements 2 k and 2 k + 1 of the stream of normals, from the words of block k: w0 + 2^32 w1 and w2 + 2^32 w3.
+// A uniform takes 53 bits: 27 of the odd word, 26 of the even one.
+ZCPIPE_INLINE NormalPair normal_pair(uint64_t low, uint64_t high) {
+    const double u = (to_double(low >> 37) * 67108864.0 + to_double(((low >> 6) & 0x3FFFFFFu) + 1)) * 0x1p-53;
+    const double v = (to_double(high >> 37) * 67108864.0 + to_double((high >> 6) & 0x3FFFFFFu)) * 0x1p-53;
+    const double radius = std::sqrt(-2.0 * log_unit(u));  // u is in (0, 1], v in [0, 1)
+    const NormalPair turn = cos_sin_turn(v, high >> 61);
     return {radius * turn.first, radius * turn.second};
 }
 

@@ -9,6 +9,7 @@
 
 #include "common/layout.h"
 #include "common/normal.h"
+#include "cpu/philox_blocks.h"
 
 namespace {
 
@@ -18,42 +19,47 @@ constexpr int64_t kGrain = 1 << 15;  // elements: less is not worth a second thr
 
 // Words 4 first .. 4 (first + blocks) of the stream.
 template <typename T>
-ZCPIPE_INLINE void fill_words(T* out, StreamId id, uint64_t first, int64_t blocks) {
-#pragma omp simd
-    for (int64_t i = 0; i < blocks; ++i) {
-        const Block b = philox(id, first + uint64_t(i));
-        out[4 * i] = T(b.w0);
-        out[4 * i + 1] = T(b.w1);
-        out[4 * i + 2] = T(b.w2);
-        out[4 * i + 3] = T(b.w3);
+void words(T* out, StreamId id, uint64_t first, int64_t blocks) {
+    uint64_t low[kBatch], high[kBatch];
+    for (int64_t done = 0; done < blocks; done += kBatch) {
+        const int64_t count = std::min(kBatch, blocks - done);
+        philox_blocks(low, high, id, first + uint64_t(done), count);
+        for (int64_t i = 0; i < count; ++i, out += 4) {
+            out[0] = uint32_t(low[i]);
+            out[1] = uint32_t(low[i] >> 32);
+            out[2] = uint32_t(high[i]);
+            out[3] = uint32_t(high[i] >> 32);
+        }
     }
 }
 
-ZCPIPE_CLONES void words(int64_t* out, StreamId id, uint64_t first, int64_t blocks) {
-    fill_words(out, id, first, blocks);
-}
-
-ZCPIPE_CLONES void words(uint32_t* out, StreamId id, uint64_t first, int64_t blocks) {
-    fill_words(out, id, first, blocks);
-}
-
-// Elements 2 first .. 2 (first + pairs) of the normals.
 template <typename T>
-ZCPIPE_INLINE void fill_normals(T* out, StreamId id, uint64_t first, int64_t pairs) {
+ZCPIPE_INLINE void pairs_of(T* out, const uint64_t* low, const uint64_t* high, int64_t count) {
 #pragma omp simd
-    for (int64_t i = 0; i < pairs; ++i) {
-        const NormalPair pair = normal_pair(id, first + uint64_t(i));
+    for (int64_t i = 0; i < count; ++i) {
+        const NormalPair pair = normal_pair(low[i], high[i]);
         out[2 * i] = T(pair.first);
         out[2 * i + 1] = T(pair.second);
     }
 }
 
-ZCPIPE_CLONES void normals(float* out, StreamId id, uint64_t first, int64_t pairs) {
-    fill_normals(out, id, first, pairs);
+ZCPIPE_CLONES void normal_pairs(float* out, const uint64_t* low, const uint64_t* high, int64_t count) {
+    pairs_of(out, low, high, count);
 }
 
-ZCPIPE_CLONES void normals(double* out, StreamId id, uint64_t first, int64_t pairs) {
-    fill_normals(out, id, first, pairs);
+ZCPIPE_CLONES void normal_pairs(double* out, const uint64_t* low, const uint64_t* high, int64_t count) {
+    pairs_of(out, low, high, count);
+}
+
+// Elements 2 first .. 2 (first + pairs) of the normals.
+template <typename T>
+void normals(T* out, StreamId id, uint64_t first, int64_t pairs) {
+    uint64_t low[kBatch], high[kBatch];
+    for (int64_t done = 0; done < pairs; done += kBatch) {
+        const int64_t count = std::min(kBatch, pairs - done);
+        philox_blocks(low, high, id, first + uint64_t(done), count);
+        normal_pairs(out + 2 * done, low, high, count);
+    }
 }
 
 // out[p, c] = in[c, p]: one sample from NCHW to NHWC order.

@@ -188,7 +188,7 @@ class TestNormal:
 
     def test_cosine_and_sine_are_accurate_to_a_few_ulp(self):
         k = np.random.default_rng(0).integers(0, 2**53, 100_000, dtype=np.uint64)
-        cos, sin = _philox_twin._cos_sin_turn(k * 2.0**-53, k >> np.uint64(26))
+        cos, sin = _philox_twin._cos_sin_turn(k * 2.0**-53, k >> np.uint64(50))
         angle = (
             k.astype(np.longdouble)
             * np.longdouble(2.0**-53)

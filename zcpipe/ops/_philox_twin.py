@@ -41,11 +41,10 @@ def _rademacher(key: int, nonce: int, n: int) -> NDArray[np.int8]:  # [n]
 def _normal(key: int, nonce: int, n: int) -> _Reals:  # [n]
     words = _philox(key, nonce, 0, -(-n // 2))
     w0, w1, w2, w3 = words.T
-    top = w3 >> np.uint64(5)
     u = ((w1 >> np.uint64(5)) * 67108864.0 + ((w0 >> np.uint64(6)) + np.uint64(1))) * 2.0**-53
-    v = (top * 67108864.0 + (w2 >> np.uint64(6))) * 2.0**-53
+    v = ((w3 >> np.uint64(5)) * 67108864.0 + (w2 >> np.uint64(6))) * 2.0**-53
     radius = np.sqrt(-2.0 * _log_unit(u))
-    cos, sin = _cos_sin_turn(v, top)
+    cos, sin = _cos_sin_turn(v, w3 >> np.uint64(29))
     return np.stack([radius * cos, radius * sin], axis=1).reshape(-1)[:n]
 
 
@@ -63,9 +62,9 @@ def _log_unit(u: _Reals) -> _Reals:
     return e * float.fromhex("0x1.62e42feep-1") + (e * float.fromhex("0x1.a39ef35793c76p-33") + (2.0 * s + s * (q * p)))
 
 
-def _cos_sin_turn(v: _Reals, top: _Words) -> tuple[_Reals, _Reals]:
-    """Compute cos and sin of 2 pi v for v in [0, 1), whose first 27 bits are `top`."""
-    quarter = ((top >> np.uint64(24)) + np.uint64(1)) >> np.uint64(1)
+def _cos_sin_turn(v: _Reals, eighth: _Words) -> tuple[_Reals, _Reals]:
+    """Compute cos and sin of 2 pi v for v in [0, 1); `eighth` is the integer part of 8 v."""
+    quarter = (eighth + np.uint64(1)) >> np.uint64(1)
     t = (v - 0.25 * quarter) * float.fromhex("0x1.921fb54442d18p+2")
     q = t * t
     s = np.full_like(q, 1.0 / 355687428096000.0)
