@@ -17,18 +17,23 @@ constexpr int64_t kLanes = 64;  // enough to hide the latency of an addition
 
 inline int64_t lane_width(int64_t channels) { return channels * ((kLanes + channels - 1) / channels); }
 
-// Gives every lane its channel's value; `channels` may be the first lanes.
+// Gives every lane its channel's value, in copies that double; `channels` may be the first lanes.
 template <typename T>
-ZCPIPE_INLINE void spread(T* lanes, const T* channels, int64_t n, int64_t width) {
-    for (int64_t l = 0; l < width; l += n)
-        for (int64_t c = 0; c < n; ++c) lanes[l + c] = channels[c];
+inline void spread(T* lanes, const T* channels, int64_t n, int64_t width) {
+    if (channels != lanes) std::copy_n(channels, n, lanes);
+    for (int64_t filled = n; filled < width; filled *= 2)
+        std::copy_n(lanes, std::min(filled, width - filled), lanes + filled);
 }
 
-// Adds up each channel's lanes.
-ZCPIPE_INLINE void fold(double* channels, const double* lanes, int64_t n, int64_t width) {
+// Adds up each channel's lanes in halves, spending the lanes.
+inline void fold(double* channels, double* lanes, int64_t n, int64_t width) {
+    for (int64_t groups = width / n; groups > 1; groups -= groups / 2) {
+        const int64_t half = groups / 2 * n;
+        const double* upper = lanes + groups * n - half;
+#pragma omp simd
+        for (int64_t l = 0; l < half; ++l) lanes[l] += upper[l];
+    }
     std::copy_n(lanes, n, channels);
-    for (int64_t l = n; l < width; l += n)
-        for (int64_t c = 0; c < n; ++c) channels[c] += lanes[l + c];
 }
 
 }  // namespace zcpipe
