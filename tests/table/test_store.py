@@ -85,6 +85,9 @@ def test_top_follows_directions_and_leaves_failed_rows_out(table: Table) -> None
     for bad in ("e@block", "params", "status"):
         with pytest.raises(UsageError, match="unknown column with a direction"):
             table.top(1, by=bad)
+    few = Header(header().columns[1:], {}, header().identity)
+    with pytest.raises(UsageError, match="needs the column expressivity"):
+        Table(few, {}).top(1)
     with pytest.raises(UsageError, match="positive number"):
         table.top(0)
 

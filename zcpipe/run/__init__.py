@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zcpipe.run.progress import progress
+from zcpipe.run.progress import show_progress
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
 from zcpipe.run.supervisor import Event, RunSummary, describe, run
 
-__all__ = ["All", "Archs", "Event", "Range", "RunSpec", "RunSummary", "Sample", "describe", "progress", "run"]
+__all__ = ["All", "Archs", "Event", "Range", "RunSpec", "RunSummary", "Sample", "describe", "run", "show_progress"]

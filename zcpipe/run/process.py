@@ -17,7 +17,7 @@ from zcpipe.run.executor import Lease
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
-_LINES = 20  # of standard error kept to explain a death
+_LINES, _LENGTH = 20, 1000  # what is kept of a worker's output to explain its death
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -92,6 +92,8 @@ class WorkerProcess:
         self._output.close()
         if code >= 0:
             return f"its process exited with code {code}"
+        if -code == signal.SIGKILL:
+            return "its process was killed by SIGKILL, as the system does when memory runs out"
         try:
             return f"its process was killed by {signal.Signals(-code).name}"
         except ValueError:  # a real-time signal has no name
@@ -118,8 +120,8 @@ class WorkerProcess:
                 self._output.close()
                 return
             first, *rest = chunk.split(b"\n")
-            self._tail[-1] += first
-            self._tail.extend(rest)
+            self._tail[-1] = (self._tail[-1] + first)[-_LENGTH:]
+            self._tail.extend(line[-_LENGTH:] for line in rest)
 
 
 def _environment() -> dict[str, str]:

@@ -16,7 +16,7 @@ _LINE_SECONDS = 30.0
 
 
 @contextmanager
-def progress(*, quiet: bool = False, console: Console | None = None) -> Iterator[Callable[[Event], None]]:
+def show_progress(*, quiet: bool = False, console: Console | None = None) -> Iterator[Callable[[Event], None]]:
     """Show a run as it goes; pass what this yields to ``run`` as ``on_event``.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zcpipe.table.status import Status, status
+from zcpipe.table.summary import Status, status
 from zcpipe.table.table import Table, open_table
 
 __all__ = ["Status", "Table", "open_table", "status"]

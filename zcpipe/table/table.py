@@ -124,6 +124,9 @@ class Table:
             raise UsageError(f"top needs a positive number of rows, got {k}")
         shown = ["index", "arch", "key", *(column.name for column in self.columns if column.kind != "statistic")]
         rows = self.to_arrow(shown)
+        lacking = [name for name in AZNAS if name not in shown]
+        if by is None and lacking:
+            raise UsageError(f"the AZ-NAS aggregate needs the column {lacking[0]}, which the table lacks; pass by=")
         names = AZNAS if by is None else (by,)
         directions = {name: self._direction(name) for name in names}
         values = {name: rows[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
