@@ -17,6 +17,7 @@ from zcpipe.ops.pool import _avg_pool3x3
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """An installation without a library, not loaded yet."""
+    monkeypatch.delenv("ZCPIPE_NO_NATIVE", raising=False)
     _library._load()  # what torch is told once per process is told now
     monkeypatch.setattr(_library, "_PACKAGE", tmp_path)
     _library._load.cache_clear()
