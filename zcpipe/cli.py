@@ -1,0 +1,346 @@
+"""The command line: parses, calls one function of the package, prints. Data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+import zcpipe
+from zcpipe.errors import UsageError, ZcpipeError
+
+EXIT_CODES = """
+Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
+5 missing capability; 130 interrupted, finished shards are committed.
+"""
+
+app = typer.Typer(
+    name="zcpipe",
+    help="Zero-cost proxies for whole architecture search spaces: tables, rankings, correlations.\n" + EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+truth_app = typer.Typer(no_args_is_help=True, help="Trained accuracies from the benchmarks' official files.")
+import_app = typer.Typer(no_args_is_help=True, help="Turn official files into one Parquet file.")
+app.add_typer(truth_app, name="truth")
+truth_app.add_typer(import_app, name="import")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+TableDir = Annotated[Path, typer.Argument(metavar="DIR", help="A table made by zcpipe run.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"zcpipe {zcpipe.__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
+    "zcpipe run --space nasbench201 --out tables/nb201 --dry-run"
+)
+def run(
+    space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
+    proxies: Annotated[str, typer.Option(help="Proxies or groups, separated by commas; see zcpipe proxies.")] = "aznas",
+    out: Annotated[Path | None, typer.Option(help="The table's directory. [default: runs/<space>-<identity>]")] = None,
+    sample: Annotated[int | None, typer.Option(help="Score the first N random draws under the seed.")] = None,
+    range_: Annotated[str | None, typer.Option("--range", metavar="A:B", help="Score indices A to B-1.")] = None,
+    archs: Annotated[Path | None, typer.Option(help="Score the architectures of a file, one text a line.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Shape of the task. [default: the space's first]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Worker processes. [default: score in this process]")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds an architecture may take in a worker process.")] = 600.0,
+    protocol: Annotated[str, typer.Option(help="paper or fused.")] = "paper",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score architectures into a table. The same command again resumes; a larger selection grows the table."""
+    from zcpipe import run as runs
+    from zcpipe.proxies import resolve
+    from zcpipe.run.device import resolve_device
+    from zcpipe.spaces import get_space
+
+    chosen = get_space(space)
+    spec = runs.RunSpec.model_validate(
+        {
+            "space": space,
+            "dataset": next(iter(chosen.datasets)) if dataset is None else dataset,
+            "proxies": tuple(proxy.name for proxy in resolve(proxies)),
+            "selection": _selection(sample, range_, archs),
+            "batch_size": batch_size,
+            "seed": seed,
+            "repeats": repeats,
+            "protocol": protocol,
+            "device": resolve_device(device),
+        }
+    )
+    if dry_run:
+        described = runs.describe(spec, out)
+        _print_json(described) if as_json else _print_plan(described)
+        return
+    try:
+        with runs.show_progress(quiet=quiet) as on_event:
+            summary = runs.run(spec, out, workers, timeout, on_event)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: finished shards are committed; the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
+    else:
+        counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
+        typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
+    if summary.failed:
+        raise typer.Exit(3)
+
+
+def _selection(sample: int | None, range_: str | None, archs: Path | None) -> Any:  # noqa: ANN401 - validated next
+    from zcpipe.run import All, Archs, Range, Sample
+
+    if sum(option is not None for option in (sample, range_, archs)) > 1:
+        raise UsageError("--sample, --range and --archs exclude each other; give one")
+    if sample is not None:
+        return Sample(n=sample)
+    if archs is not None:
+        return Archs.from_file(archs)
+    if range_ is not None:
+        start, separator, stop = range_.partition(":")
+        if not (separator and start.isdecimal() and stop.isdecimal()):
+            raise UsageError(f"--range must be A:B with two indices, got {range_!r}; for example --range 0:1000")
+        return Range(start=int(start), stop=int(stop))
+    return All()
+
+
+@app.command(epilog="Example: zcpipe status runs/nasbench201-1f0c7a52")
+def status(directory: TableDir, as_json: Json = False) -> None:
+    """Count a table's rows by outcome, also while a run is going on."""
+    from zcpipe.table import status as read_status
+
+    found = read_status(directory)
+    if as_json:
+        _print_json({**asdict(found), "complete": found.complete})
+        return
+    identity = found.identity
+    typer.echo(f"{found.path}: {identity['space']} on {identity['dataset']}, seed {identity['seed']}")
+    state = "complete" if found.complete else f"{found.planned - found.rows} to go"
+    typer.echo(f"{found.rows} of {found.planned} rows in {found.shards} shards: {state}")
+    typer.echo(", ".join(f"{count} {name}" for name, count in found.by_status.items()) or "no rows yet")
+
+
+@app.command(epilog="Example: zcpipe rank runs/demo --top 10 --method linear --proxies expressivity,trainability")
+def rank(
+    directory: TableDir,
+    method: Annotated[str, typer.Option(help="logrank (AZ-NAS) or linear.")] = "logrank",
+    proxies: Annotated[str, typer.Option(help="What to aggregate: proxies or groups.")] = "aznas",
+    top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Rank a table's architectures by an aggregate of proxies, over the population the table holds."""
+    from zcpipe.rank.population import rank_table
+    from zcpipe.table import open_table
+
+    population, ranked = rank_table(open_table(directory), method, proxies, top)
+    if as_json:
+        rows = [{**asdict(row), "proxies": _finite(row.proxies)} for row in ranked]
+        _print_json({"method": method, "population": population, "rows": rows})
+        return
+    names = list(ranked[0].proxies) if ranked else []
+    cells = [
+        [str(r.rank), str(r.index), r.arch, f"{r.score:.4f}", *(_number(r.proxies[name]) for name in names)]
+        for r in ranked
+    ]
+    _print_grid(["rank", "index", "arch", method, *names], cells)
+    typer.echo(f"{population} architectures ranked", err=True)
+
+
+@app.command(
+    epilog="Example: zcpipe correlate runs/nb201 --truth truth.parquet --target cifar10_test_200 "
+    "--aggregate two=expressivity,trainability"
+)
+def correlate(
+    directory: TableDir,
+    truth: Annotated[Path, typer.Option(help="Parquet file with a text column 'arch' and the target.")],
+    target: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the truth file.")],
+    aggregate: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=LIST", help="A further log-rank aggregate of proxies.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Correlate every proxy and aggregate with trained accuracies (Kendall tau-b, Spearman; raw values, signed)."""
+    from zcpipe.rank.population import correlate_table
+    from zcpipe.table import open_table
+    from zcpipe.truth import align, read_truth
+
+    table = open_table(directory)
+    known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
+    rows = correlate_table(table, known, target, _aggregates(aggregate or []))
+    if as_json:
+        _print_json({"target": target, "rows": [_finite(asdict(row)) for row in rows]})
+        return
+    cells = [[r.name, f"{r.kendall:.4f}", f"{r.spearman:.4f}", str(r.n), str(r.failed)] for r in rows]
+    _print_grid(["proxy", "kendall", "spearman", "n", "failed"], cells)
+
+
+def _aggregates(options: Sequence[str]) -> dict[str, str]:
+    parsed = {}
+    for option in options:
+        name, separator, proxies = option.partition("=")
+        if not (name and separator and proxies):
+            raise UsageError(f"--aggregate must be NAME=PROXY,PROXY..., got {option!r}")
+        parsed[name] = proxies
+    return parsed
+
+
+@import_app.command("nats", epilog="Example: zcpipe truth import nats NATS-tss-v1_0-3ffb9-simple --out truth.parquet")
+def import_nats(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Official directory or single file of NATS-Bench.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to make; nothing is overwritten.")],
+    as_json: Json = False,
+) -> None:
+    """Read NATS-Bench's official files (topology space): mean accuracy over seeds by dataset, split and epochs."""
+    from zcpipe.progress import bytes_read
+    from zcpipe.truth import reader
+
+    with bytes_read(f"reading {path.name}") as progress:
+        table = reader("nats").import_file(path, out, progress)
+    if as_json:
+        _print_json({"out": str(out), "architectures": table.num_rows, "columns": table.column_names})
+    else:
+        typer.echo(f"{out}: {table.num_rows} architectures, columns {', '.join(table.column_names)}")
+
+
+@app.command()
+def spaces(as_json: Json = False) -> None:
+    """List the search spaces that are installed."""
+    from zcpipe.spaces import EnumerableSpace, get_space, list_spaces
+
+    found = [get_space(name) for name in list_spaces()]
+    records = [
+        {
+            "name": space.name,
+            "architectures": len(space) if isinstance(space, EnumerableSpace) else None,
+            "datasets": list(space.datasets),
+            "paper": space.paper,
+        }
+        for space in found
+    ]
+    _print_records(records, as_json)
+
+
+@app.command()
+def proxies(
+    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the proxies that are installed: direction, scope, cost class, formula and paper."""
+    from zcpipe.proxies import get_proxy, list_proxies
+
+    found = [get_proxy(name) for name in list_proxies(pattern)]
+    fields = ("name", "direction", "scope", "cost", "unit", "formula", "paper")
+    _print_records([{field: getattr(proxy, field) for field in fields} for proxy in found], as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Report versions, the native library, devices and threads."""
+    from zcpipe.doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(report)
+        return
+    for name, value in report.items():
+        typer.echo(f"{name:16} {'-' if value is None else value}")
+
+
+def _print_plan(plan: Mapping[str, Any]) -> None:
+    spec, todo = plan["spec"], plan["todo"]
+    typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}, {spec['protocol']} protocol")
+    typer.echo(f"proxies          {', '.join(spec['proxies'])}")
+    typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s), {spec['device']}")
+    typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
+    typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
+    typer.echo(f"done             {plan['done']}")
+    typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
+    typer.echo(f"columns          {', '.join(plan['schema'])}")
+
+
+def _print_records(records: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(records)
+        return
+    names = list(records[0]) if records else []
+    _print_grid(names, [[_text(record[name]) for name in names] for record in records])
+
+
+def _print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits a terminal, or plain tab-separated lines where stdout is no terminal."""
+    if not sys.stdout.isatty():
+        for cells in (header, *rows):
+            typer.echo("\t".join(cells))
+        return
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        grid.add_column(name, overflow="fold")
+    for cells in rows:
+        grid.add_row(*cells)
+    Console().print(grid, markup=False) if rows else typer.echo("nothing to show", err=True)
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a record that strict JSON can hold: NaN is null, infinities are text."""
+    return {name: _json_number(value) if isinstance(value, float) else value for name, value in record.items()}
+
+
+def _json_number(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, allow_nan=False))
+
+
+def main() -> None:
+    """Run the command line; every error of ours ends in one line on stderr and its exit code."""
+    try:
+        app()
+    except ZcpipeError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must not look like a traceback
+        if os.environ.get("ZCPIPE_DEBUG"):
+            traceback.print_exc()
+        typer.echo(f"internal error: {type(error).__name__}: {error}; ZCPIPE_DEBUG=1 shows where; please report it", err=True)
+        sys.exit(1)
