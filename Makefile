@@ -1,0 +1,45 @@
+# `make demo` and `make test` set everything up by themselves; nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+CORES := $(shell nproc 2>/dev/null || echo 2)
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
+CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+.PHONY: demo test lint format build clean
+.DELETE_ON_ERROR:
+
+demo: .venv/built
+	$(BIN)/zcpipe run --space nasbench201 --sample 64 --batch-size 16 --workers $(CORES) --out runs/demo
+	$(BIN)/zcpipe rank runs/demo --top 10
+
+test: .venv/built
+	$(BIN)/python -m pytest -n $(CORES)
+
+lint: .venv/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: .venv/built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+build: .venv/installed
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	touch .venv/built
+
+.venv/built: .venv/installed $(NATIVE)
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("zcpipe needs Python 3.11 or newer; make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist zcpipe.egg-info zcpipe/_C*.so
