@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,15 +26,15 @@ from benchmarks.cells import CELLS
 from benchmarks.eager import EagerNetwork, eager_aznas
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
-from zcpipe.scoring.measure import measure, philox_probes
 from zcpipe.scoring.init import initialise
-from zcpipe.scoring.rows import ClassScorer
+from zcpipe.scoring.measure import measure, philox_probes
+from zcpipe.scoring.rows import ClassScorer, noise_batch
 from zcpipe.spaces.nasbench201 import SPACES, Cell
 
 SPACE = SPACES[0]
 
 
-def gate(scorer: ClassScorer, batch_size: int) -> float:
+def gate(scorer: ClassScorer, spec: RunSpec) -> float:
     """Return the largest relative error of expressivity against float64 over four cells; stop if it is above 1e-5."""
     worst = 0.0
     for index in CELLS[:4]:
@@ -44,11 +45,11 @@ def gate(scorer: ClassScorer, batch_size: int) -> float:
         model = initialise(built.model, seed=0, space=SPACE.name, scope=key).double()
         exact = measure(
             model,
-            [scorer._batch(0).double()],
+            [noise_batch(spec, 0).double()],
             resolve("expressivity"),
             built.blocks,
             philox_probes(0, SPACE.name, key, 0),
-            lambda: SPACE.size(cell, "cifar10"),
+            partial(SPACE.size, cell, "cifar10"),
         ).scores["expressivity"]
         worst = max(worst, abs(float(row["expressivity"]) - float(exact)) / abs(float(exact)))  # type: ignore[arg-type]
     if worst > 1e-5:
@@ -80,8 +81,10 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="a checkout of the published AZ-NAS code")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    scorer = ClassScorer(RunSpec(space=SPACE.name, dataset="cifar10", proxies=tuple(p.name for p in resolve("aznas")), batch_size=options.batch_size))
-    error = gate(scorer, options.batch_size)
+    proxies = tuple(proxy.name for proxy in resolve("aznas"))
+    spec = RunSpec(space=SPACE.name, dataset="cifar10", proxies=proxies, batch_size=options.batch_size)
+    scorer = ClassScorer(spec)
+    error = gate(scorer, spec)
     contenders: dict[str, Callable[[Cell], Callable[[], object]]] = {
         "zcpipe": lambda cell: lambda: scorer.score(cell, [cell]),
         "eager": lambda cell: _eager(cell, options.batch_size),

@@ -6,6 +6,7 @@ time was compared with the published code's; `python -m benchmarks.aznas --peer 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -63,7 +64,8 @@ class EagerNetwork(nn.Module):
 
     def __init__(self, arch: Cell) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH))])
+        stem = nn.Conv2d(3, WIDTH, 3, padding=1, bias=False)
+        self.blocks = nn.ModuleList([nn.Sequential(stem, nn.BatchNorm2d(WIDTH))])
         for stage in range(STAGES):
             width = WIDTH << stage
             if stage:
@@ -87,7 +89,7 @@ def eager_aznas(model: EagerNetwork, batch_size: int = 64, resolution: int = 32)
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     features = model.maps(torch.randn(batch_size, 3, resolution, resolution))
     entropies = [_entropy(feature.detach()) for feature in features]
-    gains = [after - before for before, after in zip(entropies, entropies[1:], strict=False)]
+    gains = [after - before for before, after in itertools.pairwise(entropies)]
     pairs = [_pair(features[i - 1], features[i]) for i in reversed(range(1, len(features)))]
     return {
         "expressivity": _or_worst(sum(entropies)),

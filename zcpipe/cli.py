@@ -272,9 +272,10 @@ def doctor(as_json: Json = False) -> None:
 
 def _print_plan(plan: Mapping[str, Any]) -> None:
     spec, todo = plan["spec"], plan["todo"]
-    typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}, {spec['protocol']} protocol")
+    typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}")
     typer.echo(f"proxies          {', '.join(spec['proxies'])}")
-    typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s), {spec['device']}")
+    typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s)")
+    typer.echo(f"recipe           {spec['protocol']} protocol on {spec['device']}")
     typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
     typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
     typer.echo(f"done             {plan['done']}")
@@ -339,8 +340,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must not look like a traceback
+    except Exception as error:  # the last line of defence: a bug must not look like a traceback
         if os.environ.get("ZCPIPE_DEBUG"):
             traceback.print_exc()
-        typer.echo(f"internal error: {type(error).__name__}: {error}; ZCPIPE_DEBUG=1 shows where; please report it", err=True)
+        what = f"{type(error).__name__}: {error}"
+        typer.echo(f"internal error: {what}; ZCPIPE_DEBUG=1 shows where; please report it", err=True)
         sys.exit(1)

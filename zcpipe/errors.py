@@ -27,7 +27,7 @@ class DataError(ZcpipeError):
     exit_code = 4
 
 
-class IdentityMismatch(DataError):
+class IdentityMismatch(DataError):  # noqa: N818 - what happened, as users say it
     """An existing table that was made under another identity (exit code 4)."""
 
 

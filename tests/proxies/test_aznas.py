@@ -60,7 +60,12 @@ def pair_by_definition(g_in, g_out):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 2, 3]), st.booleans()
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 3]),
+    st.booleans(),
 )
 def test_pair_trainability_is_its_definition(batch, before, after, size, stride, channels_last):
     generator = torch.Generator().manual_seed(batch * 1000 + before * 100 + after * 10 + size)

@@ -1,6 +1,5 @@
 """``zcpipe.score`` equals the published values, works on any module, and leaves it untouched."""
 
-import copy
 import json
 import math
 

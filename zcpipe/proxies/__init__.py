@@ -1,4 +1,4 @@
-"""Zero-cost proxies: one file a family, offering ``PROXIES``; third parties use the entry-point group ``zcpipe.proxies``."""
+"""Zero-cost proxies: one file a family, offering ``PROXIES``; third parties use entry points ``zcpipe.proxies``."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from zcpipe.errors import CapabilityError
 from zcpipe.ops import build_info
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Locator, Unit
+from zcpipe.scoring.measure import is_out_of_memory
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import get_space
 
@@ -46,7 +47,7 @@ class UnitScorer:
             members = [self._locate(index) for index in unit.members]
             scored = self._scorer.score(representative, members)
         except Exception as error:
-            kind = "memory" if _is_out_of_memory(error) else "error"
+            kind = "memory" if is_out_of_memory(error) else "error"
             reason = (str(error).splitlines() or [""])[0]
             message = f"{type(error).__name__}: {reason}".rstrip(": ")
             return self._frame.failed(unit, Failed(kind, kind, message, time.perf_counter() - started))
@@ -84,11 +85,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch's CPU allocator says so only in its message."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def build(device: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class ClassList:
 
     def __init__(self, space: EnumerableSpace[Architecture], indices: Indices, classes_per_shard: int) -> None:
         self.indices = np.unique(indices)
-        self._classes = key_classes(space)  # type: ignore[arg-type]  # every space is hashable, protocols do not say so
+        self._classes = key_classes(space)
         self._per_shard = classes_per_shard
 
     def shards(self, present: Indices) -> Iterator[Shard]:

@@ -118,11 +118,11 @@ def _guarded(proxies: Sequence[Proxy], result: Measurement, compute: Callable[[]
     try:
         compute()
     except (ZcpipeError, RuntimeError, ValueError, TypeError, MemoryError, IndexError) as error:
-        kind = "memory" if _is_out_of_memory(error) else "error"
+        kind = "memory" if is_out_of_memory(error) else "error"
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         result.failures.extend(Failure(proxy.name, kind, message) for proxy in proxies)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; torch's CPU allocator says so only in its message."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

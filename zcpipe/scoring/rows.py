@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from zcpipe.scoring.init import initialise
 from zcpipe.scoring.measure import Failure, Measurement, measure, philox_probes
 from zcpipe.scoring.score import status_of
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import Architecture, Size
+from zcpipe.spaces.base import Architecture
 
 if TYPE_CHECKING:  # the run is above scoring; its spec is only data here
     from zcpipe.run.spec import RunSpec
@@ -65,19 +66,15 @@ class ClassScorer:
             model = initialise(
                 built.model, seed=spec.seed, space=spec.space, scope=key, repeat=repeat, device=spec.device
             )
+            size = partial(self._space.size, arch, spec.dataset)
             probe = philox_probes(spec.seed, spec.space, key, repeat)
-            size = lambda: self._space.size(arch, spec.dataset)  # noqa: E731
             results.append(measure(model, [self._batch(repeat)], proxies, built.blocks, probe, size))
         return results
 
     def _batch(self, repeat: int) -> Tensor:  # [N, C, H, W]
         """Return the noise batch of a repeat, the same for every architecture of the run."""
         if repeat not in self._batches:
-            spec = self._spec
-            shape = (spec.batch_size, *self._space.datasets[spec.dataset].input_shape)
-            batch = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
-            Stream.of(spec.seed, spec.space, "run", repeat, "inputs").normal_(batch)
-            self._batches[repeat] = batch
+            self._batches[repeat] = noise_batch(self._spec, repeat)
         return self._batches[repeat]
 
     def _row(self, member: Architecture, shared: Sequence[Measurement]) -> dict[str, object]:
@@ -93,6 +90,13 @@ class ClassScorer:
         values |= {"params": size.params, "macs": size.macs}
         values |= {c.name: _mean_statistic(c.name, shared) for c in self.columns if c.kind == "statistic"}
         return {**values, "status": status_of(scores, failures), "failures": _as_records(failures)}
+
+
+def noise_batch(spec: RunSpec, repeat: int) -> Tensor:  # [N, C, H, W]
+    """Draw the batch of a run's repeat: i.i.d. standard normals, channels-last, a function of seed and space alone."""
+    shape = (spec.batch_size, *get_space(spec.space).datasets[spec.dataset].input_shape)
+    batch = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
+    return Stream.of(spec.seed, spec.space, "run", repeat, "inputs").normal_(batch)
 
 
 def _no_probe(block: str, output: Tensor) -> Tensor:

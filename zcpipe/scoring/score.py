@@ -86,7 +86,7 @@ def score(
 
     Example:
         >>> import torch, zcpipe
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3)))
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
         >>> scores = zcpipe.score(net, torch.randn(16, 3, 8, 8), blocks=["0", "1"])
         >>> sorted(scores)
         ['complexity', 'expressivity', 'progressivity', 'trainability']
@@ -124,7 +124,9 @@ def _block_names(model: nn.Module, blocks: Sequence[str] | None) -> tuple[str, .
 def _given_probes(blocks: Sequence[str], probes: Mapping[str, Tensor] | Sequence[Tensor]) -> ProbeSource:
     if not isinstance(probes, Mapping):
         if len(probes) != len(blocks) - 1:
-            raise UsageError(f"probes must be one per block after the first: expected {len(blocks) - 1}, got {len(probes)}")
+            raise UsageError(
+                f"probes must be one per block after the first: expected {len(blocks) - 1}, got {len(probes)}"
+            )
         probes = dict(zip(blocks[1:], probes, strict=True))
 
     def probe(block: str, output: Tensor) -> Tensor:
@@ -132,7 +134,9 @@ def _given_probes(blocks: Sequence[str], probes: Mapping[str, Tensor] | Sequence
             raise UsageError(f"no probe given for block {block!r}")
         given = probes[block]
         if given.shape != output.shape:
-            raise UsageError(f"probe of block {block!r}: expected shape {tuple(output.shape)}, got {tuple(given.shape)}")
+            raise UsageError(
+                f"probe of block {block!r}: expected shape {tuple(output.shape)}, got {tuple(given.shape)}"
+            )
         return torch.empty_like(output).copy_(given)
 
     return probe

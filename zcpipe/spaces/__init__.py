@@ -1,4 +1,4 @@
-"""Search spaces: one file each, offering it in ``SPACES``; third parties use the entry-point group ``zcpipe.spaces``."""
+"""Search spaces: one file each, offering it in ``SPACES``; third parties use entry points ``zcpipe.spaces``."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ A = TypeVar("A", bound=Architecture)
 
 
 @runtime_checkable
-class Space(Protocol[A]):
+class Space(Hashable, Protocol[A]):
     """A search space. ``parse`` and ``str`` are inverse; every random draw is a function of its arguments alone."""
 
     name: str

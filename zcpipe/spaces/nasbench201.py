@@ -86,7 +86,8 @@ class NasBench201:
         number = 0
         for operation in arch.operations:
             number = number * len(OPERATIONS) + OPERATIONS.index(operation)
-        return _position()[number]
+        position: int = _position()[number]
+        return position
 
     def parse(self, text: str) -> Cell:
         """Read a cell such as ``|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|``.
