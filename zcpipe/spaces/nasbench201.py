@@ -71,7 +71,7 @@ class NasBench201:
     }
 
     def __len__(self) -> int:
-        return len(OPERATIONS) ** len(EDGES)
+        return int(len(OPERATIONS) ** len(EDGES))
 
     def __getitem__(self, index: int) -> Cell:
         if not 0 <= index < len(self):
