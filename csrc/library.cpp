@@ -19,6 +19,9 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
     m.def(
         "batch_norm_train_backward(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor invstd) "
         "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+
+    m.def("covariance(Tensor x) -> Tensor");
+    m.def("cross_moment(Tensor a, Tensor b) -> Tensor");
 }
 
 // Python finds the library as the module zcpipe._C; the module itself is empty.

@@ -1,0 +1,113 @@
+"""Second moments of feature maps over their positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zcpipe.errors import UsageError
+from zcpipe.ops._check import check_float, use_native
+from zcpipe.ops._library import on_load
+
+_ROWS_AT_ONCE = 4096  # float64 copies of this many positions stay in the cache
+
+
+def covariance(
+    x: Tensor,  # [N, C, H, W] or [R, C]
+) -> Tensor:  # [C, C] float64
+    """Population covariance of a map's channels over its positions.
+
+    Sums are taken in double precision around the first position, so that a map which is constant over its positions
+    gives exactly zero. A statistic, not a layer: it is not differentiated, and an input that requires gradients is
+    detached.
+
+    Args:
+        x: a feature map or rows of positions, float32 or float64, of any strides; those of contiguous rows and of
+            contiguous or channels_last maps are read as they are.
+
+    Returns:
+        The covariance, divided by the number of positions; not finite in the rows and columns of channels that hold
+        non-finite values.
+
+    Raises:
+        UsageError: `x` has another dtype, neither two nor four dimensions, or no position.
+    """
+    check_float("x", x)
+    if x.ndim not in (2, 4):
+        raise UsageError(f"x: got shape {tuple(x.shape)}, expected rows (R, C) or a feature map (N, C, H, W)")
+    if 0 in (x.shape[0], *x.shape[2:]):
+        raise UsageError(f"x: got shape {tuple(x.shape)}, expected at least one position")
+    x = x.detach()
+    if not use_native(x):
+        return _covariance(x)
+    return torch.ops.zcpipe.covariance(x)  # type: ignore[no-any-return]
+
+
+def cross_moment(
+    a: Tensor,  # [R, Ca]
+    b: Tensor,  # [R, Cb]
+) -> Tensor:  # [Ca, Cb] float64
+    """Mean over rows of the products of two sets of columns: ``a.T @ b / R``.
+
+    Sums are taken in double precision. A statistic, not a layer: it is not differentiated, and inputs that require
+    gradients are detached.
+
+    Args:
+        a: rows, float32 or float64, of any strides; contiguous ones are read as they are.
+        b: as many rows, of the dtype and on the device of `a`.
+
+    Returns:
+        The mean products; not finite in the rows and columns of columns that hold non-finite values.
+
+    Raises:
+        UsageError: `a` has another dtype, not two dimensions or no row, or `b` does not fit it.
+    """
+    for name, t in (("a", a), ("b", b)):
+        check_float(name, t)
+        if t.ndim != 2:
+            raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected two dimensions (rows, columns)")
+    if a.shape[0] == 0:
+        raise UsageError(f"a: got shape {tuple(a.shape)}, expected at least one row")
+    if b.shape[0] != a.shape[0]:
+        raise UsageError(f"b: got shape {tuple(b.shape)}, expected {a.shape[0]} rows as in a")
+    if b.dtype != a.dtype or b.device != a.device:
+        raise UsageError(f"b: got {b.dtype} on {b.device}, expected a's {a.dtype} on {a.device}")
+    a, b = a.detach(), b.detach()
+    if not use_native(a, b):
+        return _cross_moment(a, b)
+    return torch.ops.zcpipe.cross_moment(a, b)  # type: ignore[no-any-return]
+
+
+def _covariance(x: Tensor) -> Tensor:
+    rows = x if x.ndim == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    count, channels = rows.shape
+    origin = rows[0].double()
+    gram = rows.new_zeros(channels, channels, dtype=torch.float64)
+    total = rows.new_zeros(channels, dtype=torch.float64)
+    for piece in rows.split(_ROWS_AT_ONCE):
+        shifted = piece.double() - origin
+        gram += shifted.T @ shifted
+        total += shifted.sum(0)
+    mean = total / count
+    return gram / count - torch.outer(mean, mean)
+
+
+def _cross_moment(a: Tensor, b: Tensor) -> Tensor:
+    total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float64)
+    for a_piece, b_piece in zip(a.split(_ROWS_AT_ONCE), b.split(_ROWS_AT_ONCE), strict=True):
+        total += a_piece.double().T @ b_piece.double()
+    return total / a.shape[0]
+
+
+def _fake_covariance(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], x.shape[1], dtype=torch.float64)
+
+
+def _fake_cross_moment(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[1], b.shape[1], dtype=torch.float64)
+
+
+@on_load
+def _register() -> None:
+    torch.library.register_fake("zcpipe::covariance", _fake_covariance)
+    torch.library.register_fake("zcpipe::cross_moment", _fake_cross_moment)
