@@ -1,0 +1,229 @@
+"""The command line as scripts use it: output, JSON shapes, exit codes, one clear line for whatever goes wrong."""
+
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from zcpipe import get_space
+from zcpipe.cli import main
+
+SPACE = get_space("nasbench201")
+
+
+@pytest.fixture
+def zcpipe(monkeypatch, capsys):
+    """Run a command; return exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zcpipe", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A small real table: 12 cells, AZ-NAS at batch 2."""
+    directory = tmp_path_factory.mktemp("cli") / "table"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["zcpipe", "run", *RUN, "--out", str(directory), "-q"])
+        main_quietly()
+    return directory
+
+
+RUN = ("--space", "nasbench201", "--sample", "12", "--batch-size", "2")
+
+
+def main_quietly():
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """A truth file in which accuracy grows with the cell's size."""
+    cells = [SPACE.sample(0, i) for i in range(12)]
+    accuracy = [50 + SPACE.size(cell, "cifar10").macs / 1e7 for cell in cells]
+    path = tmp_path / "truth.parquet"
+    pq.write_table(pa.table({"arch": [str(cell) for cell in cells], "acc": accuracy, "same": [1.0] * 12}), path)
+    return path
+
+
+def test_run_reports_resumes_and_grows(zcpipe, tmp_path):
+    out = tmp_path / "t"
+    cheap = ("run", "--space", "nasbench201", "--proxies", "params", "--out", out, "--json", "-q")
+    code, text, _ = zcpipe(*cheap, "--sample", 5)
+    assert code == 0
+    first = json.loads(text)
+    assert (first["planned"], first["present"], first["new"], first["by_status"]) == (5, 0, 5, {"ok": 5})
+    assert json.loads(zcpipe(*cheap, "--sample", 5)[1])["new"] == 0
+    assert json.loads(zcpipe(*cheap, "--sample", 8)[1])["new"] == 3
+    assert json.loads(zcpipe(*cheap, "--range", "0:4")[1])["planned"] == 4
+    code, text, _ = zcpipe("status", out, "--json")
+    assert code == 0
+    assert json.loads(text)["complete"] is True
+
+
+def test_run_scores_listed_architectures(zcpipe, tmp_path):
+    listed = tmp_path / "archs.txt"
+    listed.write_text(f"{SPACE[7]}\n\n{SPACE[9]}\n")
+    cheap = ("run", "--space", "nasbench201", "--proxies", "params", "--out", tmp_path / "t", "--json")
+    assert json.loads(zcpipe(*cheap, "--archs", listed)[1])["planned"] == 2
+    listed.write_text(f"{SPACE[7]}\n|conv~0|\n")
+    code, _, err = zcpipe(*cheap, "--archs", listed)
+    assert code == 2
+    assert "line 2" in err
+    assert "malformed cell" in err
+
+
+def test_dry_run_touches_nothing(zcpipe, tmp_path):
+    out = tmp_path / "t"
+    code, text, _ = zcpipe("run", "--space", "nasbench201", "--dry-run", "--json", "--out", out)
+    plan = json.loads(text)
+    assert code == 0
+    assert (plan["architectures"], plan["classes"], plan["done"]) == (15625, 5260, 0)
+    assert not out.exists()
+    assert "5260 classes" in zcpipe("run", "--space", "nasbench201", "--dry-run", "--out", out)[1]
+
+
+def test_rank_prints_the_best_first(zcpipe, table):
+    code, text, err = zcpipe("rank", table, "--top", 3, "--json")
+    ranking = json.loads(text)
+    assert code == 0
+    assert err == ""
+    assert (ranking["method"], ranking["population"], len(ranking["rows"])) == ("logrank", 12, 3)
+    scores = [row["score"] for row in ranking["rows"]]
+    assert scores == sorted(scores, reverse=True)
+    assert set(ranking["rows"][0]["proxies"]) == {"expressivity", "progressivity", "trainability", "complexity"}
+    linear = json.loads(zcpipe("rank", table, "--method", "linear", "--proxies", "macs", "--json")[1])
+    sizes = [SPACE.size(SPACE.sample(0, i), "cifar10").macs for i in range(12)]
+    assert linear["rows"][0]["proxies"]["macs"] == max(sizes)
+    assert zcpipe("rank", table, "--top", 3)[1].splitlines()[0].startswith("rank\tindex\tarch\tlogrank\texpressivity")
+
+
+def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, truth):
+    code, text, _ = zcpipe(
+        "correlate", table, "--truth", truth, "--target", "acc", "--aggregate", "two=expressivity,macs", "--json"
+    )
+    result = json.loads(text)
+    assert code == 0
+    assert result["target"] == "acc"
+    names = [row["name"] for row in result["rows"]]
+    four = ["expressivity", "progressivity", "trainability", "complexity"]
+    assert names == ["params", "macs", *four, "aznas", "aznas_linear", "two"]
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["macs"]["kendall"] == pytest.approx(1)
+    assert rows["macs"]["spearman"] == pytest.approx(1)
+    assert (rows["macs"]["n"], rows["macs"]["failed"]) == (12, 0)
+    assert "aznas_linear" in zcpipe("correlate", table, "--truth", truth, "--target", "acc")[1]
+
+
+def test_lists(zcpipe):
+    assert json.loads(zcpipe("spaces", "--json")[1])[0]["architectures"] == 15625
+    assert {p["name"] for p in json.loads(zcpipe("proxies", "*ivity", "--json")[1])} == {
+        "expressivity",
+        "progressivity",
+    }
+    assert json.loads(zcpipe("doctor", "--json")[1])["torch"]
+    assert "nasbench201" in zcpipe("spaces")[1]
+    assert "trainability" in zcpipe("proxies")[1]
+    assert "torch" in zcpipe("doctor")[1]
+    assert zcpipe("--version")[1].startswith("zcpipe ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("run", "--space", "nasbench202"), 2, "did you mean nasbench201"),
+        (("run", *RUN[:2], "--proxies", "expresivity"), 2, "did you mean expressivity"),
+        (("run", *RUN[:2], "--dataset", "cifar11"), 2, "cifar10"),
+        (("run", *RUN[:2], "--sample", "20000"), 2, "15625"),
+        (("run", *RUN[:2], "--range", "5"), 2, "A:B"),
+        (("run", *RUN[:2], "--range", "5:99999"), 2, "15625"),
+        (("run", *RUN[:2], "--range", "5:9", "--sample", "3"), 2, "exclude each other"),
+        (("run", *RUN[:2], "--archs", "/nowhere/archs.txt"), 2, "/nowhere/archs.txt"),
+        (("run", *RUN[:2], "--batch-size", "0"), 2, "batch_size"),
+        (("run", *RUN[:2], "--protocol", "papr"), 2, "protocol"),
+        (("run", *RUN[:2], "--device", "gpu"), 2, "unknown device"),
+        (("run", *RUN[:2], "--device", "cuda:9"), 5, "cuda:9"),
+        (("run", *RUN[:2], "--workers", "0", "--sample", "1", "--out", "/tmp/zcpipe-none"), 2, "workers"),
+        (("run", *RUN[:2], "--sample", "1", "--proxies", "params", "--out", "/proc/zcpipe"), 4, "/proc/zcpipe"),
+        (("status", "/nowhere"), 4, "no zcpipe table"),
+        (("rank", "/nowhere"), 4, "no zcpipe table"),
+        (("run",), 2, "--space"),
+        (("no-such-command",), 2, "no-such-command"),
+    ],
+)
+def test_bad_usage_is_one_clear_message_and_its_exit_code(zcpipe, arguments, code, says):
+    found, out, err = zcpipe(*arguments)
+    assert (found, out) == (code, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--method", "logrnk"), 2, "logrank"),
+        (("--proxies", "nothing"), 2, "unknown proxy"),
+        (("--top", "0"), 2, "--top"),
+    ],
+)
+def test_bad_rank_options(zcpipe, table, options, code, says):
+    found, _, err = zcpipe("rank", table, *options)
+    assert found == code
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--target", "ac"), 2, "did you mean acc"),
+        (("--target", "same"), 4, "constant"),
+        (("--target", "acc", "--aggregate", "x"), 2, "NAME=PROXY"),
+        (("--target", "acc", "--aggregate", "macs=params"), 2, "hide"),
+    ],
+)
+def test_bad_correlate_options(zcpipe, table, truth, options, code, says):
+    found, _, err = zcpipe("correlate", table, "--truth", truth, *options)
+    assert found == code
+    assert says in err
+
+
+def test_truth_of_another_space_is_named(zcpipe, table, tmp_path):
+    path = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"arch": ["a", "b"], "acc": [1.0, 2.0]}), path)
+    code, _, err = zcpipe("correlate", table, "--truth", path, "--target", "acc")
+    assert code == 4
+    assert "none of the table's architectures" in err
+
+
+def test_existing_table_of_another_identity_is_refused_with_the_difference(zcpipe, table):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in table.iterdir())
+    code, _, err = zcpipe("run", *RUN, "--seed", "1", "--out", table)
+    assert code == 4
+    assert "seed" in err
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in table.iterdir()) == before
+
+
+def test_truth_import_reads_official_files(zcpipe, data, tmp_path):
+    source, out = data("nats/NATS-tss-v1_0-3ffb9-simple"), tmp_path / "truth.parquet"
+    code, text, _ = zcpipe("truth", "import", "nats", source, "--out", out, "--json")
+    assert code == 0
+    assert json.loads(text)["architectures"] == 2
+    code, _, err = zcpipe("truth", "import", "nats", source, "--out", out)
+    assert code == 4
+    assert "exists" in err
+    code, _, err = zcpipe("truth", "import", "nats", tmp_path / "absent", "--out", tmp_path / "x.parquet")
+    assert code == 4
+    assert "absent" in err
