@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
+from zcpipe.proxies import groups
 
 # Pure arithmetic over arrays that knows nothing of tables, and therefore below them although rank/ reads tables.
 from zcpipe.rank.aggregate import log_rank
@@ -23,8 +24,6 @@ from zcpipe.table.store import find_header, read_columns, read_footer, shard_pat
 
 if TYPE_CHECKING:
     import pandas as pd
-
-AZNAS = ("expressivity", "progressivity", "trainability", "complexity")
 
 
 def open_table(path: str | Path) -> Table:
@@ -124,10 +123,10 @@ class Table:
             raise UsageError(f"top needs a positive number of rows, got {k}")
         shown = ["index", "arch", "key", *(column.name for column in self.columns if column.kind != "statistic")]
         rows = self.to_arrow(shown)
-        lacking = [name for name in AZNAS if name not in shown]
+        lacking = [name for name in groups()["aznas"] if name not in shown]
         if by is None and lacking:
             raise UsageError(f"the AZ-NAS aggregate needs the column {lacking[0]}, which the table lacks; pass by=")
-        names = AZNAS if by is None else (by,)
+        names = groups()["aznas"] if by is None else (by,)
         directions = {name: self._direction(name) for name in names}
         values = {name: rows[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
         if by is not None:
