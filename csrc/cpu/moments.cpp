@@ -22,7 +22,8 @@ using namespace zcpipe;
 using Doubles = std::vector<double>;
 
 constexpr int64_t kTileDoubles = 4096;  // of all panels of a tile: two thirds of a first cache
-constexpr int64_t kChunkRows = 1024;    // at least this many rows for each thread
+constexpr int64_t kPackedRows = 16;
+constexpr int64_t kChunkRows = 2048;    // at least this many rows for each thread
 constexpr int64_t kChunkMost = 8;       // chunks: each has sums of its own
 constexpr int64_t kRowsPerChannel = 4;  // in a chunk, so that adding up chunks is little of the work
 
@@ -41,27 +42,37 @@ class Buffer {
 };
 
 // A deviation in double precision, for float32 data rounded to 26 bits: the product of two is exact then, which lets
-// add_products fuse. The rounding is 2^-27 of the deviation, an eighth of what float32 itself rounds off.
+// add_products fuse. The rounding is at most 2^-27 of the deviation, an eighth of what float32 itself rounds off.
 template <typename T>
 ZCPIPE_INLINE double deviation(T x, double origin) {
     const double d = double(x) - origin;
     if constexpr (std::is_same_v<T, double>) return d;
-    return std::bit_cast<double>((std::bit_cast<uint64_t>(d) + (uint64_t{1} << 26)) & ~((uint64_t{1} << 27) - 1));
+    constexpr uint64_t kUnit = uint64_t{1} << 27;  // of the last bit that stays
+    return std::bit_cast<double>((std::bit_cast<uint64_t>(d) + kUnit / 2) & ~(kUnit - 1));
 }
 
-// Rows with their columns side by side, `columns` apart.
-template <typename T>
+// Rows with their columns side by side, `columns` apart. Few rows at a time, so that memory is read in its order and
+// yet the loop over rows is worth its start.
+template <bool kShift, typename T>
 ZCPIPE_INLINE void pack_rows(double* panels, int64_t stride, const T* x, const double* origin, int64_t rows,
                              int64_t columns) {
+    const auto value = [&](int64_t t, int64_t c) {
+        const T v = x[t * columns + c];
+        return kShift ? deviation(v, origin[c]) : double(v);
+    };
     const int64_t full = columns / kPanel * kPanel;
-    for (int64_t t = 0; t < rows; ++t) {
-        const T* row = x + t * columns;
-        double* to = panels + t * kPanel;
-        for (int64_t c = 0; c < full; c += kPanel, to += stride) {
+    for (int64_t first = 0; first < rows; first += kPackedRows) {
+        const int64_t last = std::min(rows, first + kPackedRows);
+        for (int64_t c = 0; c < full; c += kPanel) {
+            double* to = panels + c / kPanel * stride;
+            for (int64_t t = first; t < last; ++t) {
 #pragma omp simd
-            for (int64_t l = 0; l < kPanel; ++l) to[l] = deviation(row[c + l], origin[c + l]);
+                for (int64_t l = 0; l < kPanel; ++l) to[t * kPanel + l] = value(t, c + l);
+            }
         }
-        for (int64_t c = full; c < columns; ++c) to[c - full] = deviation(row[c], origin[c]);
+        double* to = panels + full / kPanel * stride;
+        for (int64_t t = first; t < last; ++t)
+            for (int64_t c = full; c < columns; ++c) to[t * kPanel + c - full] = value(t, c);
     }
 }
 
@@ -103,7 +114,10 @@ ZCPIPE_INLINE void sum_columns(double* sums, const double* panel, int64_t rows) 
 #define ZCPIPE_PACK_KERNELS(T)                                                                              \
     ZCPIPE_CLONES void pack(double* panels, int64_t stride, const T* x, const double* origin, int64_t rows, \
                             int64_t columns) {                                                              \
-        pack_rows(panels, stride, x, origin, rows, columns);                                                \
+        if (origin != nullptr)                                                                              \
+            pack_rows<true>(panels, stride, x, origin, rows, columns);                                      \
+        else                                                                                                \
+            pack_rows<false>(panels, stride, x, origin, rows, columns);                                     \
     }                                                                                                       \
     ZCPIPE_CLONES void pack(double* panels, int64_t stride, const T* x, const double* origin, int64_t rows, \
                             int64_t columns, int64_t pixels) {                                              \
@@ -134,7 +148,7 @@ struct Positions {
 
     T at_first(int64_t column) const { return data[column * pixels]; }
 
-    // Writes the deviations of positions begin .. end from `origin`.
+    // Writes the deviations of positions begin .. end from `origin`, or rows as they are for none.
     void pack_tile(double* panels, int64_t stride, const double* origin, int64_t begin, int64_t end) const {
         if (pixels == 1) {
             pack(panels, stride, data + begin * columns, origin, end - begin, columns);
@@ -212,7 +226,6 @@ void cross_moment_of(double* out, const Positions<T>& a, const Positions<T>& b) 
     const int64_t left_panels = panels_of(a.columns), right_panels = panels_of(b.columns);
     const int64_t width = right_panels * kPanel, size = left_panels * kPanel * width;
     const Division division(a.count, left_panels, right_panels, left_panels + right_panels);
-    const Doubles origin(std::max(a.columns, b.columns));
     Buffer products(division.chunks * size);
     double* g = products.data();
     division.for_chunks(a.count, [&](int64_t k, int64_t begin, int64_t end) {
@@ -221,8 +234,8 @@ void cross_moment_of(double* out, const Positions<T>& a, const Positions<T>& b) 
         const Panels right = {b_buffer.data(), right_panels, division.tile * kPanel};
         for (int64_t i = begin; i < end; i += division.tile) {
             const int64_t rows = std::min(division.tile, end - i);
-            a.pack_tile(a_buffer.data(), left.stride, origin.data(), i, i + rows);
-            b.pack_tile(b_buffer.data(), right.stride, origin.data(), i, i + rows);
+            a.pack_tile(a_buffer.data(), left.stride, nullptr, i, i + rows);
+            b.pack_tile(b_buffer.data(), right.stride, nullptr, i, i + rows);
             add_products(g + k * size, left, right, rows, Part::kAll, std::is_same_v<T, float>);
         }
     });

@@ -3,7 +3,11 @@
 #include "common/simd.h"
 
 // Clang knows no pragma that changes the instruction set.
-#define ZCPIPE_PANEL_VERSIONS (ZCPIPE_HAS_CLONES && !defined(__clang__))
+#if ZCPIPE_HAS_CLONES && !defined(__clang__)
+#define ZCPIPE_PANEL_VERSIONS 1
+#else
+#define ZCPIPE_PANEL_VERSIONS 0
+#endif
 
 #if ZCPIPE_PANEL_VERSIONS
 // GCC 12 warns about its own header's deliberately undefined operands.

@@ -84,8 +84,8 @@ def _covariance(x: Tensor) -> Tensor:
     origin = rows[0].double()
     gram = rows.new_zeros(channels, channels, dtype=torch.float64)
     total = rows.new_zeros(channels, dtype=torch.float64)
-    for piece in rows.split(_ROWS_AT_ONCE):
-        shifted = piece.double() - origin
+    for i in range(0, count, _ROWS_AT_ONCE):
+        shifted = rows[i : i + _ROWS_AT_ONCE].double() - origin
         gram += shifted.T @ shifted
         total += shifted.sum(0)
     mean = total / count
@@ -94,8 +94,8 @@ def _covariance(x: Tensor) -> Tensor:
 
 def _cross_moment(a: Tensor, b: Tensor) -> Tensor:
     total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float64)
-    for a_piece, b_piece in zip(a.split(_ROWS_AT_ONCE), b.split(_ROWS_AT_ONCE), strict=True):
-        total += a_piece.double().T @ b_piece.double()
+    for i in range(0, a.shape[0], _ROWS_AT_ONCE):
+        total += a[i : i + _ROWS_AT_ONCE].double().T @ b[i : i + _ROWS_AT_ONCE].double()
     return total / a.shape[0]
 
 

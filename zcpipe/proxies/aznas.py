@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zcpipe.errors import UsageError
+from zcpipe.ops import covariance, cross_moment
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe, as_rows
 
 PAPER = "Lee & Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search, CVPR 2024"
@@ -22,7 +23,6 @@ RECIPE = Recipe(init="kaiming_normal", inputs="noise", norm="batch")
 
 _LOG_EPSILON = 1e-8  # inside the logarithm of the entropy only
 _RECIPROCAL_EPSILON = 1e-6
-_ROWS_AT_ONCE = 4096  # float64 copies of this many positions stay in the cache
 
 
 def spectral_entropy(rows: Tensor) -> float:  # [N, C]
@@ -37,29 +37,15 @@ def spectral_entropy(rows: Tensor) -> float:  # [N, C]
     Returns:
         The entropy; -inf if the map is constant over its positions (a dead block); NaN if it holds non-finite values.
     """
-    covariance = _covariance(rows)
-    if not bool(torch.isfinite(covariance).all()):
+    moments = covariance(rows)
+    if not bool(torch.isfinite(moments).all()):
         return math.nan
-    eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min_(0.0)
+    eigenvalues = torch.linalg.eigvalsh(moments).clamp_min_(0.0)
     total = eigenvalues.sum()
     if total == 0:
         return -math.inf
     share = eigenvalues / total
     return float(-(share * torch.log(share + _LOG_EPSILON)).sum())
-
-
-def _covariance(rows: Tensor) -> Tensor:  # [N, C] -> [C, C]
-    """Population covariance in float64, around the first row so that a constant map gives exactly zero."""
-    count, channels = rows.shape
-    origin = rows[0].double()
-    gram = rows.new_zeros(channels, channels, dtype=torch.float64)
-    total = rows.new_zeros(channels, dtype=torch.float64)
-    for piece in rows.split(_ROWS_AT_ONCE):
-        shifted = piece.double() - origin
-        gram.addmm_(shifted.T, shifted)
-        total += shifted.sum(0)
-    mean = total / count
-    return gram / count - torch.outer(mean, mean)
 
 
 def pair_trainability(g_in: Tensor, g_out: Tensor) -> float:  # layouts of the two maps
@@ -82,8 +68,7 @@ def pair_trainability(g_in: Tensor, g_out: Tensor) -> float:  # layouts of the t
     # Almost every block differs within the first sample; only candidates are compared whole.
     if g_in.shape == g_out.shape and torch.equal(g_in[0], g_out[0]) and torch.equal(g_in, g_out):
         return -math.inf
-    rows_in, rows_out = _folded_rows(g_in, g_out), as_rows(g_out)
-    product = rows_in.T @ rows_out / rows_out.shape[0]
+    product = cross_moment(_folded_rows(g_in, g_out), as_rows(g_out))
     if not bool(torch.isfinite(product).all()):
         return math.nan
     sigma = float(torch.linalg.svdvals(product)[0])
@@ -105,8 +90,9 @@ def _folded_rows(g_in: Tensor, g_out: Tensor) -> Tensor:  # -> [N, C_in * r * r]
             f"trainability needs maps whose resolutions are integer multiples, "
             f"got {(height, width)} before and {(rows, columns)} after a block"
         )
-    pixels = g_in.permute(0, 2, 3, 1).unflatten(1, (rows, stride)).unflatten(3, (columns, stride))
-    return pixels.transpose(2, 3).reshape(-1, g_in.shape[1] * stride * stride)
+    samples, channels = g_in.shape[:2]
+    pixels = g_in.permute(0, 2, 3, 1).reshape(samples, rows, stride, columns, stride, channels)  # a view
+    return pixels.transpose(2, 3).reshape(-1, channels * stride * stride)
 
 
 def _sum_of_entropies(statistics: Mapping[str, NDArray[np.float64]]) -> float:
