@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
@@ -103,8 +103,9 @@ def test_cross_moment_of_any_rows(r, ca, cb, form, single):
     assert_near(_cross_moment(a, b), exact, scale, 1e-13)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(1, 5), c=CHANNELS, h=st.integers(1, 20), w=st.integers(1, 20), single=st.booleans())
-def test_layouts_give_the_same_bits(n, c, h, w, single):
+def test_layouts_give_the_same_bits(native, n, c, h, w, single):
     x = normal((n, c, h, w), torch.float32 if single else torch.float64)
     nchw, nhwc = (covariance(x.contiguous(memory_format=layout)) for layout in LAYOUTS)
     assert torch.equal(nchw, nhwc)
@@ -190,7 +191,7 @@ def test_meta_tensors_give_meta_tensors():
         assert moment.is_meta and moment.shape == shape and moment.dtype == torch.float64
 
 
-def test_the_number_of_threads_changes_nothing():
+def test_the_number_of_threads_changes_nothing(native):
     x = normal((64, 16, 32, 32), torch.float32).contiguous(memory_format=torch.channels_last)
     before = torch.get_num_threads()
     try:
