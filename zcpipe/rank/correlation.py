@@ -50,7 +50,9 @@ def correlate(scores: Floats, truth: Floats, name: str = "target") -> Correlatio
     if len(target) == 0:
         raise DataError(f"{name}: no architecture of the table has a value; is the truth of another space?")
     if _constant(target):
-        raise DataError(f"target {name!r} is constant over all {len(target)} architectures: there is no order to compare")
+        raise DataError(
+            f"target {name!r} is constant over all {len(target)} architectures: there is no order to compare"
+        )
     scored = ~np.isnan(values)
     n, failed = int(scored.sum()), int((~scored).sum())
     values, target = values[scored], target[scored]

@@ -26,7 +26,13 @@ def untouched(model: nn.Module, *, train: bool = True, gradients: bool = False) 
         if isinstance(getattr(module, name, None), bool)
     ]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    quiet = {id(module) for module, name, _ in flags if name == "track_running_stats"}  # these will not write theirs
+    buffers = [
+        (buffer, buffer.clone())
+        for module in modules
+        if id(module) not in quiet
+        for buffer in module.buffers(recurse=False)
+    ]
     random_state = torch.get_rng_state()
     try:
         for module in modules:

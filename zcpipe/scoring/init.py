@@ -22,14 +22,13 @@ def initialise(
     space: str = "",
     scope: str = "",
     repeat: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> nn.Module:
     """Give a model Kaiming-normal weights (fan-in, gain for ReLU), in place, and return it.
 
     Convolutions and linear layers get normals of standard deviation sqrt(2 / fan_in), their biases zero; norm layers
-    get weight 1 and bias 0 (METHODS of AZ-NAS). A model on the meta device receives memory on ``device`` first,
-    convolutions in channels-last layout. Every tensor is a function of (seed, space, scope, repeat, parameter name)
-    alone.
+    get weight 1 and bias 0, as AZ-NAS does. A model on the meta device receives memory first. Every tensor is a
+    function of (seed, space, scope, repeat, parameter name) alone.
 
     Args:
         model: the network; changed in place.
@@ -37,7 +36,7 @@ def initialise(
         space: name of the search space, part of the random key.
         scope: what shares weights: the architecture's key.
         repeat: number of the repetition.
-        device: where a meta model is materialised.
+        device: where the model is moved to, or made if it is on the meta device; by default it stays (meta: the CPU).
 
     Raises:
         UsageError: the model is on the meta device and a parameter belongs to a layer no rule knows.
@@ -45,8 +44,9 @@ def initialise(
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if on_meta:
         _refuse_unknown_layers(model)
-        model.to_empty(device=device)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to_empty(device=device or "cpu")
+    elif device is not None and any(p.device != torch.device(device) for p in model.parameters()):
+        model.to(device)
     for name, module in model.named_modules():
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             stream = Stream.of(seed, space, scope, repeat, f"weight:{name}")

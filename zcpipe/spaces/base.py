@@ -31,9 +31,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Built:
-    """A network on the meta device, without the layers that cannot influence its output.
+    """A network without the layers that cannot influence its output.
 
-    ``zcpipe.initialise`` gives it memory and weights.
+    Its weights wait for a recipe: ``zcpipe.initialise`` fills them, and gives a model on the meta device its memory.
     """
 
     model: nn.Module
@@ -86,7 +86,7 @@ class Space(Hashable, Protocol[A]):
         ...
 
     def build(self, arch: A, dataset: str) -> Built:
-        """Build the network of ``arch`` for ``dataset`` on the meta device; a recipe fills its weights."""
+        """Build the network of ``arch`` for ``dataset`` on the CPU or the meta device; a recipe fills its weights."""
         ...
 
 

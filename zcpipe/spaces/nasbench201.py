@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
+from zcpipe.spaces.layers import Conv2d, Linear
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -162,7 +163,7 @@ class NasBench201:
         return _block_names(CELLS_PER_STAGE)
 
     def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE) -> Built:
-        """Build the network on the meta device, without the edges that cannot influence its output.
+        """Build the network without the edges that cannot influence its output; weights are zero until initialised.
 
         Args:
             arch: the cell.
@@ -255,8 +256,8 @@ class _ReluConvBn(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False, device="meta")
-        self.op = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs, device="meta"))
+        conv = Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.op = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         result: Tensor = self.op(x)
@@ -270,7 +271,7 @@ class _Reduction(nn.Module):
         super().__init__()
         self.conv_a = _ReluConvBn(inputs, outputs, 3, stride=2)
         self.conv_b = _ReluConvBn(outputs, outputs, 3)
-        shortcut = nn.Conv2d(inputs, outputs, 1, bias=False, device="meta")
+        shortcut = Conv2d(inputs, outputs, 1, bias=False)
         self.downsample = nn.Sequential(nn.AvgPool2d(2), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, 2C, H/2, W/2]
@@ -310,17 +311,17 @@ class _Network(nn.Module):
 
     def __init__(self, arch: Cell, dataset: Dataset, cells_per_stage: int) -> None:
         super().__init__()
-        stem = nn.Conv2d(dataset.input_shape[0], WIDTH, 3, padding=1, bias=False, device="meta")
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(WIDTH, device="meta"))
+        stem = Conv2d(dataset.input_shape[0], WIDTH, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(WIDTH))
         self.cells = nn.ModuleList()
         for stage in range(STAGES):
             width = WIDTH << stage
             if stage:
                 self.cells.append(_Reduction(width // 2, width))
             self.cells.extend(_Cell(arch, width) for _ in range(cells_per_stage))
-        self.lastact = nn.Sequential(nn.BatchNorm2d(width, device="meta"), nn.ReLU())
+        self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(width, dataset.classes, device="meta")
+        self.classifier = Linear(width, dataset.classes)
         self.block_names = _block_names(cells_per_stage)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
