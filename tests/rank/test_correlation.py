@@ -74,7 +74,7 @@ def test_failed_counts_only_architectures_with_truth():
 
 def test_constant():
     assert math.isnan(correlate(np.zeros(4), np.arange(4.0)).kendall)
-    with pytest.raises(DataError, match="target .cifar10_test_200. is constant over all 4"):
+    with pytest.raises(DataError, match="target 'cifar10_test_200' is constant over all 4"):
         correlate(np.arange(4.0), np.ones(4), name="cifar10_test_200")
     with pytest.raises(DataError, match="acc: no architecture"):
         correlate(np.arange(2.0), np.full(2, np.nan), name="acc")
