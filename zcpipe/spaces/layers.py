@@ -1,7 +1,7 @@
 """Layers for builders: ordinary torch layers that neither draw weights nor touch the global random state.
 
-Their weights are zero until a recipe fills them (`zcpipe.initialise`). torch's own constructors would spend more time on
-default weights that nobody uses than the network's passes take at small batches.
+Their weights are zero until a recipe fills them (`zcpipe.initialise`). torch's own constructors would spend more time
+on default weights that nobody uses than the network's passes take at small batches.
 """
 
 from __future__ import annotations
