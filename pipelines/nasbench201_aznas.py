@@ -156,7 +156,7 @@ def main() -> None:
     first = options.seeds[0]
     tables = {
         (seed, size): score(options.out, seed, size, options.workers)
-        for seed, size in [(first, size) for size in options.batch_sizes] + [(seed, 64) for seed in options.seeds]
+        for seed, size in [(seed, 64) for seed in options.seeds] + [(first, size) for size in options.batch_sizes]
     }
     done = {case: evaluate(directory, options.truth, options.target) for case, directory in tables.items()}
     results = {
