@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy import stats
 
 from zcpipe.errors import DataError, UsageError, unknown_name
 
@@ -34,6 +33,8 @@ def ranks(values: Floats, direction: str = "higher") -> Floats:
     """
     if direction not in DIRECTIONS:
         raise UsageError(f"unknown direction {direction!r}; give one of {' and '.join(DIRECTIONS)}")
+    from scipy import stats  # here, because importing it takes a second that every worker would pay
+
     numbers = np.asarray(values, dtype=np.float64)
     goodness = numbers if direction == "higher" else -numbers
     result = np.full(len(numbers), np.nan)

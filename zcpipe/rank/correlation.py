@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from zcpipe.errors import DataError
 
@@ -58,6 +57,8 @@ def correlate(scores: Floats, truth: Floats, name: str = "target") -> Correlatio
     values, target = values[scored], target[scored]
     if n < 2 or _constant(values) or _constant(target):
         return Correlation(float("nan"), float("nan"), n, failed)
+    from scipy import stats  # here, as in aggregate.ranks: it imports slowly
+
     # Of the ranks, on which both depend alone: infinite scores are ordinary then.
     score_ranks, target_ranks = stats.rankdata(values), stats.rankdata(target)
     kendall = stats.kendalltau(score_ranks, target_ranks, variant="b").statistic
