@@ -97,10 +97,11 @@ def page(cases: list[dict[str, Any]], target: str) -> str:
     lines = [
         "# AZ-NAS on NAS-Bench-201",
         "",
-        f"All {cases[0]['rows']} cells against `{target}`; noise inputs, one weight draw per key class and seed. Made by",
-        "`pipelines/nasbench201_aznas.py`; every number is in `nasbench201_aznas.json`. Published: AZ-NAS 0.741 / 0.913",
-        "(Kendall / Spearman, its authors, batch 64) and 0.712 / 0.892 (an independent re-run); linear aggregate 0.697.",
-        "`aznas` is the log-rank aggregate of the four, `aznas_linear` the sum of their ranks. Correlations are signed.",
+        f"All {cases[0]['rows']} cells against `{target}`; noise inputs, one weight draw per key class and seed. Made",
+        "by `pipelines/nasbench201_aznas.py`; every number is in `nasbench201_aznas.json`. Published: AZ-NAS 0.741 /",
+        "0.913 (Kendall / Spearman, its authors, batch 64), 0.712 / 0.892 (an independent re-run); linear aggregate",
+        "0.697. `aznas` is the log-rank aggregate of the four, `aznas_linear` the sum of their ranks. Correlations are",
+        "of raw values, signed.",
         "",
         "![ranks and costs](nasbench201_aznas.png)",
     ]
