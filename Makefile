@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc 2>/dev/null || echo 2)
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
-CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h')
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc') setup.py
+CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
 
 .PHONY: demo test lint format build clean
 .DELETE_ON_ERROR:

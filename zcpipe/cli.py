@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import zcpipe
-from zcpipe.errors import UsageError, ZcpipeError
+from zcpipe.errors import DataError, UsageError, ZcpipeError
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
@@ -340,6 +340,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # of our own output: everything else is a DataError by now
+        typer.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
+        sys.exit(DataError.exit_code)
     except Exception as error:  # the last line of defence: a bug must not look like a traceback
         if os.environ.get("ZCPIPE_DEBUG"):
             traceback.print_exc()

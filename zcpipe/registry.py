@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import CapabilityError, UsageError
 
 
 @lru_cache(maxsize=8)
@@ -25,13 +25,21 @@ def discover(package: str, attribute: str) -> dict[str, Any]:
 
     Raises:
         UsageError: two distributions offer the same name.
+        CapabilityError: what a distribution offers cannot be imported.
     """
     offered: dict[str, tuple[Any, str]] = {}
     for module in pkgutil.iter_modules(import_module(package).__path__, prefix=f"{package}."):
         for thing in getattr(import_module(module.name), attribute, ()):
             _add(offered, thing, module.name)
     for entry in sorted(entry_points(group=package), key=lambda entry: entry.value):
-        loaded = entry.load()
+        try:
+            loaded = entry.load()
+        except Exception as error:  # third-party code: whatever it does must not look like a fault of ours
+            package_name = entry.dist.name if entry.dist else entry.value
+            raise CapabilityError(
+                f"the installed package {package_name!r} offers {entry.name!r} for {package} but cannot be imported "
+                f"({type(error).__name__}: {error}); mend or uninstall it"
+            ) from error
         for thing in loaded if isinstance(loaded, Iterable) and not hasattr(loaded, "name") else (loaded,):
             _add(offered, thing, entry.value)
     return {name: offered[name][0] for name in sorted(offered)}

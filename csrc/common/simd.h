@@ -1,7 +1,8 @@
 // How a kernel asks for vector code: compiled once per instruction set, chosen when the library is loaded.
 #pragma once
 
-#if defined(__x86_64__) && defined(__ELF__) && defined(__GNUC__) && !defined(__CUDACC__)
+// GCC knows these levels from version 12 on; Clang, which calls itself GCC 4, takes the plain path.
+#if defined(__x86_64__) && defined(__ELF__) && __GNUC__ >= 12 && !defined(__CUDACC__)
 #define ZCPIPE_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #define ZCPIPE_HAS_CLONES 1
 #else

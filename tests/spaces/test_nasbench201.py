@@ -46,6 +46,7 @@ def test_parse_and_index_invert_text_and_position(cell):
         ("|none~0|+|none~0|none~2|+|none~0|none~1|none~2|", "'~1'"),
         ("|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|", "unknown operation 'conv'"),
         ("|nor_conv_3x~0|+|none~0|none~1|+|none~0|none~1|none~2|", "nor_conv_3x3"),
+        ("|||none~0|||+||none~0|none~1|+|none~0|none~1|none~2|", "did you mean"),
         ("none~0|+|none~0|none~1|+|none~0|none~1|none~2|", "node 1"),
     ],
 )

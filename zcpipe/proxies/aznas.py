@@ -101,6 +101,8 @@ def _sum_of_entropies(statistics: Mapping[str, NDArray[np.float64]]) -> float:
 
 def _smallest_gain(statistics: Mapping[str, NDArray[np.float64]]) -> float:
     entropy = statistics["expressivity"]
+    if np.isnan(entropy).any():
+        return math.nan
     if np.isneginf(entropy).any():  # a dead block: the differences around it are not numbers
         return -math.inf
     return float(np.min(np.diff(entropy)))

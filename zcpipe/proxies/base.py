@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zcpipe.errors import UsageError
+
 Direction = Literal["higher", "lower", "none"]
 Scope = Literal["function", "full"]
 Cost = Literal["static", "cheap", "second-order", "per-sample"]
@@ -74,7 +76,15 @@ class Proxy:
 
 
 def as_rows(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N, C] -> [positions, C]
-    """View a map as positions x channels (a copy only where the memory layout forces one)."""
+    """View a map as positions x channels (a copy only where the memory layout forces one).
+
+    Raises:
+        UsageError: another number of dimensions.
+    """
+    if feature.ndim not in (2, 3, 4):
+        raise UsageError(
+            f"block maps must be [N, C, H, W], tokens [N, T, C] or vectors [N, C], got shape {tuple(feature.shape)}"
+        )
     if feature.ndim == 4:
         feature = feature.permute(0, 2, 3, 1)
     return feature.reshape(-1, feature.shape[-1])

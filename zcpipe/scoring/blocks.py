@@ -6,7 +6,9 @@ network goes on from a detached leaf. Memory therefore holds one block's graph a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,16 @@ from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, as_r
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
 ProbeSource = Callable[[str, Tensor], Tensor]
 
+_SEQUENCES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)  # their maps are [N, C, L], not tokens [N, T, C]
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block pass measured; a statistic in ``errors`` holds NaN where its measure failed."""
+
+    statistics: dict[str, NDArray[np.float64]]
+    errors: dict[str, Exception]  # the first error of each statistic that failed
+
 
 def block_statistics(
     model: nn.Module,
@@ -27,7 +39,7 @@ def block_statistics(
     blocks: Sequence[str],
     statistics: Sequence[Statistic],
     probe: ProbeSource,
-) -> dict[str, NDArray[np.float64]]:
+) -> BlockResult:
     """Run the block pass.
 
     Args:
@@ -41,7 +53,7 @@ def block_statistics(
         Statistic name -> values: one per block for map statistics, one per block after the first for Jacobian ones.
 
     Raises:
-        UsageError: a block does not exist, does not return one tensor, or the blocks do not run once each in order.
+        UsageError: a block does not exist, does not return one map, or the blocks do not run once each in order.
     """
     walk = _Walk(blocks, statistics, probe)
     modules = dict(model.named_modules())
@@ -68,15 +80,18 @@ class _Walk:
         self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
         self._probe = probe
         self._values: dict[str, list[float]] = {s.name: [] for s in statistics}
+        self._errors: dict[str, Exception] = {}
         self._done = 0
         self._leaf: Tensor | None = None
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
         """Return the forward hook of block ``name``."""
 
-        def on_output(_module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
+        def on_output(module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
             if not isinstance(output, Tensor):
                 raise UsageError(f"block {name!r} must return one tensor, got {type(output).__name__}")
+            if output.ndim == 3 and any(isinstance(part, _SEQUENCES) for part in module.modules()):
+                raise UsageError(f"block {name!r} returns a 1-d convolution's map [N, C, L]; only tokens [N, T, C] fit")
             expected = self._blocks[self._done] if self._done < len(self._blocks) else "no further block"
             if name != expected:
                 raise UsageError(f"blocks must run once each in the order given: expected {expected!r}, got {name!r}")
@@ -92,16 +107,26 @@ class _Walk:
             g_out = self._probe(name, output)
             g_in = _local_gradient(output, self._leaf, g_out)
             for jacobian in self._jacobian_statistics:
-                self._values[jacobian.name].append(jacobian.measure(g_in, g_out))
+                self._keep(jacobian, lambda measure=jacobian.measure: measure(g_in, g_out))  # type: ignore[misc]
         rows = as_rows(output.detach())
         for statistic in self._map_statistics:
-            self._values[statistic.name].append(statistic.measure(rows))
+            self._keep(statistic, lambda measure=statistic.measure: measure(rows))  # type: ignore[misc]
 
-    def finish(self) -> dict[str, NDArray[np.float64]]:
+    def _keep(self, statistic: Statistic, measure: Callable[[], float]) -> None:
+        """Take one value; a measure that fails costs the proxies that read it, not the whole pass."""
+        try:
+            value = measure()
+        except Exception as error:
+            self._errors.setdefault(statistic.name, error)
+            value = math.nan
+        self._values[statistic.name].append(value)
+
+    def finish(self) -> BlockResult:
         """Return the collected values once every block has run."""
         if self._done < len(self._blocks):
             raise UsageError(f"block {self._blocks[self._done]!r} did not run in the forward pass")
-        return {name: np.array(values, np.float64) for name, values in self._values.items()}
+        values = {name: np.array(values, np.float64) for name, values in self._values.items()}
+        return BlockResult(values, self._errors)
 
 
 def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:

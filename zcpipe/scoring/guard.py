@@ -8,16 +8,26 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from zcpipe.errors import UsageError
+
+# These write their buffers only while they track running statistics, which a pass switches off.
+_STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 @contextmanager
-def untouched(model: nn.Module, *, train: bool = True, gradients: bool = False) -> Iterator[None]:
-    """Put a model in the state a pass needs, and back.
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model in the state of a train-mode pass without parameter gradients, and back.
 
-    Inside, every module is in train (or eval) mode, in-place activations work out of place, batch norms do not update
-    their running statistics, and parameters ask for gradients only where ``gradients``. Afterwards modes, flags,
-    ``requires_grad``, buffers and the global random state of the CPU are what they were.
+    Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
+    running statistics, no parameter asks for gradients, and the CPU's global random state (which dropout draws from) is
+    the same every time. Afterwards modes, flags, ``requires_grad``, buffers and the random state are what they were.
+
+    Raises:
+        UsageError: the model has lazy parameters that no forward has made yet.
     """
     modules = list(model.modules())
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
     modes = [module.training for module in modules]
     flags = [
         (module, name, getattr(module, name))
@@ -26,21 +36,21 @@ def untouched(model: nn.Module, *, train: bool = True, gradients: bool = False) 
         if isinstance(getattr(module, name, None), bool)
     ]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    quiet = {id(module) for module, name, _ in flags if name == "track_running_stats"}  # these will not write theirs
     buffers = [
         (buffer, buffer.clone())
         for module in modules
-        if id(module) not in quiet
+        if type(module) not in _STOCK_NORMS
         for buffer in module.buffers(recurse=False)
     ]
     random_state = torch.get_rng_state()
     try:
+        torch.default_generator.manual_seed(0)
         for module in modules:
-            module.training = train
+            module.training = True
         for module, name, _ in flags:
             setattr(module, name, False)
         for parameter, _ in wanted:
-            parameter.requires_grad_(gradients and parameter.is_floating_point())
+            parameter.requires_grad_(False)
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):

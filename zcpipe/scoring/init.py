@@ -28,7 +28,7 @@ def initialise(
 
     Convolutions and linear layers get normals of standard deviation sqrt(2 / fan_in), their biases zero; norm layers
     get weight 1 and bias 0, as AZ-NAS does. A model on the meta device receives memory first. Every tensor is a
-    function of (seed, space, scope, repeat, parameter name) alone.
+    function of (seed, space, scope, repeat, parameter name) alone. Parameters of other layers keep their values.
 
     Args:
         model: the network; changed in place.
@@ -39,11 +39,12 @@ def initialise(
         device: where the model is moved to, or made if it is on the meta device; by default it stays (meta: the CPU).
 
     Raises:
-        UsageError: the model is on the meta device and a parameter belongs to a layer no rule knows.
+        UsageError: the model is on the meta device and holds a parameter or buffer that no rule fills.
     """
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if on_meta:
-        _refuse_unknown_layers(model)
+        require_rules(model)
+        _refuse_empty_buffers(model)
         model.to_empty(device=device or "cpu")
     elif device is not None and any(p.device != torch.device(device) for p in model.parameters()):
         model.to(device)
@@ -73,7 +74,12 @@ def _fill(parameter: Tensor | None, value: float) -> None:
             parameter.fill_(value)
 
 
-def _refuse_unknown_layers(model: nn.Module) -> None:
+def require_rules(model: nn.Module) -> None:
+    """Refuse a model with parameters that `initialise` would leave as they are.
+
+    Raises:
+        UsageError: it names the first such layer.
+    """
     for name, module in model.named_modules():
         known = isinstance(module, (*_CONVOLUTIONS, nn.Linear, *_NORMS))
         if not known and any(True for _ in module.parameters(recurse=False)):
@@ -81,3 +87,14 @@ def _refuse_unknown_layers(model: nn.Module) -> None:
                 f"no initialisation rule for layer {name!r} of type {type(module).__name__}; "
                 "give the model weights of its own and score it with zcpipe.score"
             )
+
+
+def _refuse_empty_buffers(model: nn.Module) -> None:
+    """A meta buffer would come out as whatever the memory held; only norm layers know how to reset theirs."""
+    for name, module in model.named_modules():
+        for buffer, content in module.named_buffers(recurse=False):
+            if content.is_meta and not hasattr(module, "reset_running_stats"):
+                raise UsageError(
+                    f"buffer {buffer!r} of layer {name!r} ({type(module).__name__}) has no content on the meta device; "
+                    "build the layer on the CPU"
+                )

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import ZcpipeError
+from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Proxy, Statistic
 from zcpipe.scoring.blocks import ProbeSource, block_statistics
@@ -38,8 +38,17 @@ class Measurement:
 
 
 def statistics_of(proxies: Sequence[Proxy]) -> tuple[Statistic, ...]:
-    """Return every statistic the proxies read, each once, in order of first use."""
-    return tuple({s.name: s for proxy in proxies for s in proxy.statistics}.values())
+    """Return every statistic the proxies read, each once, in order of first use.
+
+    Raises:
+        UsageError: two proxies mean different statistics by one name.
+    """
+    found: dict[str, Statistic] = {}
+    for proxy in proxies:
+        for statistic in proxy.statistics:
+            if found.setdefault(statistic.name, statistic) != statistic:
+                raise UsageError(f"proxy {proxy.name!r} reads another statistic named {statistic.name!r}; rename one")
+    return tuple(found.values())
 
 
 def philox_probes(seed: int, space: str, scope: str, repeat: int) -> ProbeSource:
@@ -70,6 +79,9 @@ def measure(
         blocks: names of its block modules in the order in which they run.
         probe: source of the probes.
         size: counts parameters and multiply-accumulates; called only if a static proxy is asked for.
+
+    Raises:
+        UsageError: the blocks or probes do not fit the network.
     """
     result = Measurement()
     passes = [proxy for proxy in proxies if proxy.statistics]
@@ -82,6 +94,20 @@ def measure(
     return result
 
 
+def status_of(proxies: Sequence[Proxy], scores: Mapping[str, float | None], failures: Sequence[Failure]) -> str:
+    """Summarise an outcome: ``ok``, ``partial``, ``memory`` or ``error``.
+
+    The proxies that need a pass decide, since sizes never fail with them: ``partial`` if some of them have values,
+    ``memory`` or ``error`` by the reason if none has.
+    """
+    if all(scores[proxy.name] is not None for proxy in proxies):
+        return "ok"
+    deciding = [proxy for proxy in proxies if proxy.statistics] or list(proxies)
+    if any(scores[proxy.name] is not None for proxy in deciding):
+        return "partial"
+    return "memory" if any(failure.kind == "memory" for failure in failures) else "error"
+
+
 def _block_pass(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -91,9 +117,14 @@ def _block_pass(
     result: Measurement,
 ) -> None:
     with untouched(model), fast_operations(model):
-        result.statistics |= block_statistics(model, inputs, blocks, statistics_of(proxies), probe)
+        measured = block_statistics(model, inputs, blocks, statistics_of(proxies), probe)
+    result.statistics |= measured.statistics
     for proxy in proxies:
-        _reduce(proxy, result.statistics, result)
+        broken = next((measured.errors[s.name] for s in proxy.statistics if s.name in measured.errors), None)
+        if broken is not None:
+            result.failures.append(_failure(proxy, broken))
+        else:
+            _reduce(proxy, result.statistics, result)
 
 
 def _count(proxies: Sequence[Proxy], size: Callable[[], Size], result: Measurement) -> None:
@@ -104,7 +135,11 @@ def _count(proxies: Sequence[Proxy], size: Callable[[], Size], result: Measureme
 
 
 def _reduce(proxy: Proxy, values: Mapping[str, NDArray[np.float64]], result: Measurement) -> None:
-    score = proxy.reduce(values)
+    try:
+        score = float(proxy.reduce(values))
+    except Exception as error:
+        result.failures.append(_failure(proxy, error))
+        return
     if np.isnan(score):
         bad = next((s.name for s in proxy.statistics if np.isnan(values[s.name]).any()), None)
         where = f"statistic {bad} holds non-finite values" if bad else "the reduction is not a number"
@@ -114,13 +149,22 @@ def _reduce(proxy: Proxy, values: Mapping[str, NDArray[np.float64]], result: Mea
 
 
 def _guarded(proxies: Sequence[Proxy], result: Measurement, compute: Callable[[], None]) -> None:
-    """Run a pass; if it fails, every proxy that waits for it fails with its reason."""
+    """Run a pass; if the network fails in it, every proxy that waits for it fails with the reason.
+
+    What the caller got wrong, such as blocks that do not exist, is the caller's to hear.
+    """
     try:
         compute()
-    except (ZcpipeError, RuntimeError, ValueError, TypeError, MemoryError, IndexError) as error:
-        kind = "memory" if is_out_of_memory(error) else "error"
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        result.failures.extend(Failure(proxy.name, kind, message) for proxy in proxies)
+    except UsageError:
+        raise
+    except Exception as error:
+        result.failures.extend(_failure(proxy, error) for proxy in proxies)
+
+
+def _failure(proxy: Proxy, error: Exception) -> Failure:
+    kind = "memory" if is_out_of_memory(error) else "error"
+    reason = (str(error).splitlines() or [""])[0]
+    return Failure(proxy.name, kind, f"{type(error).__name__}: {reason}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

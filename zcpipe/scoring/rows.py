@@ -12,17 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import Proxy, resolve
 from zcpipe.scoring.columns import COUNTS, Column, columns_of
-from zcpipe.scoring.init import initialise
-from zcpipe.scoring.measure import Failure, Measurement, measure, philox_probes
-from zcpipe.scoring.score import status_of
+from zcpipe.scoring.init import initialise, require_rules
+from zcpipe.scoring.measure import Failure, Measurement, measure, philox_probes, status_of
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture
 
 if TYPE_CHECKING:  # the run is above scoring; its spec is only data here
     from zcpipe.run.spec import RunSpec
+
+_BATCHES_KEPT = 8
 
 
 class ClassScorer:
@@ -36,6 +38,7 @@ class ClassScorer:
         self._spec = spec
         self._space = get_space(spec.space)
         self._proxies = resolve(spec.proxies)
+        _check_recipes(self._proxies)
         self._batches: dict[int, Tensor] = {}
         self.columns: tuple[Column, ...] = columns_of(self._space, spec.dataset, self._proxies)
 
@@ -48,7 +51,7 @@ class ClassScorer:
 
         Returns:
             One row per member: every column's value (None for a failed proxy), ``<proxy>_sd`` with repeats, status,
-            failures, and the class's CPU and waiting time in seconds divided over its members.
+            failures, and the class's wall time in seconds divided over its members.
         """
         start = time.perf_counter()
         function = [proxy for proxy in self._proxies if proxy.scope == "function"]
@@ -63,6 +66,7 @@ class ClassScorer:
         results = []
         for repeat in range(spec.repeats):
             built = self._space.build(arch, spec.dataset)
+            require_rules(built.model)
             model = initialise(
                 built.model, seed=spec.seed, space=spec.space, scope=key, repeat=repeat, device=spec.device
             )
@@ -74,6 +78,8 @@ class ClassScorer:
     def _batch(self, repeat: int) -> Tensor:  # [N, C, H, W]
         """Return the noise batch of a repeat, the same for every architecture of the run."""
         if repeat not in self._batches:
+            if len(self._batches) == _BATCHES_KEPT:
+                self._batches.clear()
             self._batches[repeat] = noise_batch(self._spec, repeat)
         return self._batches[repeat]
 
@@ -89,11 +95,24 @@ class ClassScorer:
             values |= {f"{p.name}_sd": spreads.get(p.name, 0.0) for p in self._proxies if p.name not in COUNTS}
         values |= {"params": size.params, "macs": size.macs}
         values |= {c.name: _mean_statistic(c.name, shared) for c in self.columns if c.kind == "statistic"}
-        return {**values, "status": status_of(scores, failures), "failures": _as_records(failures)}
+        return {**values, "status": status_of(self._proxies, scores, failures), "failures": _as_records(failures)}
+
+
+def _check_recipes(proxies: Sequence[Proxy]) -> None:
+    """Refuse what no pass of this version computes; while all proxies share one recipe, both protocols are one pass.
+
+    Raises:
+        UsageError: several recipes, or statistics of the full architecture.
+    """
+    if len({proxy.recipe for proxy in proxies if proxy.recipe is not None}) > 1:
+        raise UsageError("these proxies need passes under different recipes, which this version cannot run together")
+    for proxy in proxies:
+        if proxy.scope == "full" and proxy.statistics:
+            raise UsageError(f"proxy {proxy.name!r} reads statistics of the full architecture, which are not measured")
 
 
 def noise_batch(spec: RunSpec, repeat: int) -> Tensor:  # [N, C, H, W]
-    """Draw the batch of a run's repeat: i.i.d. standard normals, channels-last, a function of seed and space alone."""
+    """Draw the batch of a run's repeat: i.i.d. standard normals, channels-last, the same for every architecture."""
     shape = (spec.batch_size, *get_space(spec.space).datasets[spec.dataset].input_shape)
     batch = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
     return Stream.of(spec.seed, spec.space, "run", repeat, "inputs").normal_(batch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError
 from zcpipe.proxies import resolve
 from zcpipe.scoring.blocks import ProbeSource
-from zcpipe.scoring.measure import Failure, measure, philox_probes
+from zcpipe.scoring.measure import Failure, measure, philox_probes, status_of
 from zcpipe.scoring.size import count
 
 
@@ -28,11 +28,7 @@ class Scores(Mapping[str, float | None]):
     values_by_name: dict[str, float | None]
     statistics: dict[str, NDArray[np.float64]]
     failures: tuple[Failure, ...]
-
-    @property
-    def status(self) -> str:
-        """``ok``, ``partial`` if some proxies failed, ``memory`` or ``error`` if all did."""
-        return status_of(self.values_by_name, self.failures)
+    status: str  # ok, partial if some proxies failed, memory or error if all of a pass did
 
     def __getitem__(self, name: str) -> float | None:
         return self.values_by_name[name]
@@ -42,15 +38,6 @@ class Scores(Mapping[str, float | None]):
 
     def __len__(self) -> int:
         return len(self.values_by_name)
-
-
-def status_of(scores: Mapping[str, float | None], failures: Sequence[Failure]) -> str:
-    """Summarise the outcome of one architecture in one word."""
-    if all(value is not None for value in scores.values()):
-        return "ok"
-    if any(value is not None for value in scores.values()):
-        return "partial"
-    return "memory" if any(failure.kind == "memory" for failure in failures) else "error"
 
 
 def score(
@@ -82,27 +69,32 @@ def score(
         The scores, the statistics behind them, and the reasons of failures.
 
     Raises:
-        UsageError: unknown proxies, missing or unknown blocks, probes that do not fit.
+        UsageError: unknown proxies, missing, unknown or misordered blocks, probes that do not fit, inputs that are
+            empty or not finite, or a call inside ``torch.inference_mode``.
 
     Example:
         >>> import torch, zcpipe
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1))
         >>> scores = zcpipe.score(net, torch.randn(16, 3, 8, 8), blocks=["0", "1"])
-        >>> sorted(scores)
-        ['complexity', 'expressivity', 'progressivity', 'trainability']
+        >>> scores.status, sorted(scores)
+        ('ok', ['complexity', 'expressivity', 'progressivity', 'trainability'])
     """
     chosen = resolve(proxies)
     batch = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check_inputs(batch)
+    batch = [tensor.clone() if tensor.is_inference() else tensor for tensor in batch]
     batch = [tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in batch]
     names = _block_names(model, blocks) if any(proxy.statistics for proxy in chosen) else ()
     probe = philox_probes(seed, "", "", 0) if probes is None else _given_probes(names, probes)
     result = measure(model, batch, chosen, names, probe, lambda: count(model, batch))
     statistics = {f"{name}@block": values for name, values in result.statistics.items()}
-    return Scores(result.scores, statistics, tuple(result.failures))
+    status = status_of(chosen, result.scores, result.failures)
+    return Scores(result.scores, statistics, tuple(result.failures), status)
 
 
 def _check_inputs(batch: Sequence[Tensor]) -> None:
+    if torch.is_inference_mode_enabled():
+        raise UsageError("scoring needs gradients: call zcpipe.score outside torch.inference_mode()")
     if not batch or any(tensor.ndim == 0 or tensor.shape[0] == 0 for tensor in batch):
         raise UsageError("inputs must be one or more tensors with at least one sample in their first dimension")
     if any(tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) for tensor in batch):

@@ -111,7 +111,10 @@ class NasBench201:
                 if origin != str(source):
                     raise UsageError(f"malformed cell {text!r}: node {node} expects '~{source}' at edge {edge!r}")
                 operations.append(operation)
-        return Cell(tuple(operations))  # type: ignore[arg-type]
+        cell = Cell(tuple(operations))  # type: ignore[arg-type]
+        if str(cell) != text.strip():
+            raise UsageError(f"malformed cell {text!r}: did you mean {str(cell)!r}?")
+        return cell
 
     def sample(self, seed: int, i: int) -> Cell:
         """Return the ``i``-th draw without replacement under ``seed``, ``0 <= i < 15625``."""
