@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ _MENDS = {
     errno.ENOTDIR: "give --out a directory",
     errno.EEXIST: "give --out a directory",
     errno.ENOLCK: "put --out on a file system that supports locks",
-    errno.EOPNOTSUPP: "put --out on a file system that supports locks",
+    errno.EOPNOTSUPP: "put --out on a file system that supports locks and hard links",
 }
 
 
@@ -56,25 +57,45 @@ def damage(
         raise DataError(f"{path} is truncated or damaged ({reason}); {mend}") from error
 
 
-def publish(path: Path, content: bytes | memoryview) -> None:
+class ExistsError(DataError):
+    """A file that was to be made anew is there already, whole, and stays as it is."""
+
+
+def publish(path: Path, content: bytes | memoryview, *, exclusive: bool = False) -> None:
     """Write a file so that other processes, and this one after a crash, see it whole or not at all.
 
+    Args:
+        path: the file; other processes may publish it at the same time.
+        content: all of it.
+        exclusive: make the file and never replace one: of several processes exactly one succeeds.
+
     Raises:
+        ExistsError: the file must be new, and another is there.
         DataError: the disk is full, read-only or gone; no half-written file is left.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}.part")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.part")
     with disk_errors("write", path):
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
+            _link(temporary, path) if exclusive else temporary.replace(path)
+        finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
         _sync_directory(path.parent)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, unless the name is taken: a rename would replace what has it."""
+    try:
+        path.hardlink_to(temporary)
+    except (FileExistsError, FileNotFoundError) as error:
+        # Not found: whoever made the file first has it locked and removed our leftover (`remove_unfinished`).
+        if not os.path.lexists(path):
+            raise
+        raise ExistsError(f"{path} exists already and is not overwritten; give another name or remove it") from error
 
 
 def remove_unfinished(directory: Path) -> None:
