@@ -4,10 +4,12 @@ import contextlib
 import copyreg
 import datetime
 import functools
+import gc
 import io
 import os
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -215,12 +217,16 @@ def test_a_state_for_anything_else():
         b"\x97",  # an out-of-band buffer
         b"]2",  # DUP
         b"I1\n",  # text forms of protocol 0
-        b"\xff",
     ],
     ids=repr,
 )
 def test_other_operations(operation):
     refused(b"\x80\x04" + operation + b".", "nothing in it was run")
+
+
+def test_unknown_operations():
+    refused(b"\x80\x04\xff.", "damaged")
+    refused(b"\x80\x04\x00.", "damaged")
 
 
 def test_calls_of_made_things():
@@ -298,15 +304,72 @@ def test_a_bomb_of_objects(operations):
     refused(bz2.compress(data), "more objects", limits=Limits(objects=10_000, memo=10_000))
 
 
+def text(content):
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+BOMBS = {
+    "long texts": [text(b"%05d" % i * 200_000) for i in range(6)],
+    "wide texts": [text(b"%05d" % i * 200_000 + "\U0001f600".encode()) for i in range(6)],
+    "long bytes": [b"B" + struct.pack("<I", 1_000_000) + bytes(1_000_000)] * 6,
+    "middling bytes": [b"B" + struct.pack("<I", 1000) + bytes(1000)] * 6_000,
+    "short texts": [b"\x8c\x05%05d" % i for i in range(99_999)],
+    "dicts": [b"}"] * 100_000,
+    "dicts of one": [b"}NNs"] * 40_000,
+    "lists of one": [b"]Na"] * 40_000,
+    "sets": [b"\x8f"] * 50_000,
+    "globals": [b"\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94", b"h\0h\1\x93" * 60_000],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_memory(name):
+    """What a file makes Python allocate stays near a hundred bytes for each object it may have."""
+    data = bz2.compress(b"\x80\x04" + b"".join(BOMBS[name]) + b".")
+    tracemalloc.start()
+    try:
+        refused(data, "more objects", limits=Limits(objects=50_000, memo=50_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Besides the objects: one piece's worth of them before the next check, and the decompressor with its buffers.
+    assert peak < 50_000 * 120 + 30_000_000
+
+
+def test_nothing_lingers():
+    """What was read is freed with the last reference to it, without waiting for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(3):
+            load(pickle.dumps([{i: [i]} for i in range(2000)], protocol=4), "f")
+        assert len(gc.get_objects()) - before < 1000
+    finally:
+        gc.enable()
+
+
+def test_what_fails_in_python_is_the_files_fault():
+    for error in (RuntimeError("dictionary changed size"), RecursionError("maximum recursion depth")):
+
+        def broken(record, error=error):
+            raise error
+
+        refused(pickle.dumps({"a": 1}, protocol=4), type(error).__name__, on_dict=broken)
+
+
 def test_a_huge_memo_index():
     refused(b"\x80\x04]r\xff\xff\xff\x7f.")
     refused(b"\x80\x04]j\xff\xff\xff\x7f.")
 
 
 def test_huge_items():
-    for operation in (b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x8e" + b"\xff" * 8, b"B\xff\xff\xff\xff"):
+    for operation in (b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 7 + b"\0", b"B\xff\xff\xff\xff"):
         refused(b"\x80\x04" + operation + b"x.", "single item")
-    refused(pickle.dumps(1 << 64, protocol=4), "64 bits")
+    for operation in (b"\x8d" + b"\xff" * 8, b"\x8e" + b"\xff" * 8):
+        refused(b"\x80\x04" + operation + b"x.", "damaged")
+    for number in (1 << 63, -(1 << 63) - 1, 1 << 64):
+        refused(pickle.dumps(number, protocol=4), "64 bits")
     refused(pickle.dumps(1 << 5000, protocol=4))
 
 

@@ -4,14 +4,85 @@ from __future__ import annotations
 
 import bz2
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from zcpipe.errors import DataError
+from zcpipe.truth.plain import Forbidden
 
 PIECE = 1 << 18
+MAX_ITEM = 4 << 20
+MAX_LINE = 512
 
 Progress = Callable[[int], None]
 """Told the number of bytes of the file that were read since it was last told."""
+
+
+class Truncated(Exception):  # noqa: N818 - never leaves this package: the reader turns it into a DataError
+    """The content ended inside an operation."""
+
+
+class Content:
+    """Content as ``pickletools.genops`` reads it: never more at once than any benchmark file needs.
+
+    Attributes:
+        buffer: content at hand.
+        position: where in it the next read begins. Between two reads the caller may move it on.
+    """
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self.buffer = b""
+        self.position = 0
+        self._parts = parts
+
+    def read(self, size: int) -> bytes:
+        """Read exactly that many bytes.
+
+        Raises:
+            Truncated: there are fewer.
+            Forbidden: no single item of such a file is that large.
+        """
+        if size > MAX_ITEM:
+            raise Forbidden(f"a single item of {size} bytes")
+        if self._hold(size) < size:
+            raise Truncated
+        self.position += size
+        return self.buffer[self.position - size : self.position]
+
+    def readline(self) -> bytes:
+        """Read to the end of a short line."""
+        self._hold(MAX_LINE)
+        stop = self.buffer.find(b"\n", self.position, self.position + MAX_LINE) + 1
+        if not stop:
+            raise ValueError("a line without end")
+        line = self.buffer[self.position : stop]
+        self.position = stop
+        return line
+
+    def at_end(self) -> bool:
+        """Say whether everything was read."""
+        return not self._hold(1)
+
+    def _hold(self, size: int) -> int:
+        """Have that many bytes after the position, unless the content ends; return how many there are."""
+        held = len(self.buffer) - self.position
+        if held < size:
+            parts = [self.buffer[self.position :]]
+            while held < size and (piece := next(self._parts, b"")):
+                parts.append(piece)
+                held += len(piece)
+            self.buffer, self.position = b"".join(parts), 0
+        return held
+
+
+@contextmanager
+def reading(what: Path | str) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a ``DataError`` that names what was to be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{what}: cannot be read ({error.strerror or error})") from error
 
 
 def pieces(file: BinaryIO, where: str, limit: int, progress: Progress | None = None) -> Iterator[bytes]:
@@ -43,10 +114,8 @@ def pieces(file: BinaryIO, where: str, limit: int, progress: Progress | None = N
 
 def _read(file: BinaryIO, where: str, progress: Progress | None) -> Iterator[bytes]:
     while True:
-        try:
+        with reading(where):
             data = file.read(PIECE)
-        except OSError as error:
-            raise DataError(f"{where}: cannot be read ({error.strerror or error})") from error
         if not data:
             return
         if progress is not None:

@@ -1,11 +1,11 @@
 """A reader of pickled data that cannot run anything.
 
-Python's own unpickler calls whatever a file names, and even with its globals restricted a hostile file can make it
-allocate without bound (memo indices), overflow the C stack (hashing deeply nested tuples) or load 30 GB where a few
-hundred numbers are wanted. This module interprets the pickle opcodes itself, and only those that build data: numbers,
-texts, lists, tuples, dicts, sets. A global is a name looked up in a table of this module's own functions; nothing is
-imported, and the only calls are to those functions. Everything else in a file ends as a ``DataError``.
+Python's own unpickler, even with its globals restricted, calls what a file names, allocates memo and items without
+bound, overflows the C stack on hashing deeply nested tuples, and would make 30 GB of NATS-Bench's single file. This
+machine carries out only those operations (cut apart by ``pickletools``) that build numbers, texts and containers,
+counts what they build against limits, and lets a reader drop what it does not need while the file is still being read.
 
+A global is a name looked up in `PLAIN_GLOBALS`; nothing is imported, and the only calls are to that table's functions.
 Understood are the binary opcodes of protocols 2 to 5. Ordered dicts come out as plain dicts, numpy scalars as Python
 numbers.
 """
@@ -13,21 +13,21 @@ numbers.
 from __future__ import annotations
 
 import io
+import pickletools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from zcpipe.errors import DataError
-from zcpipe.truth.opcodes import CODES, STOP, Operations, Truncated
-from zcpipe.truth.plain import PLAIN_GLOBALS, DType, Forbidden, Globals
-from zcpipe.truth.stream import Progress, pieces
+from zcpipe.truth.plain import PLAIN_GLOBALS, DType, Forbidden
+from zcpipe.truth.stream import Content, Progress, Truncated, pieces
 
-MAX_INT_BYTES = 8  # larger integers can be chosen to collide as dict keys
 MAX_KEY_LENGTH = 8
+WEIGHT = 16  # bytes of a text or of bytes that count as one more object
 
 _DOUBLE = struct.Struct(">d")
-_FLOAT, _MEMOIZE, _TEXT, _UNSIGNED = (CODES[name][0] for name in ("float", "memoize", "text", "unsigned"))
+_BINFLOAT, _BININT1, _MEMOIZE, _SHORT_BINUNICODE = b"GK\x94\x8c"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Limits:
 
     Attributes:
         content: bytes after decompression.
-        objects: entries of containers and distinct texts that are alive at once.
+        objects: entries of containers and distinct texts that are alive at once, weighed so that each stands for about
+            a hundred bytes of memory.
         memo: entries of the memo, of the stack and of its marks.
     """
 
@@ -53,7 +54,6 @@ def load(
     file: BinaryIO | bytes,
     where: str,
     *,
-    allowed: Globals = PLAIN_GLOBALS,
     limits: Limits | None = None,
     on_dict: OnDict | None = None,
     progress: Progress | None = None,
@@ -63,42 +63,39 @@ def load(
     Args:
         file: an open binary file at its beginning, or the bytes themselves.
         where: the file's name, for messages.
-        allowed: for each global the file may name, the function that stands in for it.
         limits: what the file may cost.
         on_dict: sees every dict as it fills, to drop what is not needed while reading.
         progress: told the bytes read from the file.
 
     Returns:
-        The object, made of None, bool, int, float, str, bytes, list, tuple, dict, set and what ``allowed`` makes.
+        The object, made of None, bool, int, float, str, bytes, list, tuple, dict and set.
 
     Raises:
         DataError: the file is truncated, damaged, too large, no pickle, or asks for anything but data.
     """
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     bounds = limits or Limits()
-    machine = _Machine(allowed, bounds, on_dict)
-    content = pieces(stream, where, bounds.content, progress)
+    machine = _Machine(bounds, on_dict)
     try:
-        result = machine.run(content)
+        return machine.run(pieces(stream, where, bounds.content, progress))
     except Forbidden as error:
         raise DataError(
             f"{where}: the pickle holds {error}; it is foreign or hostile, and nothing in it was run"
         ) from error
     except Truncated as error:
         raise DataError(f"{where}: the pickle ends too early; the file is truncated or no pickle") from error
-    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error, MemoryError) as error:
-        raise DataError(f"{where}: is damaged or no pickle (broken {type(error).__name__} while reading)") from error
-    return result
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+        raise DataError(f"{where}: is damaged or no pickle ({type(error).__name__} while reading)") from error
 
 
-@dataclass(frozen=True)
 class _Named:
-    """A global on the stack: its name and the function that stands in for it."""
+    """A global on the stack; only what is of this type is ever called."""
 
-    name: str
-    make: Callable[..., object]
+    def __init__(self, make: Callable[..., object]) -> None:
+        self.make = make
 
 
+_NAMED = {names: _Named(make) for names, make in PLAIN_GLOBALS.items()}
 _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
@@ -114,10 +111,9 @@ def _keys(values: list[Any]) -> list[Any]:
 
 
 class _Machine:
-    """The stack machine: one method per opcode, found through ``CODES``."""
+    """The stack machine: for each operation that builds data, by the name ``pickletools`` gives it, one method."""
 
-    def __init__(self, allowed: Globals, limits: Limits, on_dict: OnDict | None) -> None:
-        self.allowed = allowed
+    def __init__(self, limits: Limits, on_dict: OnDict | None) -> None:
         self.limits = limits
         self.on_dict = on_dict
         self.stack: list[Any] = []
@@ -126,34 +122,82 @@ class _Machine:
         self.texts: dict[bytes, str] = {}  # equal texts share one object: files repeat few texts millions of times
         self.objects = 0
 
-    def run(self, content: Iterator[bytes]) -> object:
-        """Interpret the whole content and return the object it builds."""
-        operations = Operations(self._bounded(content))
-        handlers: dict[int, Callable[[bytes], None]] = {
-            opcode: getattr(self, "do_" + name) for name, (opcode, _, _) in CODES.items() if opcode != STOP
+    def _operations(self) -> dict[str, Callable[[Any], object]]:
+        push = self.stack.append
+        return {
+            "PROTO": self._proto,
+            "FRAME": lambda _: None,  # a hint for buffered readers; the operations inside follow one by one
+            "MARK": lambda _: self.marks.append(len(self.stack)),
+            "POP": lambda _: self.stack.pop(),
+            "NONE": push,
+            "NEWTRUE": lambda _: push(True),
+            "NEWFALSE": lambda _: push(False),
+            "BINFLOAT": push,
+            "BININT": push,
+            "BININT1": push,
+            "BININT2": push,
+            "LONG1": self._long,
+            "SHORT_BINUNICODE": self._text,
+            "BINUNICODE": self._text,
+            "BINUNICODE8": self._text,
+            "SHORT_BINBYTES": self._bytes,
+            "BINBYTES": self._bytes,
+            "BINBYTES8": self._bytes,
+            "EMPTY_LIST": lambda _: self._made([], 1),
+            "EMPTY_TUPLE": lambda _: push(()),
+            "EMPTY_SET": lambda _: self._made(set(), 4),
+            "EMPTY_DICT": lambda _: self._made({}, 2),
+            "TUPLE": lambda _: self._tuple(self._marked()),
+            "TUPLE1": lambda _: self._tuple(self._last(1)),
+            "TUPLE2": lambda _: self._tuple(self._last(2)),
+            "TUPLE3": lambda _: self._tuple(self._last(3)),
+            "APPEND": lambda _: self._extend(self._last(1)),
+            "APPENDS": lambda _: self._extend(self._marked()),
+            "ADDITEMS": lambda _: self._add(self._marked()),
+            "SETITEM": lambda _: self._store(self._last(2)),
+            "SETITEMS": lambda _: self._store(self._marked()),
+            "MEMOIZE": lambda _: self.memo.append(self.stack[-1]),
+            "BINPUT": self._put,
+            "LONG_BINPUT": self._put,
+            "BINGET": lambda index: push(self.memo[index]),
+            "LONG_BINGET": lambda index: push(self.memo[index]),
+            "GLOBAL": lambda names: self._global(*names.split(" ")),
+            "STACK_GLOBAL": lambda _: self._global(*self._last(2)),
+            "REDUCE": lambda _: self._reduce(*self._last(2)),
+            "BUILD": lambda _: self._build(*self._last(1)),
         }
-        while True:
-            self._fast_lane(operations)
-            opcode, argument = operations.next()
-            if opcode == STOP:
-                break
-            handlers[opcode](argument)
+
+    def run(self, parts: Iterator[bytes]) -> object:
+        """Interpret the whole content and return the object it builds."""
+        operations = self._operations()
+        content = Content(self._bounded(parts))
+        steps = pickletools.genops(cast(IO[bytes], content))
+        step, argument, _ = next(steps)
+        if step.name != "PROTO":
+            raise ValueError("not a pickle of protocol 2 to 5")
+        while step.name != "STOP":
+            operation = operations.get(step.name)
+            if operation is None:
+                raise Forbidden(f"the operation {step.name}, which plain data does not need")
+            operation(argument)
+            self._fast_lane(content)
+            step, argument, _ = next(steps)
         self._check()
-        if len(self.stack) != 1 or self.marks:
+        if not content.at_end() or len(self.stack) != 1 or self.marks:
             raise ValueError("unbalanced")
         return self.stack[0]
 
-    def _fast_lane(self, operations: Operations) -> None:
+    def _fast_lane(self, content: Content) -> None:
         """Do the operations that make up nearly all of a benchmark file (known keys, floats), without a call for each.
 
         Stops at any other operation, at a text not met before, and where an argument might not lie whole in the buffer.
         """
         stack, memo, texts, unpack = self.stack, self.memo, self.texts, _DOUBLE.unpack_from
-        buffer, position = operations.buffer, operations.position
+        buffer, position = content.buffer, content.position
         safe = len(buffer) - 300  # what one turn may take at most: a short text, its memoizing, a float
         while position < safe:
             opcode = buffer[position]
-            if opcode == _TEXT:
+            if opcode == _SHORT_BINUNICODE:
                 start = position + 2
                 stop = start + buffer[position + 1]
                 text = texts.get(buffer[start:stop])
@@ -164,19 +208,19 @@ class _Machine:
                 if buffer[position] == _MEMOIZE:
                     memo.append(text)
                     position += 1
-            elif opcode == _UNSIGNED:
+            elif opcode == _BININT1:
                 stack.append(buffer[position + 1])
                 position += 2
-            elif opcode != _FLOAT:
+            elif opcode != _BINFLOAT:
                 break
-            if buffer[position] == _FLOAT:
+            if buffer[position] == _BINFLOAT:
                 stack.append(unpack(buffer, position + 1)[0])
                 position += 9
-        operations.position = position
+        content.position = position
 
-    def _bounded(self, content: Iterator[bytes]) -> Iterator[bytes]:
+    def _bounded(self, parts: Iterator[bytes]) -> Iterator[bytes]:
         """Check the limits once per piece: between two pieces at most one piece's worth of objects can be made."""
-        for piece in content:
+        for piece in parts:
             self._check()
             yield piece
 
@@ -186,78 +230,42 @@ class _Machine:
             raise Forbidden("more objects than such a file needs")
 
     def _marked(self) -> list[Any]:
-        start = self.marks.pop()
+        return self._last(len(self.stack) - self.marks.pop())
+
+    def _last(self, count: int) -> list[Any]:
+        """Take items from the end of the stack."""
+        start = len(self.stack) - count
+        if start < 0 or count < 0:
+            raise IndexError
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
-    # Frames and the stack.
+    def _made(self, thing: object, weight: int) -> None:
+        self.objects += weight
+        self.stack.append(thing)
 
-    def do_proto(self, argument: bytes) -> None:
-        if not 2 <= argument[0] <= 5:
-            raise Forbidden(f"protocol {argument[0]}")
+    def _proto(self, version: int) -> None:
+        if not 2 <= version <= 5:
+            raise Forbidden(f"protocol {version}")
 
-    def do_frame(self, argument: bytes) -> None:
-        pass  # a hint for buffered readers; the operations inside follow one by one
-
-    def do_mark(self, argument: bytes) -> None:
-        self.marks.append(len(self.stack))
-
-    def do_pop(self, argument: bytes) -> None:
-        self.stack.pop()
-
-    # Atoms.
-
-    def do_none(self, argument: bytes) -> None:
-        self.stack.append(None)
-
-    def do_true(self, argument: bytes) -> None:
-        self.stack.append(True)
-
-    def do_false(self, argument: bytes) -> None:
-        self.stack.append(False)
-
-    def do_float(self, argument: bytes) -> None:
-        self.stack.append(_DOUBLE.unpack(argument)[0])
-
-    def do_unsigned(self, argument: bytes) -> None:
-        self.stack.append(int.from_bytes(argument, "little"))
-
-    def do_signed(self, argument: bytes) -> None:
-        if len(argument) > MAX_INT_BYTES:
+    def _long(self, number: int) -> None:
+        if not -(1 << 63) <= number < 1 << 63:  # larger integers can be chosen to collide as dict keys
             raise Forbidden("an integer of more than 64 bits")
-        self.stack.append(int.from_bytes(argument, "little", signed=True))
+        self.stack.append(number)
 
-    do_short = do_unsigned
-    do_long = do_signed
+    def _text(self, text: str) -> None:
+        code = text.encode("utf-8")  # fails for what is no text, which pickletools lets through
+        if code not in self.texts:
+            self.texts[code] = text
+            self.objects += 2 + len(code) // WEIGHT
+        self.stack.append(self.texts[code])
 
-    def do_text(self, argument: bytes) -> None:
-        text = self.texts.get(argument)
-        if text is None:
-            text = self.texts[argument] = argument.decode("utf-8")
-            self.objects += 1
-        self.stack.append(text)
+    def _bytes(self, data: bytes) -> None:
+        self._made(data, 1 + len(data) // WEIGHT)
 
-    do_text4 = do_text8 = do_text
-
-    def do_bytes(self, argument: bytes) -> None:
-        self.objects += 1
-        self.stack.append(argument)
-
-    do_bytes4 = do_bytes8 = do_bytes
-
-    # Containers.
-
-    def do_new_list(self, argument: bytes) -> None:
-        self.objects += 1
-        self.stack.append([])
-
-    def do_append(self, argument: bytes) -> None:
-        item = self.stack.pop()
-        self._extend([item])
-
-    def do_appends(self, argument: bytes) -> None:
-        self._extend(self._marked())
+    def _tuple(self, items: list[Any]) -> None:
+        self._made(tuple(items), len(items) + 1)
 
     def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -266,52 +274,12 @@ class _Machine:
         self.objects += len(items)
         target.extend(items)
 
-    def do_new_tuple(self, argument: bytes) -> None:
-        self.stack.append(())
-
-    def do_tuple(self, argument: bytes) -> None:
-        items = self._marked()
-        self.objects += len(items) + 1
-        self.stack.append(tuple(items))
-
-    def do_tuple1(self, argument: bytes) -> None:
-        self._tuple(1)
-
-    def do_tuple2(self, argument: bytes) -> None:
-        self._tuple(2)
-
-    def do_tuple3(self, argument: bytes) -> None:
-        self._tuple(3)
-
-    def _tuple(self, length: int) -> None:
-        if len(self.stack) < length:
-            raise IndexError
-        self.objects += length + 1
-        self.stack[-length:] = [tuple(self.stack[-length:])]
-
-    def do_new_set(self, argument: bytes) -> None:
-        self.objects += 4  # an empty set weighs as much as a few other objects
-        self.stack.append(set())
-
-    def do_additems(self, argument: bytes) -> None:
-        items = self._marked()
+    def _add(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not set:
             raise TypeError("not a set")
         self.objects += len(items)
         target.update(_keys(items))
-
-    def do_new_dict(self, argument: bytes) -> None:
-        self.objects += 1
-        self.stack.append({})
-
-    def do_setitem(self, argument: bytes) -> None:
-        value = self.stack.pop()
-        key = self.stack.pop()
-        self._store([key, value])
-
-    def do_setitems(self, argument: bytes) -> None:
-        self._store(self._marked())
 
     def _store(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -323,54 +291,27 @@ class _Machine:
         if self.on_dict is not None:
             self.objects -= self.on_dict(target)
 
-    # The memo. Writers number it 0, 1, 2, ..., so an index beyond its end is an attempt to make it huge.
-
-    def do_memoize(self, argument: bytes) -> None:
-        self.memo.append(self.stack[-1])
-
-    def do_put(self, argument: bytes) -> None:
-        index = int.from_bytes(argument, "little")
-        if index == len(self.memo):
+    def _put(self, index: int) -> None:
+        if index == len(self.memo):  # writers number 0, 1, 2, ...; an index beyond the end is an attempt at a huge memo
             self.memo.append(self.stack[-1])
         else:
             self.memo[index] = self.stack[-1]
 
-    def do_get(self, argument: bytes) -> None:
-        self.stack.append(self.memo[int.from_bytes(argument, "little")])
-
-    do_put4 = do_put
-    do_get4 = do_get
-
-    # Globals and what is made from them.
-
-    def do_global(self, argument: bytes) -> None:
-        module, name = argument.decode("utf-8").split("\n")
-        self._global(module, name)
-
-    def do_stack_global(self, argument: bytes) -> None:
-        name = self.stack.pop()
-        module = self.stack.pop()
-        self._global(module, name)
-
     def _global(self, module: object, name: object) -> None:
         if type(module) is not str or type(name) is not str:
             raise TypeError("not a name")
-        make = self.allowed.get((module, name))
-        if make is None:
+        named = _NAMED.get((module, name))
+        if named is None:
             # The names come from the file: quoted and cut, so that the message stays one line.
             raise Forbidden(f"the global {f'{module}.{name}'!r:.120}")
-        self.stack.append(_Named(name, make))
+        self.stack.append(named)
 
-    def do_reduce(self, argument: bytes) -> None:
-        arguments = self.stack.pop()
-        named = self.stack.pop()
+    def _reduce(self, named: object, arguments: object) -> None:
         if type(named) is not _Named or type(arguments) is not tuple:
             raise Forbidden("a call of something that is not one of its allowed names")
-        self.objects += 1
-        self.stack.append(named.make(*arguments))
+        self._made(named.make(*arguments), 2)
 
-    def do_build(self, argument: bytes) -> None:
-        state = self.stack.pop()
+    def _build(self, state: object) -> None:
         target = self.stack[-1]
         if type(target) is not DType:
             raise Forbidden(f"a state for a {type(target).__name__}")
