@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +25,7 @@ from zcpipe.table.schema import Header
 from zcpipe.table.store import find_header, locked, scan
 
 BUILD = {"native": True, "cpu": "AVX2"}
+FORK = multiprocessing.get_context("forkserver")
 
 
 def header(seed: int = 0) -> Header:
@@ -181,17 +186,89 @@ def test_another_identity_is_refused_and_nothing_touched(tmp_path: Path) -> None
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir()) == before
 
 
+class Supervisors(NamedTuple):
+    """What processes that all want one new table share."""
+
+    out: Path
+    start: Barrier
+    seen: Queue
+
+
+def supervise(number: int, shared: Supervisors, rounds: int) -> None:
+    """Try to hold one new table after another, at the moment when the others try."""
+    for attempt in range(rounds):
+        directory, inside = shared.out / f"t{attempt}", shared.out / f"inside-{attempt}"
+        shared.start.wait()
+        try:
+            with locked(directory, header(seed=attempt % 2 * number)) as store:
+                inside.touch(exist_ok=False)  # no two are here at once
+                store.commit(number, [row(1), row(2)], BUILD) if not scan(directory, store.header).index.size else None
+                inside.unlink()
+            shared.seen.put((attempt, "held"))
+        except IdentityMismatch:
+            shared.seen.put((attempt, "mismatch"))
+        except DataError as error:
+            shared.seen.put((attempt, str(error)))
+        except BaseException as error:
+            shared.seen.put((attempt, repr(error)))
+
+
+def test_of_several_supervisors_of_a_new_table_one_makes_it(tmp_path: Path) -> None:
+    rounds, count = 60, 4
+    shared = Supervisors(tmp_path, FORK.Barrier(count), FORK.Queue())
+    processes = [FORK.Process(target=supervise, args=(number, shared, rounds)) for number in range(count)]
+    for process in processes:
+        process.start()
+    seen = [shared.seen.get(timeout=120) for _ in range(rounds * count)]
+    for process in processes:
+        process.join()
+    for attempt in range(rounds):
+        answers = [answer for number, answer in seen if number == attempt]
+        same = attempt % 2 == 0  # otherwise those of another identity hold the lock too, while they find that out
+        for answer in answers:
+            refused = "is being written by another zcpipe run" in answer or (answer == "mismatch" and not same)
+            assert answer == "held" or refused, answer
+        assert "held" in answers or not same
+        rows = open_table(tmp_path / f"t{attempt}").to_arrow()["index"].to_pylist()
+        assert rows == ([1, 2] if "held" in answers else [])
+    assert not list(tmp_path.glob(f"*/{TEMPORARY}*"))
+
+
+def test_a_row_in_two_files_is_refused(table: Table, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", [row(0), row(1), row(9)])
+    (shard,) = (tmp_path / "other").glob("shard-*")
+    shard.rename(tmp_path / "t" / shard.name)
+    assert len(other) == 3
+    for use in (status, lambda path: scan(path, header()), lambda path: open_table(path).to_arrow()):
+        with pytest.raises(DataError, match=rf"row 0 is in the table .* twice, in .*{shard.name}.*2 rows are.*; move"):
+            use(tmp_path / "t")
+
+
+def test_a_directory_must_have_a_name_in_text(tmp_path: Path) -> None:
+    named = tmp_path / os.fsdecode(b"a\xffb")
+    for use in (find_header, open_table, status):
+        with pytest.raises(UsageError, match=r"a\\udcffb' is not named in UTF-8; choose another name"):
+            use(named)
+    with pytest.raises(UsageError, match="not named in UTF-8"), locked(named, header()):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 # -- damage and disks
 
 
 def test_what_is_not_a_table(tmp_path: Path) -> None:
     for opening in (open_table, status):
-        with pytest.raises(DataError, match="holds no zcpipe table"):
+        with pytest.raises(DataError, match=r"holds no zcpipe table; make it with zcpipe run --out .*absent"):
             opening(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("mine")
-    for use in (find_header, open_table):
-        with pytest.raises(DataError, match=r"not empty and not a zcpipe table \(it holds notes.txt\)"):
-            use(tmp_path)
+    with pytest.raises(DataError, match=r"not empty and not a zcpipe table \(it holds notes.txt\)"):
+        find_header(tmp_path)
+    for opening in (open_table, status):
+        with pytest.raises(DataError, match="holds no zcpipe table; name the directory of a table"):
+            opening(tmp_path)
+        with pytest.raises(DataError, match=r"notes.txt: not a directory; name the directory of a table"):
+            opening(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="give --out a directory"):
         find_header(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="give --out a directory"), locked(tmp_path / "notes.txt" / "t", header()):

@@ -26,17 +26,18 @@ _MENDS = {
 
 
 @contextmanager
-def disk_errors(doing: str, path: Path) -> Iterator[None]:
+def disk_errors(doing: str, path: Path, mend: str | None = None) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``DataError`` that names the path and the mend.
 
     Args:
         doing: what was tried, in the infinitive ("write").
         path: the file or directory it was tried on.
+        mend: what to do about it, by default what a run that writes can do.
     """
     try:
         yield
     except OSError as error:
-        mend = _MENDS.get(error.errno or 0, "make it accessible or choose another directory with --out")
+        mend = mend or _MENDS.get(error.errno or 0, "make it accessible or choose another directory with --out")
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"cannot {doing} {path}: {reason}; {mend}") from error
 
@@ -99,7 +100,11 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what dead runs left half-written; only the holder of the table's lock may call this."""
+    """Remove what dead runs left half-written; only the holder of the table's lock may call this.
+
+    Nobody else writes shards and notes, so those are leftovers. A header that another process is writing belongs to
+    one that has lost: the holder's is there already, which is what `publish` then tells it.
+    """
     with disk_errors("clean", directory):
         for leftover in directory.glob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)

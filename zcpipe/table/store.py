@@ -2,7 +2,8 @@
 
 Everything in the directory is Parquet, so that any reader opens the directory itself:
 
-- ``_zcpipe.parquet``: no rows; the schema, spec and identity, written once. It is also what the supervisor locks.
+- ``_zcpipe.parquet``: no rows; the schema, spec and identity, made once and never replaced, because it is also what
+  the supervisor locks.
 - ``_run.parquet``: no rows; what the latest run was asked for (process, selection, planned rows), replaced by each run.
 - ``shard-<id>-<hash>.parquet``: the rows of a shard, or those that a grown range added to it.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from zcpipe.errors import DataError, IdentityMismatch
-from zcpipe.table.files import TEMPORARY, damage, disk_errors, publish, remove_unfinished
+from zcpipe.errors import DataError, IdentityMismatch, UsageError
+from zcpipe.table.files import TEMPORARY, ExistsError, damage, disk_errors, publish, remove_unfinished
 from zcpipe.table.schema import Header, encode, encode_empty, read_header, read_metadata, to_arrow
 
 _HEADER = "_zcpipe.parquet"
@@ -44,24 +45,55 @@ def find_header(directory: Path) -> Header | None:
     """Return the header of the table in a directory, None where there is no table yet.
 
     Raises:
+        UsageError: the path cannot be written as text, which Parquet readers need.
         DataError: the path is not a directory, or it holds other things.
     """
-    with disk_errors("use", directory):
-        try:
-            names = {entry.name for entry in directory.iterdir()}
-        except FileNotFoundError:
-            return None
-    if _HEADER in names:
-        path = directory / _HEADER
-        with damage(path, _KEEP_MEND):
-            schema = pq.read_schema(path)
-        return read_header(schema, path)
+    names = _names(directory)
+    header = _read_header(directory)
     foreign = sorted(name for name in names if not name.startswith(TEMPORARY))
-    if foreign:
+    if header is None and foreign:
         raise DataError(
             f"{directory} is not empty and not a zcpipe table (it holds {foreign[0]}); choose another --out"
         )
-    return None
+    return header
+
+
+def require_header(directory: Path) -> Header:
+    """Return the header of a table that is to be read.
+
+    Raises:
+        UsageError: the path cannot be written as text, which Parquet readers need.
+        DataError: there is no table at the path, or it cannot be read.
+    """
+    names = _names(directory, "name the directory of a table, as zcpipe run made it")
+    header = _read_header(directory)
+    if header is None:
+        mend = f"make it with zcpipe run --out {directory}" if not names else "name the directory of a table"
+        raise DataError(f"{directory} holds no zcpipe table; {mend}")
+    return header
+
+
+def _names(directory: Path, mend: str | None = None) -> set[str]:
+    """Return what lies in a directory, nothing where there is none."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the directory {str(directory)!a} is not named in UTF-8; choose another name") from error
+    with disk_errors("use", directory, mend):
+        try:
+            return {entry.name for entry in directory.iterdir()}
+        except FileNotFoundError:
+            return set()
+
+
+def _read_header(directory: Path) -> Header | None:
+    path = directory / _HEADER
+    with disk_errors("use", path):
+        if not path.exists():
+            return None
+    with damage(path, _KEEP_MEND):
+        schema = pq.read_schema(path)
+    return read_header(schema, path)
 
 
 def check_identity(directory: Path, present: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -105,16 +137,44 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def scan(directory: Path, header: Header) -> Rows:
-    """Find out which rows the table has, reading the index and status columns only."""
+    """Find out which rows the table has, reading the index and status columns only.
+
+    Raises:
+        DataError: a file is damaged or foreign, or two files have the same row.
+    """
     builds: dict[str, Mapping[str, Any]] = {}
+    paths = shard_paths(directory)
     index, status = [np.empty(0, np.int64)], [np.empty(0, np.str_)]
-    for path in shard_paths(directory):
+    for path in paths:
         _, metadata = read_footer(path, header.identity)
         builds.setdefault(str(metadata["build"]), metadata["build"])
         part = read_columns(path, ["index", "status"])
         index.append(part["index"].to_numpy())
         status.append(part["status"].to_numpy().astype(np.str_))
+    check_distinct(paths, index[1:])
     return Rows(np.concatenate(index), np.concatenate(status), tuple(builds.values()))
+
+
+def check_distinct(paths: Sequence[Path], indices: Sequence[NDArray[np.int64]]) -> None:
+    """Refuse a table that has a row twice, as after copying shards of another run into it.
+
+    Args:
+        paths: its shard files.
+        indices: the row indices in each.
+
+    Raises:
+        DataError: it names two files that share a row.
+    """
+    whole = np.concatenate([np.empty(0, np.int64), *indices])
+    values, counts = np.unique(whole, return_counts=True)
+    if len(values) == len(whole):
+        return
+    twice = int(values[counts > 1][0])
+    holders = [path.name for path, rows in zip(paths, indices, strict=True) for _ in range(int((rows == twice).sum()))]
+    raise DataError(
+        f"row {twice} is in the table {paths[0].parent} twice, in {' and '.join(holders[:2])} "
+        f"({len(whole) - len(values)} rows are); move one of the files out of the directory"
+    )
 
 
 def latest_run(directory: Path) -> dict[str, Any]:
@@ -142,6 +202,9 @@ class Store:
     def commit(self, shard: int, rows: Sequence[Mapping[str, object]], build: Mapping[str, object]) -> Path:
         """Make rows of a shard visible, all or none; committing them a second time changes nothing.
 
+        A file is named by which rows it holds, not by their values: to compute rows anew, failed ones say, a file must
+        be replaced on purpose, which nothing here does.
+
         Args:
             shard: number of the shard.
             rows: one mapping per row, in any order; columns that a row lacks are null.
@@ -166,13 +229,15 @@ def locked(directory: Path, header: Header) -> Iterator[Store]:
         DataError: another supervisor holds it, or the directory cannot be written.
         IdentityMismatch: a table of another identity is there.
     """
+    there = find_header(directory) is not None
     with disk_errors("create", directory):
         directory.mkdir(parents=True, exist_ok=True)
-    if find_header(directory) is None:
-        publish(directory / _HEADER, encode_empty(header.file_schema()))
+    if not there:
+        with suppress(ExistsError):  # another process was faster: this goes on with its header, if that fits
+            publish(directory / _HEADER, encode_empty(header.file_schema()), exclusive=True)
     descriptor = _lock(directory)
     try:
-        present = find_header(directory) or header
+        present = require_header(directory)
         check_identity(directory, present.identity, header.identity)
         remove_unfinished(directory)
         yield Store(directory, present)
@@ -181,7 +246,7 @@ def locked(directory: Path, header: Header) -> Iterator[Store]:
 
 
 def _lock(directory: Path) -> int:
-    """Lock the header file; two processes may just have made it, and then only the later one's counts."""
+    """Lock the header file: the one that is there, should a user have removed the table and begun another meanwhile."""
     path = directory / _HEADER
     while True:
         with disk_errors("open", path):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcpipe.errors import DataError
 from zcpipe.table.schema import STATUSES
-from zcpipe.table.store import find_header, latest_run, scan, shard_paths
+from zcpipe.table.store import latest_run, require_header, scan, shard_paths
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,7 @@ def status(path: str | Path) -> Status:
         DataError: there is no table at ``path``, or one of its files is damaged.
     """
     directory = Path(path)
-    header = find_header(directory)
-    if header is None:
-        raise DataError(f"{directory} holds no zcpipe table; make one with zcpipe run --out {directory}")
+    header = require_header(directory)
     rows = scan(directory, header)
     found = Counter(rows.status.tolist())
     return Status(

@@ -20,7 +20,7 @@ from zcpipe.rank.aggregate import log_rank
 from zcpipe.rank.selection import top
 from zcpipe.scoring.columns import Column
 from zcpipe.table.schema import Header
-from zcpipe.table.store import find_header, read_columns, read_footer, shard_paths
+from zcpipe.table.store import check_distinct, read_columns, read_footer, require_header, shard_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +33,7 @@ def open_table(path: str | Path) -> Table:
         DataError: there is no table, or one of its files is damaged or foreign.
     """
     directory = Path(path)
-    header = find_header(directory)
-    if header is None:
-        raise DataError(f"{directory} holds no zcpipe table; make one with zcpipe run --out {directory}")
+    header = require_header(directory)
     files = {file: read_footer(file, header.identity)[0] for file in shard_paths(directory)}
     return Table(header, files)
 
@@ -141,7 +139,10 @@ class Table:
     @cached_property
     def _order(self) -> NDArray[np.int64]:
         """Where each row, in order of index, lies in the order of the files."""
-        order: NDArray[np.int64] = np.argsort(self._read(["index"])["index"].to_numpy(), kind="stable")
+        index = self._read(["index"])["index"].to_numpy()
+        stops = np.cumsum(list(self._files.values()))
+        check_distinct(list(self._files), np.split(index, stops)[:-1])
+        order: NDArray[np.int64] = np.argsort(index, kind="stable")
         return order
 
     def _read(self, columns: Sequence[str] | None) -> pa.Table:
