@@ -32,6 +32,11 @@ def test_reads(write, kind, text):
     np.testing.assert_array_equal(read, [1, np.nan, 3])
 
 
+def test_integers_beyond_float64(write):
+    path = write({"arch": ["a", "b"], "acc": pa.array([2**53 + 1, -(2**62) - 1], pa.int64())})
+    np.testing.assert_array_equal(read_truth(path, "acc")[1], [2.0**53, -(2.0**62)])
+
+
 def test_real_file(data):
     archs, values = read_truth(data("nasbench201_cifar10.parquet"), "cifar10_test_200")
     assert len(archs) == 15625
@@ -80,6 +85,8 @@ def test_no_parquet(write, tmp_path):
         with pytest.raises(DataError) as caught:
             read_truth(path, "acc")
         assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="name too long"):
+        read_truth(tmp_path / ("x" * 300), "acc")
     for place in (tmp_path, tmp_path / "absent.parquet"):
         with pytest.raises(DataError, match="no such file"):
             read_truth(place, "acc")

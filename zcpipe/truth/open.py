@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError, unknown_name
+from zcpipe.truth.stream import reading
 
 ARCH = "arch"
 
@@ -25,7 +26,7 @@ def read_truth(path: Path | str, target: str) -> tuple[list[str], Floats]:
         target: the column to read.
 
     Returns:
-        The architectures' texts and, in the same order, the target as float64, NaN where it is null.
+        The architectures' texts and, in the same order, the target as float64 (the nearest one), NaN where it is null.
 
     Raises:
         UsageError: the file has no such column (the message names near ones).
@@ -33,7 +34,9 @@ def read_truth(path: Path | str, target: str) -> tuple[list[str], Floats]:
             numeric.
     """
     place = Path(path)
-    if not place.is_file():
+    with reading(place):
+        found = place.is_file()
+    if not found:
         raise DataError(f"{place}: no such file; give a Parquet file with the columns {ARCH!r} and {target!r}")
     try:
         with pq.ParquetFile(place) as file:
@@ -41,7 +44,8 @@ def read_truth(path: Path | str, target: str) -> tuple[list[str], Floats]:
             _check(schema, place, target)
             table = file.read(columns=[ARCH, target])
         archs = _texts(table.column(ARCH), place)
-        values = pc.cast(table.column(target), pa.float64()).to_numpy(zero_copy_only=False)
+        # Unsafe only in that integers above 2**53 are rounded to the nearest float64.
+        values = pc.cast(table.column(target), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{place}: cannot be read as Parquet ({reason:.160})") from error
