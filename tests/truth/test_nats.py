@@ -2,6 +2,8 @@ import bz2
 import os
 import pickle
 import statistics
+import struct
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import DataError, UsageError
-from zcpipe.truth import import_nats, read_nats, read_truth, reader, readers
+from zcpipe.truth import Reader, import_nats, read_nats, read_truth, reader, readers
 from zcpipe.truth.nats import PREFIXES, Kind, read_table
 
 RELEASE = "nats/NATS-tss-v1_0-3ffb9-simple"
@@ -129,11 +131,31 @@ def test_a_failed_write_leaves_nothing(directory, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
     before = set(tmp_path.iterdir())
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(DataError, match="name too long"):
+        import_nats(directory, tmp_path / ("t" * 300))
+    with pytest.raises(DataError, match="name too long"):
+        import_nats(directory, tmp_path / ("t" * 300) / "t.parquet")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="no space left"):
         import_nats(directory, tmp_path / "t.parquet")
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_file_made_meanwhile_is_kept(tmp_path, monkeypatch):
+    """Also where it comes up after the last look."""
+    out = tmp_path / "t.parquet"
+
+    def read(path, progress):
+        out.write_text("mine")
+        return pa.table({"arch": ["a"]})
+
+    for seen in (os.path.lexists, lambda path: False):
+        out.unlink(missing_ok=True)
+        monkeypatch.setattr(os.path, "lexists", seen)
+        with pytest.raises(DataError, match="exists"):
+            Reader("slow", "a reader during whose work another file is made", read).import_file("x", out)
+        assert out.read_text() == "mine" and list(tmp_path.iterdir()) == [out]
 
 
 def fails(path, *words):
@@ -167,6 +189,64 @@ def test_hostile_cell(files, directory, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("key", ["eval_acc1es", "train_losses", "params", "latency"])
+def test_a_record_inside_itself(files, directory, key):
+    content = files.cell(1)
+    record = content["200"]["all_results"]["cifar10", 777]
+    record[key] = record
+    files.store(directory / "000001.pickle", content)
+    if key in ("eval_acc1es", "params"):
+        fails(directory, "000001.pickle")
+    else:
+        assert read_table(directory).num_rows == 3
+
+
+@pytest.mark.parametrize("key", ["params", "epochs", "ori-test@199", "arch_str"])
+def test_a_value_nested_without_end(files, directory, key):
+    content = files.cell(1)
+    trained = content["200"]
+    record = trained["all_results"]["cifar10", 777]
+    place = {"ori-test@199": record["eval_acc1es"], "arch_str": trained}.get(key, record)
+    place[key] = "placeholder"
+    data = pickle.dumps(content, protocol=4)
+    path = directory / "000001.pickle"
+    path.write_bytes(data.replace(b"\x8c\x0bplaceholder", b"]" * 100_000 + b"a" * 99_999))
+    fails(directory, "000001.pickle")
+    path.write_bytes(data.replace(b"\x8c\x0bplaceholder", DTYPE_OF_A_DEEP_LIST))
+    fails(directory, "000001.pickle", "numpy dtype a list")
+
+
+DTYPE_OF_A_DEEP_LIST = b"cnumpy\ndtype\n" + b"]" * 100_000 + b"a" * 99_999 + b"\x85R"
+
+
+def test_unreadable_cells(files, directory):
+    path = directory / "000001.pickle"
+    for make in (
+        lambda: path.symlink_to("nowhere"),
+        lambda: path.symlink_to(path.name),
+        path.mkdir,
+        lambda: os.mkfifo(path),
+    ):
+        make()
+        fails(directory, "000001.pickle")
+        path.rmdir() if path.is_dir() else path.unlink()
+    fails(directory / ("x" * 300), "name too long")
+
+
+def test_a_tiny_single_file_stays_small(tmp_path):
+    """As much as the official file may take is only for a file as large."""
+    part = bz2.compress(b"B" + struct.pack("<I", 3_000_000) + bytes(3_000_000))
+    path = tmp_path / "NATS-tss-v1_0-3ffb9.pickle.pbz2"
+    path.write_bytes(bz2.compress(b"\x80\x04") + part * 50 + bz2.compress(b"."))
+    assert path.stat().st_size < 5000
+    tracemalloc.start()
+    try:
+        fails(path, "more")
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_truncated_cell(directory):
     path = next(directory.glob("000000*"))
     path.write_bytes(path.read_bytes()[:-40])
@@ -198,6 +278,7 @@ RECORD = ("200", "all_results", ("cifar10", 777))
         change((*RECORD, "epochs"), 199),
         change((*RECORD, "epochs"), "200"),
         change((*RECORD, "eval_acc1es"), None),
+        change((*RECORD, "eval_acc1es"), {"ori-test@198": 91.0}),
         change((*RECORD, "eval_acc1es", "ori-test@199"), float("nan")),
         change((*RECORD, "eval_acc1es", "ori-test@199"), 100.5),
         change((*RECORD, "eval_acc1es", "ori-test@199"), "91"),

@@ -43,7 +43,9 @@ from typing import Any
 import pyarrow as pa
 
 from zcpipe.errors import DataError
+from zcpipe.truth.plain import shown
 from zcpipe.truth.reader import Progress, Reader
+from zcpipe.truth.stream import reading
 from zcpipe.truth.unpickle import Limits, load
 
 READER_VERSION = 1
@@ -60,8 +62,10 @@ PREFIXES: Mapping[tuple[str, str], str] = {
     ("ImageNet16-120", "ori-test"): "imagenet16-120_valtest",
 }
 
-# The single file: about 5 GB of pickle, of which some ten million objects stay after cutting down.
-WHOLE = Limits(content=16 << 30, objects=40_000_000, memo=300_000_000)
+# The single file: 1.3 GB (5 GB of pickle), of which some twenty million objects stay after cutting down. A smaller file
+# may cost as much less: see `_whole_limits`.
+WHOLE = Limits(content=16 << 30, objects=50_000_000, memo=300_000_000)
+WHOLE_SIZE = 1_000_000_000
 
 SIZE_HP = "200"
 MAX_KINDS = 256
@@ -118,10 +122,9 @@ def read_nats(path: Path | str, progress: Progress | None = None) -> Iterator[Ce
         DataError: a file is missing, damaged, hostile or not of this format.
     """
     place = Path(path)
-    if place.is_dir():
-        yield from _read_directory(place, progress)
-    else:
-        yield from _read_whole(place, progress)
+    with reading(place):
+        many = place.is_dir()
+    yield from (_read_directory if many else _read_whole)(place, progress)
 
 
 def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
@@ -188,7 +191,9 @@ def _kinds(cells: Iterable[Cell]) -> list[Kind]:
 
 def _read_directory(place: Path, progress: Progress | None) -> Iterator[Cell]:
     files: dict[int, Path] = {}
-    for path in _listed(place):
+    with reading(place):
+        listed = sorted(place.iterdir())
+    for path in listed:
         match = _CELL_FILE.fullmatch(path.name)
         if match and files.setdefault(int(match[1]), path) != path:
             raise DataError(f"{place}: holds cell {int(match[1])} twice, plain and compressed; remove one of them")
@@ -202,17 +207,9 @@ def _read_directory(place: Path, progress: Progress | None) -> Iterator[Cell]:
         yield _cell(index, _load(path, meter, Limits()), archs, str(path))
 
 
-def _listed(place: Path) -> list[Path]:
-    try:
-        return sorted(place.iterdir())
-    except OSError as error:
-        raise DataError(f"{place}: cannot be listed ({error.strerror or error})") from error
-
-
 def _read_whole(path: Path, progress: Progress | None) -> Iterator[Cell]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file or directory; give a NATS-Bench file or its unpacked directory")
-    content = _load(path, _Meter([path], progress), WHOLE)
+    meter = _Meter([path], progress)
+    content = _load(path, meter, _whole_limits(meter.total))
     archs = _archs(content, path)
     cells = content.get("arch2infos")
     if not isinstance(cells, dict) or not all(type(index) is int for index in cells):
@@ -221,12 +218,23 @@ def _read_whole(path: Path, progress: Progress | None) -> Iterator[Cell]:
         yield _cell(index, cells[index], archs, f"{path}, cell {index}")
 
 
+def _whole_limits(size: int) -> Limits:
+    """Give a single file the limits of any file, and of those for the official one the share its size has of that."""
+    share = min(1.0, size / WHOLE_SIZE)
+    few = Limits()
+    return Limits(
+        content=few.content + int(share * WHOLE.content),
+        objects=few.objects + int(share * WHOLE.objects),
+        memo=few.memo + int(share * WHOLE.memo),
+    )
+
+
 class _Meter:
     """Adds up the bytes read over several files."""
 
     def __init__(self, files: list[Path], progress: Progress | None) -> None:
         self.progress = progress
-        self.total = sum(file.stat().st_size for file in files)
+        self.total = sum(_size(file) for file in files)
         self.done = 0
 
     def add(self, count: int) -> None:
@@ -235,12 +243,16 @@ class _Meter:
             self.progress(self.done, self.total)
 
 
+def _size(path: Path) -> int:
+    with reading(path):
+        if not path.is_file():  # a dangling link, a directory, a pipe that would never end
+            raise DataError(f"{path}: no such file; give a NATS-Bench file or its unpacked directory")
+        return path.stat().st_size
+
+
 def _load(path: Path, meter: _Meter, limits: Limits) -> Any:  # noqa: ANN401 - checked where used
-    try:
-        with path.open("rb") as file:
-            return load(file, str(path), limits=limits, on_dict=_slim, progress=meter.add)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from error
+    with reading(path), path.open("rb") as file:
+        return load(file, str(path), limits=limits, on_dict=_slim, progress=meter.add)
 
 
 def _archs(content: object, path: Path) -> list[str]:
@@ -261,8 +273,8 @@ def _slim(record: dict[Any, Any]) -> int:
     last = f"@{epochs - 1}"
     final = {key[: -len(last)]: value for key, value in curves.items() if type(key) is str and key.endswith(last)}
     before = len(record)
-    for value in record.values():
-        if type(value) is dict or type(value) is list:
+    for value in list(record.values()):
+        if (type(value) is dict or type(value) is list) and value is not record:
             before += len(value)
             value.clear()
     slim = {"epochs": epochs, "params": record.get("params"), "flop": record.get("flop"), "final": final}
@@ -279,7 +291,9 @@ def _cell(index: int, content: object, archs: list[str], where: str) -> Cell:
     sizes: dict[str, tuple[float, float]] = {}
     for hp, trained in _items(content, where):
         if not isinstance(trained, dict) or trained.get("arch_str") != archs[index]:
-            raise DataError(f"{where}: is of another architecture than the benchmark's list says ({archs[index]})")
+            raise DataError(
+                f"{where}: is of another architecture than the benchmark's list says ({shown(archs[index])})"
+            )
         for key, record in sorted(_items(trained.get("all_results"), where), key=lambda item: str(item[0])):
             dataset = key[0] if isinstance(key, tuple) and len(key) == 2 else None
             for split, value in _items(record, where, "final"):
@@ -295,25 +309,25 @@ def _cell(index: int, content: object, archs: list[str], where: str) -> Cell:
 def _items(value: object, where: str, inner: str | None = None) -> list[tuple[Any, Any]]:
     if inner is not None:
         value = value.get(inner) if isinstance(value, dict) else None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or (inner is not None and not value):
         raise DataError(f"{where}: lacks the trained results a NATS-Bench file holds")
     return list(value.items())
 
 
 def _word(value: object, where: str) -> str:
     if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise DataError(f"{where}: {value!r:.60} cannot be the name of a data set or of a set of images")
+        raise DataError(f"{where}: {shown(value)} cannot be the name of a data set or of a set of images")
     return value
 
 
 def _epochs(hp: object, record: dict[str, Any], where: str) -> int:
     epochs = record.get("epochs")
     if not isinstance(hp, str) or not re.fullmatch(r"\d{1,4}", hp) or type(epochs) is not int or int(hp) != epochs:
-        raise DataError(f"{where}: says {epochs!r:.20} epochs where training {hp!r:.20} is due")
+        raise DataError(f"{where}: says {shown(epochs)} epochs where training {shown(hp)} is due")
     return epochs
 
 
 def _number(value: object, where: str, top: float = float("inf")) -> float:
     if type(value) not in (int, float) or not 0 <= value <= top:  # type: ignore[operator]  # NaN fails too
-        raise DataError(f"{where}: {value!r:.40} is no accuracy or size")
+        raise DataError(f"{where}: {shown(value)} is no accuracy or size")
     return float(value)  # type: ignore[arg-type]

@@ -12,6 +12,13 @@ class Forbidden(Exception):  # noqa: N818 - never leaves this package: the reade
     """A file asks for something that data does not need."""
 
 
+def shown(value: object) -> str:
+    """Show a file's value in a message: a number, a text's beginning, or of what may be nested without end the type."""
+    if type(value) in (bool, int, float, type(None)):
+        return repr(value)
+    return repr(value[:60])[:60] if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 class DType:
     """Stands for a numpy dtype in the file: one plain number type, which its state gives a byte order."""
 
@@ -21,7 +28,7 @@ class DType:
 
     def __init__(self, code: object, align: object = False, copy: object = True) -> None:
         if code not in self._PLAIN or align not in (False, 0) or copy not in (False, 0, True, 1):
-            raise Forbidden(f"a numpy dtype {code!r:.40}; only plain numbers are read")
+            raise Forbidden(f"a numpy dtype {shown(code)}; only plain numbers are read")
         self.code = str(code)
         self.order: str | None = None
 

@@ -1,4 +1,4 @@
-"""What a reader of benchmark files is, and the writing of what it read."""
+"""What a reader of benchmark files is, and the file that what it read ends in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError
+from zcpipe.table.files import disk_errors, publish
 
 Progress = Callable[[int, int], None]
 """Told how much is done and how much there is in all (bytes of the input files)."""
@@ -48,38 +49,14 @@ class Reader:
             DataError: the input is damaged or foreign, or the output exists or cannot be written.
         """
         target = Path(out)
-        _refuse_existing(target)  # before the work, which may take minutes
-        if not target.parent.is_dir():
-            raise DataError(f"{target}: there is no directory {target.parent}; make it first")
+        # Seen before the work, which may take minutes; `publish` decides.
+        if os.path.lexists(target):
+            raise DataError(f"{target}: exists already and is not overwritten; give another name or remove it")
+        with disk_errors("write", target):
+            if not target.parent.is_dir():
+                raise DataError(f"{target}: there is no directory {target.parent}; make it first")
         table = self.read(path, progress)
-        write(table, target)
+        file = pa.BufferOutputStream()
+        pq.write_table(table, file, compression="zstd")
+        publish(target, memoryview(file.getvalue()), exclusive=True)
         return table
-
-
-def write(table: pa.Table, target: Path) -> None:
-    """Write a table so that the file appears whole or not at all, and never over another one.
-
-    Args:
-        table: what to write.
-        target: the file to make.
-
-    Raises:
-        DataError: the file exists or cannot be written.
-    """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        _refuse_existing(target)
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _refuse_existing(target: Path) -> None:
-    if os.path.lexists(target):
-        raise DataError(f"{target}: exists already and is not overwritten; give another name or remove it")
