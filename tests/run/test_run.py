@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from zcpipe.run.supervisor import Committed, Event, Planned, Scored, Warned
 from zcpipe.table import open_table, status
 
 FORK = multiprocessing.get_context("forkserver")  # a launch costs a fork of a process that has imported torch
+NAPS = {"HAZARD_ELSE": "nap"}
 FORK.set_forkserver_preload(["zcpipe.run"])
 
 
@@ -181,8 +183,8 @@ def test_a_missing_device_is_named(tmp_path: Path) -> None:
 # -- interruptions
 
 
-def launch(out: Path, workers: int | None, ready: Path) -> None:
-    os.environ["HAZARD_ELSE"] = "nap"
+def launch(out: Path, workers: int | None, ready: Path, environment: Mapping[str, str] = NAPS) -> None:
+    os.environ.update(environment)
     run(spec(), out, workers=workers, on_event=lambda event: ready.touch())
 
 
@@ -209,9 +211,9 @@ def test_killed_at_random_moments_and_relaunched(
     assert not list(out.glob(".*"))
 
 
-def wait_for_end(pids: list[int]) -> None:
+def wait_for_end(pids: list[int], seconds: float = 30) -> None:
     """Workers end with their supervisor."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while any(map(is_running, pids)):
         assert time.monotonic() < deadline, "a worker outlived its supervisor"
         time.sleep(0.05)
@@ -260,6 +262,27 @@ def test_ctrl_c_commits_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
     assert open_table(tmp_path).to_arrow()["index"].to_pylist() == list(range(8))
     assert status(tmp_path).planned == 24 and not status(tmp_path).complete
     assert run(spec(), tmp_path).present == 8
+
+
+def test_a_worker_whose_interpreter_is_held_ends_with_its_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"0": "hold"}))
+    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
+    environment = {name: os.environ[name] for name in ("HAZARDS", "HAZARD_MARKS")}
+    process = FORK.Process(target=launch, args=(tmp_path / "table", 1, tmp_path / "ready", environment))
+    process.start()
+    while not (tmp_path / "member-0").exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    (worker,) = children(process.pid)
+    process.kill()
+    process.join()
+    try:
+        wait_for_end([worker], seconds=10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 # -- architectures that do not behave

@@ -1,13 +1,16 @@
 """The worker process: ``python -m zcpipe.run.worker FD`` scores what its supervisor sends over a socket.
 
 It announces each unit before it starts it, so that the supervisor knows which one was executing when a worker dies.
-It ends when the supervisor does, whatever the computation is doing.
+It ends with the supervisor: on Linux at once, whatever is being computed; elsewhere when the interpreter is free.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -21,9 +24,12 @@ from zcpipe.run.executor import Lease
 from zcpipe.run.rows import UnitScorer
 from zcpipe.run.spec import RunSpec
 
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
 
 def main(descriptor: int) -> None:
     """Serve the supervisor at the other end of a socket until it closes it."""
+    _end_with_supervisor(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
@@ -32,7 +38,6 @@ def main(descriptor: int) -> None:
     try:
         spec = RunSpec.model_validate_json(connection.recv())
         threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
         _serve(connection, spec, inbox)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
@@ -62,8 +67,31 @@ def _listen(connection: Connection, inbox: SimpleQueue[Lease]) -> None:
         os._exit(0)
 
 
+def _end_with_supervisor(descriptor: int) -> None:
+    """Have this process killed when its supervisor dies, which native code that holds the interpreter cannot delay.
+
+    The system does that when the thread dies that started this process: the one that is in `run` until all workers
+    have ended.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        supervisor = _peer(descriptor)
+        if os.getppid() != supervisor:  # it died before
+            os._exit(0)
+    else:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _peer(descriptor: int) -> int:
+    """Return the process that made the socket."""
+    with socket.socket(fileno=os.dup(descriptor)) as ours:
+        credentials = ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
 def _watch(supervisor: int) -> None:
-    """End with the supervisor even where a process it forked keeps the socket open."""
+    """End with the supervisor, also where a process that it forked keeps the socket open."""
     while os.getppid() == supervisor:
         time.sleep(1.0)
     os._exit(0)

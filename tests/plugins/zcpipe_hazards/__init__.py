@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,9 @@ def _act(behaviour: str, arch: Member) -> None:
             torch.empty(1 << 55)
         case "hang":
             time.sleep(3600)
+        case "hold":
+            (Path(os.environ["HAZARD_MARKS"]) / str(arch)).touch()
+            re.match("(a+)+$", "a" * 60 + "b")  # practically for ever, and without letting any thread run
         case "nap":
             time.sleep(0.05)
         case "exit once":
