@@ -29,11 +29,17 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class WorkerProcess:
-    """A child process with its socket, what it was given, and the unit it announced."""
+    """A child process with its socket, what it was given, and the unit it announced.
+
+    It is killed when the thread ends that made it (see `zcpipe.run.worker`).
+
+    Raises:
+        OSError: the system gives no further process or file.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
                 [sys.executable, "-P", "-m", "zcpipe.run.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -43,11 +49,11 @@ class WorkerProcess:
                 stderr=subprocess.STDOUT,
                 process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
             )
+            self.connection = Connection(ours.detach())
         assert self._process.stdout is not None  # noqa: S101 - states a type
         self._output = self._process.stdout
         os.set_blocking(self._output.fileno(), False)
         self._tail: deque[bytes] = deque([b""], maxlen=_LINES)
-        self.connection = Connection(ours.detach())
         self.waiting: deque[Unit] = deque()  # given, not yet started
         self.executing: Unit | None = None
         self.alone = False  # it was given one suspect unit and gets nothing else meanwhile

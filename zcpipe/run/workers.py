@@ -15,7 +15,7 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
 _START_LIMIT = 600.0  # seconds until a worker must be ready
-_FUTILE_STARTS = 3  # deaths in a row before any unit was begun
+_FUTILE_STARTS = 3  # deaths in a row of workers that were never ready
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
 
 
@@ -96,7 +96,14 @@ class WorkersExecutor:
         return False
 
     def _start(self) -> WorkerProcess:
-        worker = WorkerProcess(self._spec)
+        try:
+            worker = WorkerProcess(self._spec)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CapabilityError(
+                f"cannot start worker {len(self._workers) + 1} of {self._count}: {reason}; use fewer --workers or "
+                "raise the limits on processes, memory and open files (ulimit -a)"
+            ) from error
         self._workers.append(worker)
         return worker
 
@@ -109,8 +116,8 @@ class WorkersExecutor:
                 worker.since = time.monotonic()
                 if kind == "ready":
                     worker.ready = True
-                elif kind == "started":
                     self._futile_starts = 0
+                elif kind == "started":
                     worker.executing = worker.waiting.popleft()
                 elif kind == "finished":
                     unit, rows, seconds = content
@@ -124,8 +131,9 @@ class WorkersExecutor:
         """Take a dead worker's units back and blame the one it was executing."""
         unit, seconds = worker.executing, time.monotonic() - worker.since
         reason = self._remove(worker)
-        if unit is None:
-            self._count_futile_start(worker, reason)
+        if unit is None:  # one that was ready and idle was killed from outside, and is replaced if it is needed
+            if not worker.ready:
+                self._count_futile_start(worker, reason)
             return []
         if unit not in self._died_once:
             self._died_once.add(unit)
@@ -149,7 +157,7 @@ class WorkersExecutor:
             said = worker.last_lines().splitlines()
             last = f"; it said: {' | '.join(said[-3:])}" if said else ""
             raise CapabilityError(
-                f"workers do not start: {_FUTILE_STARTS} in a row ended before any architecture ({reason}){last}; "
+                f"workers do not start: {_FUTILE_STARTS} in a row ended before they were ready ({reason}){last}; "
                 "run without --workers to see more"
             )
 
