@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,12 @@ def test_invalid_fields_are_one_clear_line(fields: dict[str, object], message: s
 def test_architectures_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "archs.txt"
     file.write_text("a\n\nb\n")
-    assert Archs.from_file(file).texts == ("a", "", "b")
+    assert Archs.from_file(file) == Archs(texts=("a", "", "b"), source=str(file))
+    file.write_text("a\nb", "utf-8-sig")
+    assert Archs.from_file(file).texts == ("a", "b")
+    odd = tmp_path / os.fsdecode(b"a\xffb")
+    odd.write_text("a")
+    assert spec(selection=Archs.from_file(odd)).model_dump_json()
     with pytest.raises(UsageError, match="no such file"):
         Archs.from_file(tmp_path / "absent")
     file.write_bytes(b"\xff\xfe\x00")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,10 +39,11 @@ class Sample(_Frozen):
 
 
 class Archs(_Frozen):
-    """Architectures by their texts; blank texts are skipped, so that positions are line numbers."""
+    """Architectures by their texts; blank texts are skipped, so that positions are line numbers in ``source``."""
 
     kind: Literal["archs"] = "archs"
     texts: tuple[str, ...]
+    source: str = ""  # the file they come from, for messages
 
     @classmethod
     def from_file(cls, path: Path) -> Archs:
@@ -52,13 +54,14 @@ class Archs(_Frozen):
             DataError: it is not text.
         """
         try:
-            return cls(texts=tuple(path.read_text("utf-8").splitlines()))
+            texts = tuple(path.read_text("utf-8-sig").splitlines())  # some editors begin a file with a mark
         except OSError as error:
             raise UsageError(
                 f"cannot read {path}: {(error.strerror or str(error)).lower()}; name a text file"
             ) from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text; give one architecture per line") from error
+        return cls(texts=texts, source=os.fsencode(path).decode(errors="replace"))
 
 
 Selection = Annotated[All | Range | Sample | Archs, Field(discriminator="kind")]

@@ -118,8 +118,14 @@ def run(
     return RunSummary(job.out, planned, len(present), todo, by_status, time.monotonic() - started)
 
 
-def describe(spec: RunSpec, out: Path | None = None) -> dict[str, Any]:
-    """Say what :func:`run` would do, touching nothing; raises what it would raise before it computes."""
+def describe(
+    spec: RunSpec, out: Path | None = None, workers: int | None = None, timeout: float = 600.0
+) -> dict[str, Any]:
+    """Say what :func:`run` would do with the same arguments, touching nothing.
+
+    Raises what :func:`run` would raise before it computes.
+    """
+    _check_options(workers, timeout)
     job = _prepare(spec, out)
     exists = find_header(job.out) is not None
     present = np.intersect1d(job.work.indices, scan(job.out, job.header).index if exists else np.empty(0, np.int64))
