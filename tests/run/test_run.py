@@ -20,8 +20,11 @@ from zcpipe.errors import CapabilityError, DataError, IdentityMismatch, UsageErr
 from zcpipe.ops import available
 from zcpipe.run import All, Archs, Range, RunSpec, RunSummary, Sample, describe, run
 from zcpipe.run.process import WorkerProcess
+from zcpipe.run.rows import build
 from zcpipe.run.supervisor import Committed, Event, Planned, Scored, Warned
+from zcpipe.spaces import get_space
 from zcpipe.table import open_table, status
+from zcpipe.table.schema import package_version
 
 FORK = multiprocessing.get_context("forkserver")  # a launch costs a fork of a process that has imported torch
 NAPS = {"HAZARD_ELSE": "nap"}
@@ -108,6 +111,21 @@ def test_rows_of_another_build_are_warned_of(tmp_path: Path, monkeypatch: pytest
     assert "another build" in next(event.message for event in events if isinstance(event, Warned))
 
 
+def test_the_build_names_the_code_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "_C.so"
+    found = []
+    for content in (b"one", b"other"):
+        library.write_bytes(content)
+        monkeypatch.setattr(
+            "zcpipe.run.rows.build_info", lambda: {"native": True, "path": str(library), "instruction_set": "x"}
+        )
+        found.append(build("cpu"))
+    assert found[0]["zcpipe"] == package_version()
+    assert found[0]["library"] != found[1]["library"] and found[0] == {**found[1], "library": found[0]["library"]}
+    monkeypatch.setattr("zcpipe.run.rows.build_info", lambda: {"native": False, "path": None, "instruction_set": None})
+    assert build("cpu")["library"] is None
+
+
 def test_a_grown_table_equals_one_run(tmp_path: Path, undisturbed: pa.Table) -> None:
     for selection in (Sample(n=5), Range(start=3, stop=9), Archs(texts=("member-23", "member-4")), Sample(n=9), All()):
         summary = run(spec(selection=selection), tmp_path)
@@ -121,9 +139,21 @@ def test_spaces_without_an_enumeration_grow_too(tmp_path: Path) -> None:
     run(spec(space="endless", selection=Sample(n=11)), tmp_path / "once")
     grown = content(tmp_path / "grown")
     assert grown.equals(content(tmp_path / "once"))
-    assert grown["index"].to_pylist() == list(range(11))
-    run(spec(space="endless", selection=Archs(texts=("member-900",))), tmp_path / "grown")
+    drawn = {str(get_space("endless").sample(0, i)) for i in range(11)}
+    assert len(drawn) < 11 and sorted(grown["arch"].to_pylist()) == sorted(drawn)
+    listed = spec(space="endless", selection=Archs(texts=("member-900", *drawn)))
+    assert run(listed, tmp_path / "grown").new == 1, "what was drawn has its row"
     assert open_table(tmp_path / "grown").lookup(["member-900"], ["arch"])["arch"].to_pylist() == ["member-900"]
+
+
+def test_listed_architectures_score_the_same_in_any_order_and_company(tmp_path: Path) -> None:
+    texts = ("member-6", "member-7", "member-31", "member-7", "member-30", "member-2")  # keys are of two neighbours
+    for name, parts, workers in (("a", (texts,), None), ("b", (texts[::-1],), 1), ("c", (texts[1:2], texts), None)):
+        for part in parts:
+            run(spec(space="endless", selection=Archs(texts=part)), tmp_path / name, workers=workers)
+    rows = content(tmp_path / "a")
+    assert len(rows) == 5
+    assert content(tmp_path / "b").equals(rows) and content(tmp_path / "c").equals(rows)
 
 
 def test_repeats_add_deviations(tmp_path: Path) -> None:
@@ -171,8 +201,9 @@ def test_fewer_proxies_grow_the_table_in_its_own_columns_and_further_ones_are_re
 
 @pytest.mark.parametrize("fields", [{"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}])
 def test_options_out_of_range(fields: dict[str, float], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="must be"):
-        run(spec(), tmp_path, **fields)
+    for action in (run, describe):
+        with pytest.raises(UsageError, match="must be"):
+            action(spec(), tmp_path, **fields)
 
 
 def test_a_missing_device_is_named(tmp_path: Path) -> None:
@@ -321,8 +352,9 @@ def test_poison_hangs_and_exceptions_end_as_rows(
     assert found[16][0] == "memory"
     assert set(found) == {6, 7, 10, 11, 14, 15, 16, 17}
     assert_like(content(out), undisturbed, set(found))
-    bad = open_table(out).lookup(["member-10"]).to_pylist()[0]
-    assert bad["expressivity"] is None and bad["params"] is None and bad["expressivity@block"] is None
+    for bad in open_table(out).lookup(["member-6", "member-10", "member-14", "member-16"]).to_pylist():
+        assert bad["expressivity"] is None and bad["expressivity@block"] is None
+        assert bad["macs"] == bad["index"] and bad["params"] == undisturbed["params"][bad["index"]].as_py()
     assert run(spec(), out).new == 0, "failed rows are rows; retrying them is another command"
 
 
@@ -332,6 +364,19 @@ def test_exceptions_end_as_rows_in_this_process_too(
     monkeypatch.setenv("HAZARDS", json.dumps({"14": "raise", "16": "greedy"}))
     assert run(spec(), tmp_path).by_status == {"ok": 20, "error": 2, "memory": 2}
     assert_like(content(tmp_path), undisturbed, {14, 15, 16, 17})
+
+
+def test_counts_that_cannot_be_made_are_null_and_never_asked_of_the_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"0": "size exit", "1": "size raise", "4": "raise"}
+    monkeypatch.setenv("HAZARDS", json.dumps(told))
+    assert run(spec(selection=Range(start=0, stop=6), repeats=2), tmp_path, workers=1).by_status == {
+        "ok": 2,
+        "error": 4,
+    }
+    rows = open_table(tmp_path).to_arrow(["params", "expressivity_sd"]).to_pylist()
+    assert [row["params"] is None for row in rows] == [True, True, False, False, False, False]
 
 
 def test_workers_that_do_not_start_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

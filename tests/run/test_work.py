@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
-from zcpipe.run.work import ClassList, DrawList, Locator, Shard, plan
+from zcpipe.run.work import ClassList, DrawList, Shard, TextList, architectures, index_of, plan
+from zcpipe.spaces import get_space
 
 NOTHING = np.empty(0, np.int64)
 
@@ -84,17 +85,68 @@ def test_growth_adds_what_is_missing_with_the_same_representatives(
     assert not scored(first).keys() & scored(second).keys()
 
 
-@settings(deadline=None)
-@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 9))
-def test_draws_share_keys_within_a_block_only(n: int, before: int, block: int) -> None:
-    work = DrawList(np.arange(n), lambda number: str(number % 3), block)
-    shards = list(work.shards(np.arange(min(before, n))))
-    assert rows_of(shards) and sorted(rows_of(shards)) == list(range(before, n)) if before < n else not shards
+@dataclass(frozen=True)
+class Unending:
+    """The part of a space without enumeration that a work list reads: draws repeat, and texts are in no order."""
+
+    texts: int
+    keys: int
+
+    def sample(self, seed: int, i: int) -> str:
+        return f"text-{(seed + 17 * i * i + i) % self.texts}"
+
+    def key(self, arch: str) -> str:
+        return str(int(arch.removeprefix("text-")) % self.keys)
+
+
+unending = st.builds(Unending, st.integers(1, 40), st.integers(1, 9))
+
+
+def scored(shards: list[Shard]) -> dict[str, tuple[int, str]]:
+    """For each member the shard and the text of its representative."""
+    found: dict[str, tuple[int, str]] = {}
     for shard in shards:
         for unit in shard.units:
-            assert {member // block for member in (*unit.members, unit.representative)} == {shard.id}
-            first = next(i for i in range(shard.id * block, n) if i % 3 == unit.representative % 3)
-            assert unit.representative == first
+            first, *members = unit.texts
+            assert [unit.representative, *unit.members] == [index_of(text) for text in unit.texts]
+            assert list(unit.members) == sorted(unit.members) and unit.shard == shard.id
+            assert not found.keys() & set(members)
+            found |= dict.fromkeys(members, (shard.id, first))
+    return found
+
+
+@settings(deadline=None)
+@given(unending, st.integers(0, 5), st.integers(1, 60), st.integers(0, 60), st.integers(1, 9))
+def test_a_sample_has_each_architecture_once_and_grows_into_the_larger_sample(
+    space: Unending, seed: int, n: int, more: int, block: int
+) -> None:
+    small, large = DrawList(space, seed, n, block), DrawList(space, seed, n + more, block)
+    at_once, first = scored(list(large.shards(NOTHING))), scored(list(small.shards(NOTHING)))
+    grown = scored(list(large.shards(small.indices)))
+
+    assert not first.keys() & grown.keys() and first | grown == at_once
+    draws = [space.sample(seed, i) for i in range(n + more)]
+    assert at_once.keys() == set(draws)
+    assert large.indices.tolist() == sorted(index_of(text) for text in set(draws))
+    for text, (shard, representative) in at_once.items():
+        assert shard == draws.index(text) // block
+        whole = [space.sample(seed, i) for i in range(shard * block, (shard + 1) * block)]
+        assert representative == min(other for other in whole if space.key(other) == space.key(text))
+    size = large.size(small.indices)
+    assert (size.rows, size.shards) == (len(grown), len({shard for shard, _ in grown.values()}))
+
+
+@settings(deadline=None)
+@given(st.sets(st.text()).flatmap(lambda texts: st.tuples(*[st.permutations(sorted(texts))] * 2)), st.integers(1, 5))
+def test_the_order_of_a_list_says_nothing(orders: tuple[list[str], list[str]], per_shard: int) -> None:
+    one, other = (TextList(order, per_shard) for order in orders)
+    assert list(one.shards(NOTHING)) == list(other.shards(NOTHING))
+    assert {text: first for text, (_, first) in scored(list(one.shards(NOTHING))).items()} == {t: t for t in orders[0]}
+    part = one.indices[::2]
+    left = scored(list(other.shards(part)))
+    assert {index_of(text) for text in left} == set(one.indices.tolist()) - set(part.tolist())
+    size = one.size(part)
+    assert size.rows == size.classes == len(left) and size.shards == len({shard for shard, _ in left.values()})
 
 
 def spec(**fields: object) -> RunSpec:
@@ -110,10 +162,17 @@ def test_selections_of_a_space() -> None:
 
 
 def test_architectures_without_an_index_are_numbered_by_their_text() -> None:
-    listed = spec(space="endless", selection=Archs(texts=("member-900", "member-3", "member-900")))
-    indices = plan(listed).indices.tolist()
-    assert len(indices) == 2
-    assert {str(Locator(listed)(index)) for index in indices} == {"member-900", "member-3"}
+    work = plan(spec(space="endless", selection=Archs(texts=("member-900", "member-3", "member-900"))))
+    assert work.indices.tolist() == sorted(map(index_of, ("member-900", "member-3")))
+    (shard,) = work.shards(NOTHING)
+    space = get_space("endless")
+    assert {str(arch) for unit in shard.units for arch in architectures(space, unit)[1]} == {"member-900", "member-3"}
+    sampled = plan(spec(space="endless", selection=Sample(n=9)))
+    assert sampled.indices.tolist() == sorted({index_of(str(space.sample(0, i))) for i in range(9)})
+
+
+def test_numbers_of_texts_never_change_between_versions() -> None:
+    assert index_of("member-900") == 4_379_242_888_023_309_390
 
 
 @pytest.mark.parametrize(
@@ -124,7 +183,8 @@ def test_architectures_without_an_index_are_numbered_by_their_text() -> None:
         ({"selection": Range(start=5, stop=25)}, r"0 <= A < B <= 24"),
         ({"selection": Range(start=5, stop=5)}, r"0 <= A < B <= 24"),
         ({"selection": Archs(texts=("member-1", "", "membr-2"))}, r"line 3: 'membr-2' is not a member"),
-        ({"selection": Archs(texts=("", " "))}, r"no architectures"),
+        ({"selection": Archs(texts=("", "x"), source="a.txt")}, r"^a.txt, line 2: 'x' is not a member"),
+        ({"selection": Archs(texts=("", " "), source="a.txt")}, r"^a.txt has no architectures"),
         ({"space": "endless", "selection": All()}, r"cannot be enumerated.*--sample"),
         ({"space": "endless", "selection": Range(start=0, stop=2)}, r"cannot be enumerated"),
         ({"space": "hazard"}, r"unknown space 'hazard'; did you mean hazards"),

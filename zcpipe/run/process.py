@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from zcpipe.run.executor import Lease
+from zcpipe.run.rows import Row
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
@@ -56,6 +57,7 @@ class WorkerProcess:
         self._tail: deque[bytes] = deque([b""], maxlen=_LINES)
         self.waiting: deque[Unit] = deque()  # given, not yet started
         self.executing: Unit | None = None
+        self.counted: list[Row] = []  # what it said of the members of that
         self.alone = False  # it was given one suspect unit and gets nothing else meanwhile
         self.ready = False
         self.since = time.monotonic()  # when it was started or began what it is executing

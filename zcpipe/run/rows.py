@@ -2,78 +2,111 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from zcpipe.errors import CapabilityError
 from zcpipe.ops import build_info
+from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import Locator, Unit
+from zcpipe.run.work import Unit, architectures
+from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.measure import is_out_of_memory
 from zcpipe.scoring.rows import ClassScorer
-from zcpipe.spaces import get_space
+from zcpipe.spaces import Architecture, get_space
+from zcpipe.table.schema import package_version
 
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a whole class has no scores; ``status`` is error, timeout or memory."""
+    """Why a whole class has no scores; ``status`` is error, timeout or memory.
+
+    ``counted`` holds what `UnitScorer.count` said of each member, if it came to that.
+    """
 
     status: str
     kind: str
     message: str
     seconds: float
+    counted: Sequence[Row] = ()
 
 
 class UnitScorer:
     """Scores units of a run in the process it lives in."""
 
     def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._space = get_space(spec.space)
         self._frame = RowFrame(spec)
-        self._locate = Locator(spec)
         self._scorer = ClassScorer(spec)
+        self._static = [p for p in resolve(spec.proxies) if p.cost == "static" and p.name not in COUNTS]
 
     def score(self, unit: Unit) -> list[Row]:
         """Return one row per member; an exception ends as error rows, only the death of the process goes further."""
         started = time.perf_counter()
+        representative, members = architectures(self._space, unit)
         try:
-            representative = self._locate(unit.representative)
-            members = [self._locate(index) for index in unit.members]
             scored = self._scorer.score(representative, members)
         except Exception as error:
             kind = "memory" if is_out_of_memory(error) else "error"
             reason = (str(error).splitlines() or [""])[0]
             message = f"{type(error).__name__}: {reason}".rstrip(": ")
-            return self._frame.failed(unit, Failed(kind, kind, message, time.perf_counter() - started))
-        return [{**self._frame.of(i), **row} for i, row in zip(unit.members, scored, strict=True)]
+            seconds = time.perf_counter() - started
+            return self._frame.failed(unit, Failed(kind, kind, message, seconds, self.count(unit)))
+        return [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
+
+    def count(self, unit: Unit) -> list[Row]:
+        """Return what each member's row has whatever becomes of its network: the counts and what is made of them."""
+        return [self._count(member) for member in architectures(self._space, unit)[1]]
+
+    def _count(self, member: Architecture) -> Row:
+        try:
+            size = self._space.size(member, self._spec.dataset)
+            counts = {"params": np.array(size.params), "macs": np.array(size.macs)}
+            row: dict[str, object] = {p.name: float(p.reduce(counts)) for p in self._static}
+        except Exception:  # a failure of the row that has a reason already, or will have it when it is scored
+            return {}
+        if self._spec.repeats > 1:
+            row |= {f"{p.name}_sd": 0.0 for p in self._static}
+        return {**row, "params": size.params, "macs": size.macs}
 
 
 class RowFrame:
-    """The part of a row that says which architecture it is about."""
+    """The part of a row that says which architecture it is about.
+
+    The supervisor uses it too, and therefore nothing here asks the space for more than texts and keys.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         self._space = get_space(spec.space)
-        self._locate = Locator(spec)
 
-    def of(self, index: int) -> Row:
-        """Return index, architecture, key and space of a row."""
-        arch = self._locate(index)
-        return {"index": index, "arch": str(arch), "key": self._space.key(arch), "space": self._space.name}
+    def of(self, unit: Unit) -> list[Row]:
+        """Return index, architecture, key and space of the rows of a unit."""
+        _, members = architectures(self._space, unit)
+        return [
+            {"index": index, "arch": str(arch), "key": self._space.key(arch), "space": self._space.name}
+            for index, arch in zip(unit.members, members, strict=True)
+        ]
 
     def failed(self, unit: Unit, failed: Failed) -> list[Row]:
-        """Return the rows of a class without scores; ``*`` in their failures stands for every proxy."""
+        """Return the rows of a class without scores; ``*`` in their failures stands for all that needs the network."""
         outcome = {
             "status": failed.status,
             "failures": [{"proxy": "*", "kind": failed.kind, "message": failed.message}],
             "seconds": failed.seconds / len(unit.members),
         }
-        return [{**self.of(index), **outcome} for index in unit.members]
+        counted = failed.counted or [{}] * len(unit.members)
+        return [{**frame, **counts, **outcome} for frame, counts in zip(self.of(unit), counted, strict=True)]
 
 
 @contextmanager
@@ -88,15 +121,23 @@ def one_thread() -> Iterator[None]:
 
 
 def build(device: str) -> dict[str, Any]:
-    """Return what decides the last bits of rows: library, instruction set, torch and kind of device."""
+    """Return what decides the last bits of rows: code, library, instruction set, torch and kind of device."""
     native = build_info()
     return {
+        "zcpipe": package_version(),
         "native": native["native"],
+        "library": None if native["path"] is None else _digest(Path(str(native["path"]))),
         "instruction_set": native["instruction_set"],
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
     }
+
+
+def _digest(file: Path) -> str:
+    """Name the content of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def check_device(device: str) -> None:

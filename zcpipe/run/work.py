@@ -2,13 +2,16 @@
 
 The unit of work is a key class. Its representative, whose network is scored, is its smallest member over the whole
 space whatever was selected, and a shard is a fixed range of classes; so rows do not depend on how a table grew.
-Spaces that cannot be enumerated share keys within blocks of draws only.
+
+Where a space cannot be enumerated an index is a digest of the architecture's text, whether it was drawn or listed, and
+an architecture that comes twice has one row. Random draws share keys within a shard, which is a fixed range of draws.
+Listed architectures stand for themselves: what they could share would depend on what else is in the list.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,11 +29,15 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Unit:
-    """One key class of a shard: the indices of its representative and of the members whose rows are wanted."""
+    """One key class of a shard: the indices of its representative and of the members whose rows are wanted.
+
+    ``texts`` are those of the representative and of the members, in a space that cannot find them by their indices.
+    """
 
     shard: int
     representative: int
     members: tuple[int, ...]
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,31 +113,84 @@ class ClassList:
 
 
 class DrawList:
-    """Architectures of a space that has no enumeration, in blocks within which equal keys are computed once."""
+    """Random draws of a space that has no enumeration.
 
-    def __init__(self, ids: Indices, key_of: Callable[[int], str], block: int) -> None:
-        self._ids = ids  # [rows] in order of drawing
-        self.indices = np.sort(ids)
-        self._key_of = key_of
-        self._block = block
+    An architecture belongs to the shard of the draw that first met it. The representative of a key is the smallest text
+    among ALL draws of the shard, selected or not, so that rows are the same however far the sample goes.
+    """
+
+    def __init__(self, space: Space[Architecture], seed: int, n: int, draws_per_shard: int) -> None:
+        digests = np.fromiter((index_of(str(space.sample(seed, draw))) for draw in range(n)), np.int64, n)
+        self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
+        self._space = space
+        self._seed = seed
+        self._per_shard = draws_per_shard
 
     def shards(self, present: Indices) -> Iterator[Shard]:
-        """Yield what is missing, block by block."""
-        for shard, start in enumerate(range(0, len(self._ids), self._block)):
-            block = self._ids[start : start + self._block]
-            missing = set(np.setdiff1d(block, present).tolist())
-            if not missing:
-                continue
-            classes: dict[str, list[int]] = {}
-            for number in block.tolist():
-                classes.setdefault(self._key_of(number), []).append(number)
-            wanted = [(members[0], [m for m in members if m in missing]) for members in classes.values()]
-            yield Shard(shard, tuple(Unit(shard, first, tuple(members)) for first, members in wanted if members))
+        """Yield what is missing, shard by shard."""
+        missing = self._missing(present)
+        numbers = missing // self._per_shard
+        for shard in np.unique(numbers).tolist():
+            yield self._shard(shard, missing[numbers == shard].tolist())
 
     def size(self, present: Indices) -> Size:
-        """Count what is missing; the classes are not known before the architectures are drawn."""
-        missing = np.flatnonzero(~np.isin(self._ids, present))
-        return Size(len(missing), None, len(np.unique(missing // self._block)))
+        """Count what is missing; the classes are known only as shards are made."""
+        missing = self._missing(present)
+        return Size(len(missing), None, len(np.unique(missing // self._per_shard)))
+
+    def _missing(self, present: Indices) -> Indices:
+        """Return the draws that first met the architectures without a row, in order."""
+        missing: Indices = np.sort(self._draws[~np.isin(self.indices, present)]).astype(np.int64)
+        return missing
+
+    def _shard(self, shard: int, wanted: list[int]) -> Shard:
+        start = shard * self._per_shard
+        archs = [self._space.sample(self._seed, draw) for draw in range(start, start + self._per_shard)]
+        keys, texts = [self._space.key(arch) for arch in archs], [str(arch) for arch in archs]
+        representatives = dict(sorted(zip(keys, texts, strict=True), reverse=True))  # of each key the smallest stays
+        members: dict[str, list[str]] = {}
+        for draw in wanted:
+            members.setdefault(keys[draw - start], []).append(texts[draw - start])
+        return Shard(shard, tuple(_unit(shard, representatives[key], its) for key, its in members.items()))
+
+
+class TextList:
+    """Listed architectures of a space that has no enumeration, in order of index, each a class of its own."""
+
+    def __init__(self, texts: Iterable[str], per_shard: int) -> None:
+        self._texts = {index_of(text): text for text in texts}
+        self.indices = np.sort(np.fromiter(self._texts, np.int64))
+        self._per_shard = per_shard
+
+    def shards(self, present: Indices) -> Iterator[Shard]:
+        """Yield what is missing, shard by shard."""
+        missing = self._missing(present)
+        numbers = missing // self._per_shard
+        for shard in np.unique(numbers).tolist():
+            texts = [self._texts[index] for index in self.indices[missing[numbers == shard]].tolist()]
+            yield Shard(shard, tuple(_unit(shard, text, [text]) for text in texts))
+
+    def size(self, present: Indices) -> Size:
+        """Count what is missing."""
+        missing = self._missing(present)
+        return Size(len(missing), len(missing), len(np.unique(missing // self._per_shard)))
+
+    def _missing(self, present: Indices) -> Indices:
+        """Return where in the list the architectures without a row are."""
+        return np.flatnonzero(~np.isin(self.indices, present))
+
+
+def index_of(text: str) -> int:
+    """Number an architecture of a space that has no enumeration: 63 bits of a digest of its canonical text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def architectures(space: Space[Architecture], unit: Unit) -> tuple[Architecture, list[Architecture]]:
+    """Return the representative of a unit and the members whose rows are wanted."""
+    if isinstance(space, EnumerableSpace):
+        return space[unit.representative], [space[index] for index in unit.members]
+    representative, *members = (space.parse(text) for text in unit.texts)
+    return representative, members
 
 
 def plan(spec: RunSpec) -> WorkList:
@@ -144,25 +204,7 @@ def plan(spec: RunSpec) -> WorkList:
         raise unknown_name("dataset", spec.dataset, space.datasets)
     if isinstance(space, EnumerableSpace):
         return ClassList(space, _members(space, spec), spec.classes_per_shard)
-    return _draws(space, spec)
-
-
-class Locator:
-    """Finds the architecture of a row index."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        self._seed = spec.seed
-        self._space = get_space(spec.space)
-        self._listed: Mapping[int, Architecture] = {}
-        if isinstance(spec.selection, Archs) and not isinstance(self._space, EnumerableSpace):
-            self._listed = _by_digest(self._space, spec.selection)
-
-    def __call__(self, index: int) -> Architecture:
-        """Return the architecture that a row of this run is about."""
-        if isinstance(self._space, EnumerableSpace):
-            member: Architecture = self._space[index]
-            return member
-        return self._listed[index] if self._listed else self._space.sample(self._seed, index)
+    return _unindexed(space, spec)
 
 
 def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
@@ -183,21 +225,22 @@ def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
             return np.array([space.index(arch) for arch in _parse(space, selection)], np.int64)
 
 
-def _draws(space: Space[Architecture], spec: RunSpec) -> DrawList:
-    locate = Locator(spec)
-
-    def key_of(index: int) -> str:
-        return space.key(locate(index))
-
+def _unindexed(space: Space[Architecture], spec: RunSpec) -> WorkList:
     match spec.selection:
         case Sample(n=n):
             _check_sample(n)
-            return DrawList(np.arange(n), key_of, spec.classes_per_shard)
+            return DrawList(space, spec.seed, n, spec.classes_per_shard)
         case Archs() as archs:
-            ids = np.fromiter(_by_digest(space, archs), np.int64)
-            return DrawList(ids, key_of, spec.classes_per_shard)
+            return TextList(map(str, _parse(space, archs)), spec.classes_per_shard)
         case _:
             raise UsageError(f"{spec.space} cannot be enumerated; select with --sample N or --archs FILE")
+
+
+def _unit(shard: int, representative: str, members: list[str]) -> Unit:
+    numbered = {index_of(text): text for text in members}
+    indices = sorted(numbered)
+    texts = (representative, *(numbered[index] for index in indices))
+    return Unit(shard, index_of(representative), tuple(indices), texts)
 
 
 def _check_sample(n: int) -> None:
@@ -208,19 +251,13 @@ def _check_sample(n: int) -> None:
 def _parse(space: Space[Architecture], archs: Archs) -> list[Architecture]:
     """Parse each text once, in the order given."""
     parsed: dict[Architecture, None] = {}
+    origin = f"{archs.source}, " if archs.source else ""
     for line, text in enumerate(archs.texts, start=1):
         if text.strip():
             try:
                 parsed.setdefault(space.parse(text.strip()))
             except UsageError as error:
-                raise UsageError(f"line {line}: {error}") from error
+                raise UsageError(f"{origin}line {line}: {error}") from error
     if not parsed:
-        raise UsageError("no architectures given; list one per line")
+        raise UsageError(f"{archs.source or 'the list'} has no architectures; give one per line")
     return list(parsed)
-
-
-def _by_digest(space: Space[Architecture], archs: Archs) -> dict[int, Architecture]:
-    """Number architectures that have no index by 63 bits of a digest of their texts."""
-    parsed = _parse(space, archs)
-    digests = [hashlib.blake2b(str(arch).encode(), digest_size=8).digest() for arch in parsed]
-    return {int.from_bytes(digest, "big") >> 1: arch for digest, arch in zip(digests, parsed, strict=True)}

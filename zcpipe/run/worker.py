@@ -1,6 +1,7 @@
 """The worker process: ``python -m zcpipe.run.worker FD`` scores what its supervisor sends over a socket.
 
-It announces each unit before it starts it, so that the supervisor knows which one was executing when a worker dies.
+It announces each unit before it starts it, so that the supervisor knows which one was executing when a worker dies, and
+says what is known of it without its network: asking the space for that is not safe in the supervisor.
 It ends with the supervisor: on Linux at once, whatever is being computed; elsewhere when the interpreter is free.
 """
 
@@ -54,6 +55,7 @@ def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease]) -> 
         for unit in inbox.get():
             connection.send(("started", unit))
             begun = time.perf_counter()
+            connection.send(("counted", scorer.count(unit)))
             rows = scorer.score(unit)
             connection.send(("finished", (unit, rows, time.perf_counter() - begun)))
 

@@ -113,12 +113,15 @@ class WorkersExecutor:
             for kind, content in worker.messages():
                 if kind == "refused":
                     raise content
+                if kind == "counted":
+                    worker.counted = content
+                    continue
                 worker.since = time.monotonic()
                 if kind == "ready":
                     worker.ready = True
                     self._futile_starts = 0
                 elif kind == "started":
-                    worker.executing = worker.waiting.popleft()
+                    worker.executing, worker.counted = worker.waiting.popleft(), []
                 elif kind == "finished":
                     unit, rows, seconds = content
                     worker.executing, worker.alone = None, False
@@ -139,7 +142,7 @@ class WorkersExecutor:
             self._died_once.add(unit)
             self._suspects.append(unit)
             return []
-        return [Outcome(unit, Failed("error", "died", f"{reason}, twice", seconds), seconds)]
+        return [Outcome(unit, Failed("error", "died", f"{reason}, twice", seconds, worker.counted), seconds)]
 
     def _remove(self, worker: WorkerProcess) -> str:
         """End a worker, put back what it had not begun, and return how it ended."""
@@ -169,7 +172,7 @@ class WorkersExecutor:
             return self._bury(worker)
         unit, seconds = worker.executing, time.monotonic() - worker.since
         self._remove(worker)
-        failed = Failed("timeout", "timeout", f"no result within {self._limit(unit):g} s", seconds)
+        failed = Failed("timeout", "timeout", f"no result within {self._limit(unit):g} s", seconds, worker.counted)
         return [Outcome(unit, failed, seconds)]
 
     def _deadline(self, worker: WorkerProcess) -> float:

@@ -1,7 +1,8 @@
 """Two small spaces of real networks. What building some of them does is told by the environment variable HAZARDS.
 
-It is JSON: index of a class's representative -> behaviour (see ``_act``). The enumerable space `hazards` has 24
-members, each key shared by two neighbours; `endless` has no enumeration.
+It is JSON: index of a class's representative -> behaviour (see ``_act``), or index of a member -> "size ...", which is
+what counting it does. The enumerable space `hazards` has 24 members, each key shared by two neighbours; `endless` has
+no enumeration.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Endless:
         return f"width-{2 + arch.number // 2}"
 
     def size(self, arch: Member, dataset: str) -> Size:
+        match _told(arch):
+            case "size exit":
+                os._exit(7)
+            case "size raise":
+                raise ValueError(f"told to raise for {arch}")
         width = 2 + arch.number // 2
         return Size(params=27 * width + 9 * width**2, macs=arch.number)  # macs differ within a key
 
@@ -61,9 +67,7 @@ class Endless:
         return ("first", "second")
 
     def build(self, arch: Member, dataset: str) -> Built:
-        behaviour = json.loads(os.environ.get("HAZARDS", "{}")).get(str(arch.number), os.environ.get("HAZARD_ELSE"))
-        if behaviour is not None:
-            _act(behaviour, arch)
+        _act(_told(arch), arch)
         width = 2 + arch.number // 2
         with torch.device("meta"):
             model = nn.Sequential()
@@ -94,7 +98,12 @@ class Hazards(Endless):
         return arch.number
 
 
-def _act(behaviour: str, arch: Member) -> None:
+def _told(arch: Member) -> str | None:
+    told: dict[str, str] = json.loads(os.environ.get("HAZARDS", "{}"))
+    return told.get(str(arch.number), os.environ.get("HAZARD_ELSE"))
+
+
+def _act(behaviour: str | None, arch: Member) -> None:
     match behaviour:
         case "exit":
             os._exit(7)
