@@ -22,7 +22,7 @@ import numpy as np
 from zcpipe import open_table
 from zcpipe.proxies import resolve
 from zcpipe.rank import log_rank
-from zcpipe.rank.population import correlate_table, directions, proxy_values
+from zcpipe.rank.population import correlate_table
 from zcpipe.run import RunSpec, run, show_progress
 from zcpipe.truth import align, read_truth
 
@@ -74,7 +74,7 @@ def figure(directory: Path, truth: Path, target: str, cases: list[dict[str, Any]
     table = open_table(directory)
     known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
     names = [proxy.name for proxy in resolve("aznas")]
-    scores = log_rank(proxy_values(table, names), directions(table, names))
+    scores = log_rank(table.values(names), table.directions(names))
     left, right = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")[1]
     image = left.hexbin(_places(scores), _places(known), gridsize=60, cmap="viridis", mincnt=1)
     left.set(xlabel="predicted rank (AZ-NAS)", ylabel=f"true rank ({target})", title="1 is the worst")

@@ -11,6 +11,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,6 +81,14 @@ def test_lookup_in_the_order_asked(table: Table) -> None:
         table.lookup(["x", "arch-1", "y", "z", "w", "x"])
     with pytest.raises(UsageError, match=r"unknown column 'parms'; did you mean params"):
         table.lookup(["arch-1"], ["parms"])
+
+
+def test_values_and_directions_are_what_rankings_are_made_of(table: Table) -> None:
+    assert np.array_equal(table.values(["error_rate"])["error_rate"], [np.nan, 1, 2, 4, 7], equal_nan=True)
+    assert table.values(["params"])["params"].dtype == np.float64
+    assert table.directions(["error_rate", "expressivity"]) == {"error_rate": "lower", "expressivity": "higher"}
+    with pytest.raises(UsageError, match="unknown column with a direction 'params'"):
+        table.directions(["params"])
 
 
 def test_top_follows_directions_and_leaves_failed_rows_out(table: Table) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,8 @@ def rank_table(table: Table, method: str, proxies: str, k: int) -> tuple[int, li
     if k < 1:
         raise UsageError(f"--top needs a positive number of rows, got {k}")
     names = [proxy.name for proxy in resolve(proxies)]
-    values = proxy_values(table, names)
-    scores = aggregate(method, values, directions(table, names))
+    values = table.values(names)
+    scores = aggregate(method, values, table.directions(names))
     rows = table.to_arrow(["index", "arch"])
     best = top(scores, k)
     indices, archs = rows["index"].to_pylist(), rows["arch"].to_pylist()
@@ -90,25 +90,13 @@ def correlate_table(
         DataError: the target is constant, or no architecture has truth.
     """
     names = [c.name for c in table.columns if c.kind == "count"] + [c.name for c in table.columns if c.kind == "proxy"]
-    scores = proxy_values(table, names)
+    scores = table.values(names)
     four = groups()["aznas"]
     made = [("aznas", "logrank", four), ("aznas_linear", "linear", four)] if set(four) <= set(names) else []
     made += [(name, "logrank", tuple(p.name for p in resolve(given))) for name, given in aggregates.items()]
     for name, method, members in made:
         if name in scores:
             raise UsageError(f"aggregate {name!r} would hide a column of that name; give it another")
-        scores[name] = aggregate(method, proxy_values(table, members), directions(table, members))
+        scores[name] = aggregate(method, table.values(members), table.directions(members))
     results = {name: correlate(values, truth, target) for name, values in scores.items()}
     return [CorrelationRow(name, r.kendall, r.spearman, r.n, r.failed) for name, r in results.items()]
-
-
-def proxy_values(table: Table, names: Sequence[str]) -> dict[str, Floats]:
-    """Read proxies or counts of a table as float64, NaN where they failed."""
-    columns = table.to_arrow(names)
-    return {name: columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
-
-
-def directions(table: Table, names: Sequence[str]) -> dict[str, str]:
-    """Return the direction of each column."""
-    known = {column.name: column.direction for column in table.columns}
-    return {name: known[name] for name in names}

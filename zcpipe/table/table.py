@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
 from zcpipe.proxies import groups
 
-# Pure arithmetic over arrays that knows nothing of tables, and therefore below them although rank/ reads tables.
+# The one import upwards, for `Table.top`: these two modules are arithmetic over arrays, import no table themselves and
+# must not begin to. The modules of rank/ that read tables are rank.population and what is above it.
 from zcpipe.rank.aggregate import log_rank
 from zcpipe.rank.selection import top
 from zcpipe.scoring.columns import Column
@@ -124,13 +125,33 @@ class Table:
         lacking = [name for name in groups()["aznas"] if name not in shown]
         if by is None and lacking:
             raise UsageError(f"the AZ-NAS aggregate needs the column {lacking[0]}, which the table lacks; pass by=")
-        names = groups()["aznas"] if by is None else (by,)
-        directions = {name: self._direction(name) for name in names}
-        values = {name: rows[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
         if by is not None:
-            return rows.take(top(values[by], k, directions[by]))
-        rows = rows.append_column("aznas", pa.array(log_rank(values, directions)))
+            direction = self.directions([by])[by]
+            return rows.take(top(self.values([by])[by], k, direction))
+        names = groups()["aznas"]
+        rows = rows.append_column("aznas", pa.array(log_rank(self.values(names), self.directions(names))))
         return rows.take(top(rows["aznas"].to_numpy(), k))
+
+    def values(self, names: Sequence[str]) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """Read proxies or counts as float64 in order of index, NaN where they failed.
+
+        Raises:
+            UsageError: the table has no such column.
+        """
+        columns = self.to_arrow(names)
+        return {name: columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
+
+    def directions(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the direction of each proxy or count.
+
+        Raises:
+            UsageError: the table has no such column with a direction.
+        """
+        ranked = {column.name: column.direction for column in self.columns if column.direction != "none"}
+        for name in names:
+            if name not in ranked:
+                raise unknown_name("column with a direction", name, ranked)
+        return {name: ranked[name] for name in names}
 
     @cached_property
     def _archs(self) -> pa.ChunkedArray:
@@ -155,9 +176,3 @@ class Table:
         wanted = pa.schema([schema.field(name) for name in names])
         parts = [read_columns(file, names).cast(wanted) for file in self._files]
         return pa.concat_tables([wanted.empty_table(), *parts])
-
-    def _direction(self, name: str) -> str:
-        ranked = {column.name: column.direction for column in self.columns if column.direction != "none"}
-        if name not in ranked:
-            raise unknown_name("column with a direction", name, ranked)
-        return ranked[name]
