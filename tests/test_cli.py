@@ -158,6 +158,7 @@ def test_lists(zcpipe):
         (("run", *RUN[:2], "--device", "cuda:9"), 5, "cuda:9"),
         (("run", *RUN[:2], "--workers", "0", "--sample", "1", "--out", "/tmp/zcpipe-none"), 2, "workers"),
         (("run", *RUN[:2], "--sample", "1", "--proxies", "params", "--out", "/proc/zcpipe"), 4, "/proc/zcpipe"),
+        (("run", *RUN[:2], "--workers", "-3", "--dry-run"), 2, "workers"),
         (("status", "/nowhere"), 4, "no zcpipe table"),
         (("rank", "/nowhere"), 4, "no zcpipe table"),
         (("run",), 2, "--space"),

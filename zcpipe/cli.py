@@ -93,7 +93,7 @@ def run(
         }
     )
     if dry_run:
-        described = runs.describe(spec, out)
+        described = runs.describe(spec, out, workers, timeout)
         _print_json(described) if as_json else _print_plan(described)
         return
     try:
