@@ -78,12 +78,15 @@ def figure(directory: Path, truth: Path, target: str, cases: list[dict[str, Any]
     left, right = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")[1]
     image = left.hexbin(_places(scores), _places(known), gridsize=60, cmap="viridis", mincnt=1)
     left.set(xlabel="predicted rank (AZ-NAS)", ylabel=f"true rank ({target})", title="1 is the worst")
+    left.locator_params(nbins=4)
     left.figure.colorbar(image, ax=left, label="cells")
     for case in cases:
         if case["cpu_covers_rows"] == case["rows"]:
             right.plot(case["cpu_seconds"] / 60, case["kendall"]["aznas"], "o", color="tab:blue")
-            right.annotate(f" batch {case['batch']}", (case["cpu_seconds"] / 60, case["kendall"]["aznas"]))
+            if case["seed"] == cases[0]["seed"]:
+                right.annotate(f" batch {case['batch']}", (case["cpu_seconds"] / 60, case["kendall"]["aznas"]))
     right.set(xlabel="CPU minutes for all 15,625 cells", ylabel="Kendall tau (AZ-NAS)", title="what accuracy costs")
+    right.margins(x=0.2)
     right.grid(alpha=0.3)
     left.figure.savefig(path, dpi=80)
 
