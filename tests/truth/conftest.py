@@ -1,10 +1,8 @@
 """Small files in NATS-Bench's official forms, and the real ones where they are."""
 
 import bz2
-import os
 import pickle
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,19 +104,3 @@ def whole(tmp_path, request):
         "evaluated_indexes": {0, 1, 2},
     }
     return store(tmp_path / f"NATS-tss-v1_0-3ffb9{request.param}", content)
-
-
-@pytest.fixture
-def data():
-    """Finds a real benchmark file, or skips the test naming it."""
-
-    def find(name):
-        root = os.environ.get("ZCPIPE_DATA")
-        if root is None:
-            pytest.skip(f"needs {name}; set ZCPIPE_DATA to the directory that holds it")
-        path = Path(root) / name
-        if not path.exists():
-            pytest.skip(f"needs {path}, which is not there")
-        return path
-
-    return find

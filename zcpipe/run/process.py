@@ -19,8 +19,8 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
 _LINES, _LENGTH = 20, 1000  # what is kept of a worker's output to explain its death
-# With glibc's defaults every feature map is returned to the system and faulted in again, in small pages: a fifth of the
-# CPU time (measured on NAS-Bench-201 at batch 64). What the user has set for these wins.
+# With glibc's defaults every feature map is returned to the system and faulted in again, in small pages: about a tenth
+# of the CPU time for each of the two (measured by hand, batch 64). What the user has set for these wins.
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
