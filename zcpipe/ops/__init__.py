@@ -12,6 +12,7 @@ from zcpipe.ops.convolution import conv_batch_norm_train
 from zcpipe.ops.moments import covariance, cross_moment
 from zcpipe.ops.philox import Stream
 from zcpipe.ops.pool import avg_pool3x3
+from zcpipe.ops.spectra import largest_singular_values, symmetric_eigenvalues
 
 __all__ = [
     "Stream",
@@ -22,4 +23,6 @@ __all__ = [
     "conv_batch_norm_train",
     "covariance",
     "cross_moment",
+    "largest_singular_values",
+    "symmetric_eigenvalues",
 ]
