@@ -8,8 +8,24 @@ from __future__ import annotations
 
 from zcpipe.ops._library import available, build_info
 from zcpipe.ops.batchnorm import batch_norm_train
+from zcpipe.ops.codes import hamming_distances, sign_codes
 from zcpipe.ops.moments import covariance, cross_moment
+from zcpipe.ops.parameters import ParameterStatistics, parameter_statistics
 from zcpipe.ops.philox import Stream
 from zcpipe.ops.pool import avg_pool3x3
+from zcpipe.ops.products import product_sums
 
-__all__ = ["Stream", "available", "avg_pool3x3", "batch_norm_train", "build_info", "covariance", "cross_moment"]
+__all__ = [
+    "ParameterStatistics",
+    "Stream",
+    "available",
+    "avg_pool3x3",
+    "batch_norm_train",
+    "build_info",
+    "covariance",
+    "cross_moment",
+    "hamming_distances",
+    "parameter_statistics",
+    "product_sums",
+    "sign_codes",
+]
