@@ -21,8 +21,8 @@ using namespace zcpipe;
 constexpr int64_t kGrain = 1 << 15;  // elements: less is not worth a second thread
 constexpr int64_t kChunk = 1 << 14;  // elements that have sums of their own
 constexpr int64_t kTile = 1 << 10;   // elements, in the first cache
-constexpr int64_t kCopiedRows = 16;
-constexpr int64_t kStatistics = 4;  // sums of g g, g w, |g w| and w w
+constexpr int64_t kRun = 16;         // elements copied in a row
+constexpr int64_t kStatistics = 4;   // sums of g g, g w, |g w| and w w
 
 static_assert(kChunk % kTile == 0 && kTile % (2 * kLanes) == 0);
 
@@ -70,17 +70,19 @@ class Elements {
         return data_ + offset;
     }
 
-    // Reads along the smaller stride, and writes few lines at a time.
+    // Reads along the smaller stride, few elements at a time, which keeps a strided write in few lines.
     static void copy(T* to, const T* from, Dimension row, Dimension column) {
-        const auto block = [=](int64_t first, int64_t last, int64_t c) {
-            for (int64_t r = first; r < last; ++r) to[r * column.size + c] = from[r * row.stride + c * column.stride];
-        };
-        if (row.stride < column.stride) {
-            for (int64_t first = 0; first < row.size; first += kCopiedRows)
-                for (int64_t c = 0; c < column.size; ++c) block(first, std::min(row.size, first + kCopiedRows), c);
-        } else {
-            for (int64_t r = 0; r < row.size; ++r)
-                for (int64_t c = 0; c < column.size; ++c) block(r, r + 1, c);
+        const bool by_column = row.stride < column.stride;
+        const int64_t row_step = column.size;
+        const Dimension inner = by_column ? row : column, outer = by_column ? column : row;
+        const int64_t inner_step = by_column ? row_step : 1, outer_step = by_column ? 1 : row_step;
+        for (int64_t first = 0; first < inner.size; first += kRun) {
+            const int64_t n = std::min(kRun, inner.size - first);
+            for (int64_t o = 0; o < outer.size; ++o) {
+                T* t = to + first * inner_step + o * outer_step;
+                const T* f = from + first * inner.stride + o * outer.stride;
+                for (int64_t i = 0; i < n; ++i) t[i * inner_step] = f[i * inner.stride];
+            }
         }
     }
 
