@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
@@ -73,6 +73,7 @@ def test_equals_the_twin_and_the_definition(native, dtype, form):
     assert_near(_parameter_statistics(weights, grads).unbind(1), weights, grads)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=DIMENSIONS,
     weight_form=st.sampled_from(sorted(FORMS)),
@@ -80,7 +81,7 @@ def test_equals_the_twin_and_the_definition(native, dtype, form):
     single=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_strides_change_no_bit(shape, weight_form, grad_form, single, seed):
+def test_strides_change_no_bit(native, shape, weight_form, grad_form, single, seed):
     dtype = torch.float32 if single else torch.float64
     w, g = normal(shape, dtype, seed), normal(shape, dtype, seed + 100)
     got = parameter_statistics([FORMS[weight_form](w)], [FORMS[grad_form](g)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zcpipe.errors import UsageError
@@ -21,7 +22,8 @@ def sign_codes(
 
     Bit f % 64 of word f // 64 is set where element f of the sample is above 0; what is left of the last word is 0. The
     logical (row-major, NCHW) index decides, not the strides, so that codes of several maps can be concatenated along
-    the words. NaN is not above 0. A statistic, not a layer: it is not differentiated.
+    the words. NaN is not above 0. A neuron's code over the batch is that of the transposed map, ``x.flatten(1).T``.
+    A statistic, not a layer: it is not differentiated, and an input that requires gradients is detached.
 
     Args:
         x: float32 or float64, of any strides; contiguous and channels_last ones are read as they are.
@@ -69,8 +71,7 @@ def hamming_distances(
 def _sign_codes(x: Tensor) -> Tensor:
     samples, size = x.shape[0], math.prod(x.shape[1:])
     words = -(-size // _BITS)
-    bits = x.new_zeros(samples, words * _BITS, dtype=torch.int64)
-    bits[:, :size] = x.reshape(samples, size) > 0
+    bits = F.pad(x.reshape(samples, size) > 0, (0, words * _BITS - size)).long()
     places = torch.arange(_BITS, device=x.device)
     return (bits.view(samples, words, _BITS) << places).sum(2)  # bit 63 is the sign
 

@@ -19,7 +19,7 @@ class ParameterStatistics(NamedTuple):
     Attributes:
         squared_gradients: sum of g^2; its root is the layer's gradient norm.
         products: sum of g w (plain).
-        magnitudes: sum of abs(g w) (snip; synflow where w and the network are its own).
+        magnitudes: sum of abs(g w) (snip; synflow of its own weights and gradients).
         squared_weights: sum of w^2; its root is the layer's l2 norm.
     """
 
