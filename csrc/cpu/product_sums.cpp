@@ -38,29 +38,66 @@ ZCPIPE_INLINE void product_lanes(double* sums, const T* z, const T* dz, int64_t 
     }
 }
 
-// A plane's width is a constant: its loops are too short for any that is not.
-#define ZCPIPE_PRODUCT_KERNEL(T)                                                                           \
-    ZCPIPE_CLONES void add_products(double* sums, const T* z, const T* dz, int64_t count, int64_t width) { \
-        if (width == kGroups)                                                                              \
-            product_lanes(sums, z, dz, count, kGroups);                                                    \
-        else                                                                                               \
-            product_lanes(sums, z, dz, count, width);                                                      \
+// What product_lanes and fold give for one channel, to the bit (adding 0 changes no sum that began as 0): a plane is so
+// short that its sums have to stay in registers.
+template <int64_t kWidth, typename T>
+ZCPIPE_INLINE double plane_sum(const T* z, const T* dz, int64_t pixels) {
+    const auto product = [=](int64_t i) { return double(z[i]) * double(dz[i]); };
+    double sums[kWidth] = {}, rest[kWidth] = {};
+    int64_t i = 0;
+    for (; i + 4 * kWidth <= pixels; i += 4 * kWidth) {
+#pragma omp simd
+        for (int64_t l = 0; l < kWidth; ++l)
+            sums[l] += (product(i + l) + product(i + l + kWidth)) +
+                       (product(i + l + 2 * kWidth) + product(i + l + 3 * kWidth));
+    }
+    for (; i + kWidth <= pixels; i += kWidth) {
+#pragma omp simd
+        for (int64_t l = 0; l < kWidth; ++l) sums[l] += product(i + l);
+    }
+    for (int64_t l = 0; l < pixels - i; ++l) rest[l] = product(i + l);
+#pragma GCC unroll 8
+    for (int64_t l = 0; l < kWidth; ++l) sums[l] += rest[l];
+#pragma GCC unroll 8
+    for (int64_t half = kWidth / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+        for (int64_t l = 0; l < half; ++l) sums[l] += sums[l + half];
+    }
+    return sums[0];
+}
+
+// Images of interleaved channels, one after the other: planes are images of one channel.
+template <typename T>
+ZCPIPE_INLINE void image_sums(double* out, double* lanes, const T* z, const T* dz, int64_t images, int64_t pixels,
+                              int64_t channels, int64_t groups) {
+    const int64_t size = pixels * channels, width = groups * channels;
+    for (int64_t i = 0; i < images; ++i, z += size, dz += size, out += channels) {
+        if (channels == 1) {
+            *out = groups == 1 ? plane_sum<1>(z, dz, pixels) : plane_sum<kGroups>(z, dz, pixels);
+        } else {
+            std::fill_n(lanes, width, 0.0);
+            product_lanes(lanes, z, dz, size, width);
+            fold(out, lanes, channels, width);
+        }
+    }
+}
+
+#define ZCPIPE_PRODUCT_KERNEL(T)                                                                         \
+    ZCPIPE_CLONES void sum_products(double* out, double* lanes, const T* z, const T* dz, int64_t images, \
+                                    int64_t pixels, int64_t channels, int64_t groups) {                  \
+        image_sums(out, lanes, z, dz, images, pixels, channels, groups);                                 \
     }
 
 ZCPIPE_PRODUCT_KERNEL(float)
 ZCPIPE_PRODUCT_KERNEL(double)
 
-// `images` images of interleaved channels, each `size` elements: planes are images of one channel.
 template <typename T>
-void sum_images(double* out, const T* z, const T* dz, int64_t images, int64_t pixels, int64_t interleaved) {
-    const int64_t size = pixels * interleaved, width = (pixels < kGroupedPixels ? 1 : kGroups) * interleaved;
+void sum_images(double* out, const T* z, const T* dz, int64_t images, int64_t pixels, int64_t channels) {
+    const int64_t size = pixels * channels, groups = pixels < kGroupedPixels ? 1 : kGroups;
     torch::stable::parallel_for(0, images, kGrain / size + 1, [&](int64_t begin, int64_t end) {
-        std::vector<double> lanes(width);
-        for (int64_t i = begin; i < end; ++i) {
-            std::fill(lanes.begin(), lanes.end(), 0.0);
-            add_products(lanes.data(), z + i * size, dz + i * size, size, width);
-            fold(out + i * interleaved, lanes.data(), interleaved, width);
-        }
+        std::vector<double> lanes(groups * channels);
+        sum_products(out + begin * channels, lanes.data(), z + begin * size, dz + begin * size, end - begin, pixels,
+                     channels, groups);
     });
 }
 
