@@ -31,6 +31,12 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
 
     m.def("covariance(Tensor x) -> Tensor");
     m.def("cross_moment(Tensor a, Tensor b) -> Tensor");
+
+    m.def("parameter_statistics(Tensor[] weights, Tensor[] grads) -> Tensor");
+    m.def("product_sums(Tensor z, Tensor dz) -> Tensor");
+
+    m.def("sign_codes(Tensor x) -> Tensor");
+    m.def("hamming_distances(Tensor codes) -> Tensor");
 }
 
 // Python finds the library as the module zcpipe._C; the module itself is empty.

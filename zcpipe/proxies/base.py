@@ -30,9 +30,9 @@ class Recipe:
 class MapStatistic:
     """One number per block from its feature map, in two steps, so that the second one serves all blocks at once.
 
-    ``moments`` takes the map, images [N, C, H, W] as they are, tokens and vectors as rows [positions, C], and returns a
-    small tensor. ``finish`` takes those of all blocks and returns their numbers: -inf where the definition calls a block
-    degenerate, NaN where its map holds non-finite values.
+    ``moments`` takes the map, images [N, C, H, W] as they are, tokens and vectors as rows [positions, C], and returns
+    a small tensor. ``finish`` takes those of all blocks and returns their numbers: -inf where the definition calls a
+    block degenerate, NaN where its map holds non-finite values.
     """
 
     name: str
