@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
-from zcpipe.spaces.layers import Conv2d, Linear, add_to
+from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -254,19 +254,12 @@ def _block_names(cells_per_stage: int) -> tuple[str, ...]:
     return ("stem", *(f"cells.{i}" for i in range(STAGES * (cells_per_stage + 1) - 1)))
 
 
-class _ReluConvBn(nn.Module):
+class _ReluConvBn(Op):
     """ReLU, bias-free convolution, batch norm: the benchmark's weighted operation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
         conv = Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        self.op = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        return self.forward_onto(x, None)
-
-    def forward_onto(self, x: Tensor, total: Tensor | None) -> Tensor:  # [N, C, H, W]
-        return add_to(total, self.op, x)
+        super().__init__(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
 
 
 class _Reduction(nn.Module):
@@ -283,21 +276,13 @@ class _Reduction(nn.Module):
         return add_to(self.downsample(x), self.conv_b, self.conv_a(x))
 
 
-class _Cell(nn.Module):
+class _Cell(Dag):
     """The live edges of a cell; a cell without any gives zeros."""
 
     def __init__(self, arch: Cell, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(
-            {str(edge): _operation(arch.operations[edge], channels) for edge, live in enumerate(arch.live) if live}
-        )
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        nodes = {0: x}
-        for name, layer in self.layers.items():
-            source, target = EDGES[int(name)]
-            nodes[target] = add_to(nodes.get(target), layer, nodes[source])
-        return nodes[3] if 3 in nodes else x.new_zeros(x.shape)
+        live = [edge for edge, lives in enumerate(arch.live) if lives]
+        layers = {str(edge): _operation(arch.operations[edge], channels) for edge in live}
+        super().__init__([EDGES[edge] for edge in live], layers, output=3)
 
 
 def _operation(name: str, channels: int) -> nn.Module:
