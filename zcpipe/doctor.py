@@ -11,7 +11,7 @@ import torch
 
 from zcpipe.errors import CapabilityError
 from zcpipe.ops import _library as ops
-from zcpipe.spaces import _library as graphs
+from zcpipe.spaces import _native as graphs
 
 _Info = Mapping[str, str | bool | None]
 

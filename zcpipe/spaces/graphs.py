@@ -10,17 +10,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from types import ModuleType
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.spaces import _graphs_twin as twin
-from zcpipe.spaces import _library
-
-if TYPE_CHECKING:
-    from zcpipe import _graph
+from zcpipe.spaces import _native
 
 Kind = Literal["zero", "identity", "free", "weighted"]
 
@@ -122,10 +120,11 @@ def canonical_texts(wiring: Wiring, cells: ArrayLike) -> list[str]:
             characters or take too long to find (2**30 characters over all numberings of its weighted edges).
     """
     checked = _check_cells(wiring, cells)
-    if not _library.available():
+    native = _native.module()
+    if native is None:
         return [_of_cell(i, wiring, cell) for i, cell in enumerate(checked.tolist())]
     try:
-        texts: list[str] = _module().canonical_texts(_native_wiring(wiring), checked)
+        texts: list[str] = native.canonical_texts(_native_wiring(native, wiring), checked)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return texts
@@ -145,10 +144,11 @@ def live_edges(wiring: Wiring, cells: ArrayLike) -> NDArray[np.bool_]:
         UsageError: an operation is unknown or the array has another shape.
     """
     checked = _check_cells(wiring, cells)
-    if not _library.available():
+    native = _native.module()
+    if native is None:
         rows = [twin._live_edges(wiring, cell) for cell in checked.tolist()]
         return np.array(rows, np.bool_).reshape(checked.shape)
-    live: NDArray[np.bool_] = _module().live_edges(_native_wiring(wiring), checked)
+    live: NDArray[np.bool_] = native.live_edges(_native_wiring(native, wiring), checked)
     return live
 
 
@@ -212,8 +212,8 @@ def nasbench101_prune(codes: ArrayLike) -> NDArray[np.int64]:
     Raises:
         UsageError: a code is that of no cell.
     """
-    checked = _check_codes(codes)
-    return _module().nasbench101_prune(checked) if _library.available() else _mapped(twin._prune, checked)
+    checked, native = _check_codes(codes), _native.module()
+    return _mapped(twin._prune, checked) if native is None else native.nasbench101_prune(checked)
 
 
 def nasbench101_canonical(codes: ArrayLike) -> NDArray[np.int64]:
@@ -229,8 +229,8 @@ def nasbench101_canonical(codes: ArrayLike) -> NDArray[np.int64]:
     Raises:
         UsageError: a code is that of no cell.
     """
-    checked = _check_codes(codes)
-    return _module().nasbench101_canonical(checked) if _library.available() else _mapped(twin._canonical, checked)
+    checked, native = _check_codes(codes), _native.module()
+    return _mapped(twin._canonical, checked) if native is None else native.nasbench101_canonical(checked)
 
 
 def nasbench101_hashes(codes: ArrayLike) -> list[str]:
@@ -248,9 +248,10 @@ def nasbench101_hashes(codes: ArrayLike) -> list[str]:
     pruned = nasbench101_prune(codes)
     if (pruned < 0).any():
         raise UsageError(f"cell {int(np.argmax(pruned < 0))}: input and output are not connected")
-    if not _library.available():
+    native = _native.module()
+    if native is None:
         return [twin._hash(code) for code in pruned.tolist()]
-    hashes: list[str] = _module().nasbench101_hashes(pruned)
+    hashes: list[str] = native.nasbench101_hashes(pruned)
     return hashes
 
 
@@ -260,7 +261,8 @@ def nasbench101_cells() -> NDArray[np.int64]:
     These are the cells of at most 7 vertices and 9 edges, all on a path from input to output, and of each isomorphism
     class the one of smallest code. The order is therefore by number of vertices, then edges, then operations.
     """
-    cells: NDArray[np.int64] = _module().nasbench101_cells() if _library.available() else twin._cells()
+    native = _native.module()
+    cells: NDArray[np.int64] = twin._cells() if native is None else native.nasbench101_cells()
     return cells
 
 
@@ -323,14 +325,7 @@ def _integers(name: str, values: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _module() -> Any:  # noqa: ANN401
-    from zcpipe import _graph
-
-    return _graph
-
-
 @lru_cache(maxsize=64)
-def _native_wiring(wiring: Wiring) -> _graph.Wiring:
+def _native_wiring(native: ModuleType, wiring: Wiring) -> Any:  # noqa: ANN401 - the module's own class
     operations = [(_KINDS.index(operation.kind), operation.symbol) for operation in wiring.operations]
-    native: _graph.Wiring = _module().Wiring(operations, wiring.inputs, wiring.edges, wiring.outputs)
-    return native
+    return native.Wiring(operations, wiring.inputs, wiring.edges, wiring.outputs)
