@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <initializer_list>
 #include <numeric>
 #include <utility>
 
@@ -89,73 +90,77 @@ void sort(Digest* digests, int count) {
         for (int k = i; k > 0 && digests[k] < digests[k - 1]; --k) std::swap(digests[k], digests[k - 1]);
 }
 
-uint8_t* write_sorted(uint8_t* to, Digest* digests, int count) {
-    sort(digests, count);
-    for (int i = 0; i < count; ++i) to = write_hex(to, digests[i]);
+using Lanes = Digest[kMd5Lanes];  // a vertex of several cells
+
+uint8_t* write_text(uint8_t* to, const char* text) {
+    while (*text != '\0') *to++ = uint8_t(*text++);
     return to;
 }
 
-// Up to kMd5Lanes cells of equal edges; the lanes beyond repeat the last.
+// A vertex by itself as Python writes it: (edges out, edges in, label).
+uint8_t* write_vertex(uint8_t* to, const Cell& cell, int v) {
+    int in = 0, out = 0;
+    for (int w = 0; w < v; ++w) in += cell.has(w, v);
+    for (int w = v + 1; w < cell.vertices; ++w) out += cell.has(v, w);
+    to = write_text(to, "(");
+    *to++ = uint8_t('0' + out);
+    to = write_text(to, ", ");
+    *to++ = uint8_t('0' + in);
+    to = write_text(to, ", ");
+    if (v == 0)
+        to = write_text(to, "-1");
+    else if (v == cell.vertices - 1)
+        to = write_text(to, "-2");
+    else
+        *to++ = uint8_t('0' + cell.operations[v - 1]);
+    return write_text(to, ")");
+}
+
+// A vertex with its neighbours: their hashes before it, those behind it, its own.
+uint8_t* write_neighbourhood(uint8_t* to, const Cell& cell, int v, const Lanes* state, int lane) {
+    Digest near[kMaxVertices];
+    for (const bool behind : {false, true}) {
+        int count = 0;
+        for (int w = behind ? v + 1 : 0; w < (behind ? cell.vertices : v); ++w)
+            if (behind ? cell.has(v, w) : cell.has(w, v)) near[count++] = state[w][lane];
+        sort(near, count);
+        for (int i = 0; i < count; ++i) to = write_hex(to, near[i]);
+        to = write_text(to, "|");
+    }
+    return write_hex(to, state[v][lane]);
+}
+
+// All vertices as Python writes a sorted list of texts.
+uint8_t* write_list(uint8_t* to, int vertices, const Lanes* state, int lane) {
+    Digest all[kMaxVertices];
+    for (int v = 0; v < vertices; ++v) all[v] = state[v][lane];
+    sort(all, vertices);
+    for (int v = 0; v < vertices; ++v) to = write_text(write_hex(write_text(to, v == 0 ? "['" : ", '"), all[v]), "'");
+    return write_text(to, "]");
+}
+
+// Up to kMd5Lanes cells of equal edges; the lanes beyond repeat the last. Texts are of one length in all lanes.
 void hash_together(Digest* digests, const Cell* cells, size_t count) {
-    const Cell& shape = cells[0];
-    const int n = shape.vertices;
-    static_assert(36 * kMaxVertices + 9 <= int(kMd5Room));
+    static_assert(36 * kMaxVertices + 9 <= int(kMd5Room), "the list is the longest text");
+    const int vertices = cells[0].vertices;
     uint8_t messages[kMd5Lanes][kMd5Room];
-    Digest state[kMaxVertices][kMd5Lanes], next[kMaxVertices][kMd5Lanes], near[kMaxVertices];
-    size_t length = 0;
-    const auto for_lanes = [&](Digest* to, const auto& write) {
+    Lanes state[kMaxVertices], next[kMaxVertices], last;
+    const auto hash_lanes = [&](Digest* to, const auto& write) {
+        size_t length = 0;
         for (int lane = 0; lane < kMd5Lanes; ++lane) length = size_t(write(messages[lane], lane) - messages[lane]);
         md5(to, messages, length);
     };
-
-    for (int v = 0; v < n; ++v) {
-        int in = 0, out = 0;
-        for (int w = 0; w < v; ++w) in += shape.has(w, v);
-        for (int w = v + 1; w < n; ++w) out += shape.has(v, w);
-        for_lanes(state[v], [&](uint8_t* to, int lane) {
-            const Cell& cell = cells[std::min(size_t(lane), count - 1)];
-            for (const int c : {int('('), '0' + out, int(','), int(' '), '0' + in, int(','), int(' ')})
-                *to++ = uint8_t(c);
-            if (v == 0 || v == n - 1) *to++ = '-';
-            *to++ = uint8_t('0' + (v == 0 ? 1 : v == n - 1 ? 2 : cell.operations[v - 1]));
-            *to++ = ')';
-            return to;
+    for (int v = 0; v < vertices; ++v)
+        hash_lanes(state[v], [&](uint8_t* to, int lane) {
+            return write_vertex(to, cells[std::min(size_t(lane), count - 1)], v);
         });
-    }
-    for (int iteration = 0; iteration < n; ++iteration) {
-        for (int v = 0; v < n; ++v) {
-            for_lanes(next[v], [&](uint8_t* to, int lane) {
-                int in = 0, out = 0;
-                for (int w = 0; w < v; ++w)
-                    if (shape.has(w, v)) near[in++] = state[w][lane];
-                to = write_sorted(to, near, in);
-                *to++ = '|';
-                for (int w = v + 1; w < n; ++w)
-                    if (shape.has(v, w)) near[out++] = state[w][lane];
-                to = write_sorted(to, near, out);
-                *to++ = '|';
-                return write_hex(to, state[v][lane]);
-            });
-        }
+    for (int iteration = 0; iteration < vertices; ++iteration) {
+        for (int v = 0; v < vertices; ++v)
+            hash_lanes(next[v],
+                       [&](uint8_t* to, int lane) { return write_neighbourhood(to, cells[0], v, state, lane); });
         std::swap(state, next);
     }
-    Digest last[kMd5Lanes];
-    for_lanes(last, [&](uint8_t* to, int lane) {
-        for (int v = 0; v < n; ++v) near[v] = state[v][lane];
-        sort(near, n);
-        *to++ = '[';
-        for (int v = 0; v < n; ++v) {
-            if (v > 0) {
-                *to++ = ',';
-                *to++ = ' ';
-            }
-            *to++ = '\'';
-            to = write_hex(to, near[v]);
-            *to++ = '\'';
-        }
-        *to++ = ']';
-        return to;
-    });
+    hash_lanes(last, [&](uint8_t* to, int lane) { return write_list(to, vertices, state, lane); });
     std::copy_n(last, count, digests);
 }
 

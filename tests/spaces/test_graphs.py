@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
@@ -37,6 +37,7 @@ def cells(draw):
     return wiring(edges, inputs, outputs), cell
 
 
+@settings(deadline=None)
 @given(cells())
 def test_twin_agrees(native, case):
     graph, cell = case
@@ -70,6 +71,7 @@ def test_texts_are_these(either, graph, cell, text):
     assert canonical_text(graph, cell) == text
 
 
+@settings(deadline=None)
 @given(cells(), st.randoms(use_true_random=False))
 def test_the_order_of_edges_and_outputs_does_not_matter(case, random):
     graph, cell = case
@@ -78,6 +80,7 @@ def test_the_order_of_edges_and_outputs_does_not_matter(case, random):
     assert canonical_text(other, [cell[edge] for edge in order]) == canonical_text(graph, cell)
 
 
+@settings(deadline=None)
 @given(cells(), st.randoms(use_true_random=False))
 def test_the_numbers_of_nodes_do_not_matter(case, random):
     graph, cell = case
@@ -90,6 +93,7 @@ def test_the_numbers_of_nodes_do_not_matter(case, random):
     assert live_edges(other, [cell]).tolist() == live_edges(graph, [cell]).tolist()
 
 
+@settings(deadline=None)
 @given(cells())
 def test_dead_edges_do_not_matter_and_live_ones_do(case):
     graph, cell = case
@@ -100,6 +104,7 @@ def test_dead_edges_do_not_matter_and_live_ones_do(case):
         assert canonical_text(graph, [*cell[:edge], ZERO, *cell[edge + 1 :]]) != text
 
 
+@settings(deadline=None)
 @given(cells(), st.integers(0, 8))
 def test_an_identity_before_an_edge_does_not_matter(case, edge):
     graph, cell = case
