@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
-from zcpipe.spaces.layers import Conv2d, Linear, add_to
+from zcpipe.spaces.layers import Conv2d, Linear, add_to, replica
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -288,9 +288,11 @@ class _Cell(nn.Module):
 
     def __init__(self, arch: Cell, channels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict(
-            {str(edge): _operation(arch.operations[edge], channels) for edge, live in enumerate(arch.live) if live}
-        )
+        made: dict[str, nn.Module] = {}
+        self.layers = nn.ModuleDict()
+        for edge, operation in itertools.compress(enumerate(arch.operations), arch.live):
+            layer = replica(made[operation]) if operation in made else _operation(operation, channels)
+            self.layers[str(edge)] = made[operation] = layer
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         nodes = {0: x}
@@ -320,7 +322,8 @@ class _Network(nn.Module):
             width = WIDTH << stage
             if stage:
                 self.cells.append(_Reduction(width // 2, width))
-            self.cells.extend(_Cell(arch, width) for _ in range(cells_per_stage))
+            cell = _Cell(arch, width)
+            self.cells.extend(replica(cell) if i else cell for i in range(cells_per_stage))
         self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = Linear(width, dataset.classes)
