@@ -1,14 +1,18 @@
 """Layers for builders: ordinary torch layers that neither draw weights nor touch the global random state.
 
 Their weights are zero until a recipe fills them (`zcpipe.initialise`). torch's own constructors would spend more time
-on default weights that nobody uses than the network's passes take at small batches.
+on default weights that nobody uses than the network's passes take at small batches; for the same reason a layer that
+occurs many times is constructed once and copied (`replica`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Conv2d(nn.Conv2d):
@@ -29,6 +33,25 @@ class Linear(nn.Linear):
         self.weight.data.zero_()
         if self.bias is not None:
             self.bias.data.zero_()
+
+
+def replica(module: M) -> M:
+    """Return a copy of a module with parameters, buffers and children of its own.
+
+    What `copy.deepcopy` does in ten times the time, for modules as a builder has just made them: every module and
+    tensor appears in them once. Attributes of other kinds than dictionaries and sets are shared.
+    """
+    twin = type(module).__new__(type(module))
+    own = vars(twin)
+    own.update({name: part.copy() if isinstance(part, (dict, set)) else part for name, part in vars(module).items()})
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            own["_parameters"][name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        own["_buffers"][name] = None if buffer is None else buffer.clone()
+    for name, child in module._modules.items():
+        own["_modules"][name] = None if child is None else replica(child)
+    return twin
 
 
 def add_to(total: Tensor | None, layer: nn.Module, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
 from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, live_edges
-from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to
+from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, replica
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -251,7 +251,8 @@ class _Cell(Dag):
 
     def __init__(self, arch: Cell, channels: int) -> None:
         live = [edge for edge, lives in enumerate(arch.live) if lives]
-        layers = {str(edge): _operation(arch.operations[edge], channels) for edge in live}
+        made = {name: _operation(name, channels) for name in {arch.operations[edge] for edge in live}}
+        layers = {str(edge): replica(made[arch.operations[edge]]) for edge in live}
         super().__init__([EDGES[edge] for edge in live], layers, output=3)
 
 
@@ -275,7 +276,8 @@ class _Network(nn.Module):
             width = WIDTH << stage
             if stage:
                 self.cells.append(_Reduction(width // 2, width))
-            self.cells.extend(_Cell(arch, width) for _ in range(cells_per_stage))
+            cell = _Cell(arch, width)
+            self.cells.extend(replica(cell) if i else cell for i in range(cells_per_stage))
         self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = Linear(width, dataset.classes)
