@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeGuard
@@ -19,17 +19,20 @@ _Onto = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @contextmanager
-def fast_operations(model: nn.Module) -> Iterator[None]:
+def fast_operations(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, modules that a native operation can stand in for call it; afterwards they are as before.
 
     Single pools and batch norms are swapped, and chains of [ReLU,] convolution, batch norm [, ReLU] that make a whole
     ``nn.Sequential``. Each also gets a method ``forward_onto(x, total)``, which adds its output to a sum in one go (see
     `zcpipe.spaces.layers.add_to`). Meant for a model already in the state of its pass: what counts is whether a module
     is in train mode inside. Modules with hooks of their own stay as they are.
+
+    Args:
+        modules: the model and all that is in it, as ``dict(model.named_modules())``.
     """
     swapped = []
     try:
-        for module in model.modules():
+        for module in modules.values():
             onto = None if "forward" in vars(module) else _replacement(module)
             if onto is not None:
                 # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
