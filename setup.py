@@ -1,11 +1,13 @@
-"""Build the native ops: one library, `zcpipe/_C`, through the LibTorch stable ABI.
+"""Build the native code: the ops, `zcpipe/_C`, through the LibTorch stable ABI, and the graphs, `zcpipe/_graph`.
 
+The first serves every CPython; the second has no tensors and is made with pybind11, for the CPython that builds it.
 The rest of the package's metadata is in pyproject.toml.
 """
 
 from pathlib import Path
 
-from setuptools import setup
+import pybind11
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -33,4 +35,13 @@ library = CppExtension(
     py_limited_api=True,
 )
 
-setup(ext_modules=[library], cmdclass={"build_ext": BuildExtension})
+graph = Extension(
+    "zcpipe._graph",
+    sources=sources("graph/*.cpp"),
+    depends=sources("graph/*.h") + sources("common/*.h"),
+    include_dirs=[str(ROOT.absolute() / "csrc"), pybind11.get_include()],
+    extra_compile_args=CXX,
+    language="c++",
+)
+
+setup(ext_modules=[library, graph], cmdclass={"build_ext": BuildExtension})

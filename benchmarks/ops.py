@@ -77,7 +77,7 @@ def _pooling() -> list[Case]:
 def _normalisation() -> list[Case]:
     x, grad = _image(1), _image(2)
     weight, bias, eps = torch.rand(SHAPE[1]) + 0.5, torch.rand(SHAPE[1]), 1e-5
-    _, mean, invstd = torch.ops.zcpipe.batch_norm_train(x, weight, bias, eps)
+    _, mean, invstd = torch.ops.zcpipe.batch_norm_train(x, weight, bias, None, eps, False)
 
     def norm(*tensors: Tensor) -> Tensor:
         x, weight, bias = tensors
@@ -100,12 +100,37 @@ def _normalisation() -> list[Case]:
         ),
         Case(
             "batch_norm_train backward",
-            lambda: torch.ops.zcpipe.batch_norm_train_backward(grad, x, weight, mean, invstd)[0],
+            lambda: torch.ops.zcpipe.batch_norm_train_backward(grad, x, weight, bias, mean, invstd, False)[0],
             lambda: back(*theirs),
             lambda: back(*exact)[0],
             1e-6,
         ),
     ]
+
+
+def _convolution(kernel: int) -> Case:
+    """ReLU, convolution, batch norm and a sum, forward and the input's gradient."""
+    x, total, grad = _image(1), _image(2), _image(3)
+    channels = SHAPE[1]
+    weight = torch.randn(channels, channels, kernel, kernel, generator=torch.Generator().manual_seed(4))
+
+    def theirs(x: Tensor, weight: Tensor, total: Tensor, grad: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        y = F.batch_norm(F.conv2d(F.relu(x), weight, padding=kernel // 2), None, None, training=True) + total
+        return torch.cat([y.detach(), *torch.autograd.grad(y, x, grad)])
+
+    def ours() -> Tensor:
+        leaf = x.detach().requires_grad_()
+        y = ops.conv_batch_norm_train(leaf, weight, padding=kernel // 2, relu_input=True, total=total)
+        return torch.cat([y.detach(), *torch.autograd.grad(y, leaf, grad)])
+
+    return Case(
+        f"ReLU, {kernel}x{kernel} convolution, norm, sum; both ways",
+        ours,
+        lambda: theirs(x, weight, total, grad),
+        lambda: theirs(x.double(), weight.double(), total.double(), grad.double()),
+        1e-4,
+    )
 
 
 def _random_numbers() -> list[Case]:
@@ -147,7 +172,7 @@ def _moments() -> list[Case]:
             lambda: ops.cross_moment(a, b),
             lambda: a.T @ b / a.shape[0],
             lambda: _cross_moment(a, b),
-            1e-12,
+            1e-6,
         ),
     ]
 
@@ -224,6 +249,8 @@ def cases() -> list[Case]:
     return [
         *_pooling(),
         *_normalisation(),
+        _convolution(1),
+        _convolution(3),
         *_random_numbers(),
         *_moments(),
         *_parameters(),

@@ -142,5 +142,23 @@ def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
     """Vector-Jacobian product of a block; zeros if its output does not depend on the previous map."""
     if not output.requires_grad:
         return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(output, leaf, g_out, allow_unused=True)
+    seed = _Seed.apply(output, g_out)  # type: ignore[no-untyped-call]
+    (gradient,) = torch.autograd.grad(seed, leaf, allow_unused=True)
     return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+class _Seed(torch.autograd.Function):
+    """A scalar whose derivative by ``output`` is ``g_out``.
+
+    Given a cotangent, torch.autograd.grad first imports a computer algebra system to compare two shapes, which takes
+    longer than scoring a small network.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, g_out: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+        ctx.g_out = g_out
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return ctx.g_out, None

@@ -7,6 +7,7 @@ occurs many times is constructed once and copied (`replica`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -65,3 +66,42 @@ def add_to(total: Tensor | None, layer: nn.Module, x: Tensor) -> Tensor:
         return result
     y: Tensor = layer(x)
     return y if total is None else total + y
+
+
+class Op(nn.Module):
+    """A chain of layers under the name ``op``, as published search spaces name it."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.op = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        """Run the chain."""
+        return self.forward_onto(x, None)
+
+    def forward_onto(self, x: Tensor, total: Tensor | None) -> Tensor:  # [N, C, H, W]
+        """Run the chain and add the result to a sum."""
+        return add_to(total, self.op, x)
+
+
+class Dag(nn.Module):
+    """A cell whose nodes are sums of layers of earlier nodes; node 0 is its input.
+
+    Attributes:
+        edges: (source, target) of each layer, ordered by target, so that a node is whole before anything reads it.
+        layers: the layers of the edges, in their order.
+        output: the node that the cell returns; zeros of its input's shape if no edge leads to it.
+    """
+
+    def __init__(self, edges: Sequence[tuple[int, int]], layers: Mapping[str, nn.Module], output: int) -> None:
+        super().__init__()
+        self.edges = tuple(edges)
+        self.layers = nn.ModuleDict(layers)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        """Return the output node."""
+        nodes = {0: x}
+        for (source, target), layer in zip(self.edges, self.layers.values(), strict=True):
+            nodes[target] = add_to(nodes.get(target), layer, nodes[source])
+        return nodes[self.output] if self.output in nodes else x.new_zeros(x.shape)
