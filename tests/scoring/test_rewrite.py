@@ -35,6 +35,10 @@ UNFUSED = {
 }
 
 
+def all_of(model):
+    return dict(model.named_modules())
+
+
 @pytest.fixture
 def fused(monkeypatch):
     """Count the calls of the fused operation."""
@@ -58,9 +62,9 @@ def outcome(model, x):
 def test_what_a_chain_computes_stays_the_same(chain, fused):
     torch.manual_seed(0)
     model = nn.Sequential(*{**CHAINS, **UNFUSED}[chain]())
-    with untouched(model):
+    with untouched(all_of(model)):
         expected = outcome(model, images())
-        with fast_operations(model):
+        with fast_operations(all_of(model)):
             ours = outcome(model, images())
         assert len(fused) == (chain in CHAINS)
         again = outcome(model, images())
@@ -74,9 +78,9 @@ def test_an_output_joins_a_sum_in_one_go(fused):
     torch.manual_seed(0)
     model = nn.Sequential(*CHAINS["relu conv norm"]())
     x, total = images(), torch.ones(3, 6, 7, 7)
-    with untouched(model):
+    with untouched(all_of(model)):
         expected = total + model(x)
-        with fast_operations(model):
+        with fast_operations(all_of(model)):
             torch.testing.assert_close(add_to(total, model, x), expected, atol=1e-5, rtol=1e-5)
     assert fused[0]["total"] is total
 
@@ -85,33 +89,33 @@ def test_hooks_inside_a_chain_and_on_it_are_called(fused):
     model = nn.Sequential(*CHAINS["relu conv norm"]())
     seen = []
     model[1].register_forward_hook(lambda *_: seen.append("convolution"))
-    with untouched(model), fast_operations(model):
+    with untouched(all_of(model)), fast_operations(all_of(model)):
         model(images())
     assert seen == ["convolution"] and not fused
     whole = nn.Sequential(*CHAINS["relu conv norm"]())
     whole.register_forward_hook(lambda *_: seen.append("chain"))
-    with untouched(whole), fast_operations(whole):
+    with untouched(all_of(whole)), fast_operations(all_of(whole)):
         add_to(torch.zeros(3, 6, 7, 7), whole, images())
     assert seen[1:] == ["chain"] and fused
 
 
 def test_modules_in_eval_mode_or_with_running_statistics_stay(fused):
     model = nn.Sequential(*CHAINS["conv norm"]()).eval()
-    with fast_operations(model):
+    with fast_operations(all_of(model)):
         assert "forward" not in vars(model)
-    with fast_operations(model.train()):
+    with fast_operations(all_of(model.train())):
         assert "forward" not in vars(model)
 
 
 def test_other_inputs_go_to_the_module_itself():
     model = nn.Sequential(*CHAINS["conv norm"]())
-    with untouched(model), fast_operations(model), pytest.raises(RuntimeError, match="expected input"):
+    with untouched(all_of(model)), fast_operations(all_of(model)), pytest.raises(RuntimeError, match="expected input"):
         model(torch.zeros(3, 5, 7, 7, dtype=torch.int64))
 
 
 def test_everything_is_put_back_after_an_error():
     model = nn.Sequential(nn.Sequential(*CHAINS["conv norm"]()), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
-    with pytest.raises(ZeroDivisionError), untouched(model), fast_operations(model):
+    with pytest.raises(ZeroDivisionError), untouched(all_of(model)), fast_operations(all_of(model)):
         assert "forward" in vars(model[0]) and "forward" in vars(model[1])
         raise ZeroDivisionError
     assert not any({"forward", "forward_onto"} & set(vars(module)) for module in model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,13 +71,17 @@ def _by_shape(matrices: Sequence[Tensor], compute: Callable[[Tensor], Tensor]) -
     results: dict[int, Tensor] = {}
     for members in groups.values():
         stack = torch.stack([matrices[i] for i in members])
-        finite = torch.isfinite(stack).flatten(1).all(1)
-        if not bool(finite.all()):  # LAPACK would refuse the whole stack
-            stack = torch.where(finite[:, None, None], stack, 0.0)
-        computed = compute(stack)
-        computed = torch.where(finite.view(-1, *[1] * (computed.ndim - 1)), computed, torch.nan)
+        # A sum is finite only if all its terms are, and cheaper to ask than each of them.
+        computed = compute(stack) if math.isfinite(stack.sum().item()) else _of_finite(stack, compute)
         results.update(zip(members, computed.unbind(), strict=True))
     return [results[i] for i in range(len(matrices))]
+
+
+def _of_finite(stack: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:  # [k, A, B]
+    """Compute the finite matrices and give NaN for the others, for which LAPACK would refuse the whole stack."""
+    finite = torch.isfinite(stack).flatten(1).all(1)
+    computed = compute(torch.where(finite[:, None, None], stack, 0.0))
+    return torch.where(finite.view(-1, *[1] * (computed.ndim - 1)), computed, torch.nan)
 
 
 def _eigenvalues(stack: Tensor) -> Tensor:  # [k, C, C] -> [k, C]

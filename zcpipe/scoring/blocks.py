@@ -6,7 +6,7 @@ network goes on from a detached leaf. Memory therefore holds one block's graph a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class BlockResult:
 
 def block_statistics(
     model: nn.Module,
+    modules: Mapping[str, nn.Module],
     inputs: Sequence[Tensor],  # first dimension N
     blocks: Sequence[str],
     statistics: Sequence[Statistic],
@@ -43,6 +44,7 @@ def block_statistics(
 
     Args:
         model: the network, already in the state the recipe asks for.
+        modules: all that is in it, as ``dict(model.named_modules())``.
         inputs: positional arguments of its forward.
         blocks: names of the modules whose outputs are the maps, in the order in which they run.
         statistics: what to measure.
@@ -55,7 +57,6 @@ def block_statistics(
         UsageError: a block does not exist, does not return one map, or the blocks do not run once each in order.
     """
     walk = _Walk(blocks, statistics, probe)
-    modules = dict(model.named_modules())
     handles = []
     try:
         for name in blocks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -84,17 +85,17 @@ class Convolution:
     relu_output: bool
     makes_new = True
 
-    @property
+    @cached_property
     def stride(self) -> int:
         """Of the convolution."""
         return self.conv.stride[0]
 
-    @property
+    @cached_property
     def padding(self) -> int:
         """Of the convolution, which is not a text."""
         return int(self.conv.padding[0])
 
-    @property
+    @cached_property
     def _how(self) -> tuple[int, int, bool, bool]:
         return self.stride, self.padding, self.relu_input, self.relu_output
 

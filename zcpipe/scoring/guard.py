@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,51 +12,48 @@ from zcpipe.errors import UsageError
 
 # These write their buffers only while they track running statistics, which a pass switches off.
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_Attribute = tuple[nn.Module, str, bool]
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Put a model in the state of a train-mode pass without parameter gradients, and back.
 
     Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
     running statistics, no parameter asks for gradients, and the CPU's global random state (which dropout draws from) is
     the same every time. Afterwards modes, flags, ``requires_grad``, buffers and the random state are what they were.
 
+    Args:
+        modules: the model and all that is in it, as ``dict(model.named_modules())``.
+
     Raises:
         UsageError: the model has lazy parameters that no forward has made yet.
     """
-    modules = list(model.modules())
-    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+    parts = modules.values()
+    parameters = [p for module in parts for p in module._parameters.values() if p is not None]
+    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
-    modes = [module.training for module in modules]
-    flags = [
-        (module, name, getattr(module, name))
-        for module in modules
-        for name in ("inplace", "track_running_stats")
-        if isinstance(getattr(module, name, None), bool)
-    ]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, "training", module.training) for module in parts]
+    flags = _flags(parts)
+    wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
     buffers = [
         (buffer, buffer.clone())
-        for module in modules
-        if type(module) not in _STOCK_NORMS
-        for buffer in module.buffers(recurse=False)
+        for module in parts
+        if module._buffers and type(module) not in _STOCK_NORMS
+        for buffer in module._buffers.values()
+        if buffer is not None
     ]
     random_state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(0)
-        for module in modules:
-            module.training = True
-        for module, name, _ in flags:
-            setattr(module, name, False)
-        for parameter, _ in wanted:
+        _set((module, name, True) for module, name, _ in modes)
+        _set((module, name, False) for module, name, _ in flags)
+        for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for module, name, value in flags:
-            setattr(module, name, value)
+        _set(modes)
+        _set(flags)
         for parameter, value in wanted:
             parameter.requires_grad_(value)
         with torch.no_grad():
@@ -64,3 +61,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
         torch.set_rng_state(random_state)
+
+
+def _flags(modules: Collection[nn.Module]) -> list[_Attribute]:
+    """Return the flags that a pass switches off, wherever a module or its class has one."""
+    flags = []
+    for name in ("inplace", "track_running_stats"):
+        # Asking nn.Module for an attribute that it lacks is slow; few classes have one of these of their own.
+        classes = {kind for kind in set(map(type, modules)) if hasattr(kind, name)}
+        holders = [module for module in modules if name in vars(module) or type(module) in classes]
+        flags += [(m, name, value) for m in holders if isinstance(value := getattr(m, name), bool)]
+    return flags
+
+
+def _set(attributes: Iterable[_Attribute]) -> None:
+    for module, name, value in attributes:
+        if getattr(module, name) is not value:  # most are right already, and nn.Module is slow to set them
+            setattr(module, name, value)

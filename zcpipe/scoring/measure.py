@@ -116,8 +116,9 @@ def _block_pass(
     probe: ProbeSource,
     result: Measurement,
 ) -> None:
-    with untouched(model), fast_operations(model):
-        measured = block_statistics(model, inputs, blocks, statistics_of(proxies), probe)
+    modules = dict(model.named_modules())
+    with untouched(modules), fast_operations(modules):
+        measured = block_statistics(model, modules, inputs, blocks, statistics_of(proxies), probe)
     result.statistics |= measured.statistics
     for proxy in proxies:
         broken = next((measured.errors[s.name] for s in proxy.statistics if s.name in measured.errors), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeGuard
@@ -18,10 +18,12 @@ _FLOATS = (torch.float32, torch.float64)
 
 # A module's output added to a sum, or by itself for None.
 _Onto = Callable[[Tensor, Tensor | None], Tensor]
+# The fused operation of each module that has one.
+_Chains = Mapping[nn.Module, Convolution]
 
 
 @contextmanager
-def fast_operations(model: nn.Module) -> Iterator[None]:
+def fast_operations(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, modules that a native operation can stand in for call it; afterwards they are as before.
 
     Single pools and batch norms are swapped, and chains of [ReLU,] convolution, batch norm [, ReLU] that make a whole
@@ -30,17 +32,22 @@ def fast_operations(model: nn.Module) -> Iterator[None]:
 
     Meant for a model already in the state of its pass: what counts is whether a module is in train mode inside.
     Modules with hooks of their own stay as they are.
+
+    Args:
+        modules: the model and all that is in it, as ``dict(model.named_modules())``.
     """
     swapped = []
+    chains = {module: chain for module in modules.values() if (chain := _fused_chain(module)) is not None}
+    frozen = not any(p.requires_grad for m in modules.values() for p in m._parameters.values() if p is not None)
     try:
-        for module in model.modules():
-            onto = None if "forward" in vars(module) else _replacement(module)
-            if onto is not None:
-                # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
+        for module in modules.values():
+            if "forward" in vars(module):
+                continue
+            # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
+            if (onto := _replacement(module, chains)) is not None:
                 vars(module).update(forward=_alone(onto), forward_onto=onto)
                 swapped.append(module)
-            cell = _replace_cell(module) if isinstance(module, Dag) and "forward" not in vars(module) else None
-            if cell is not None:
+            elif frozen and isinstance(module, Dag) and (cell := _replace_cell(module, chains)) is not None:
                 vars(module)["forward"] = cell
                 swapped.append(module)
         yield
@@ -54,11 +61,10 @@ def _alone(onto: _Onto) -> Callable[[Tensor], Tensor]:
     return lambda x: onto(x, None)
 
 
-def _replacement(module: nn.Module) -> _Onto | None:
+def _replacement(module: nn.Module, chains: _Chains) -> _Onto | None:
     """Return what a native operation gives this module, None if none fits."""
-    chain = _fused_chain(module) if type(module) is nn.Sequential else None
-    if chain is not None:
-        return _for_images(module, _run_chain(chain))
+    if module in chains:
+        return _for_images(module, _run_chain(chains[module]))
     if _is_avg_pool3x3(module):
         return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
     if _is_batch_norm(module):
@@ -87,8 +93,10 @@ def _run_chain(chain: Convolution) -> _Onto:
     return onto
 
 
-def _fused_chain(chain: nn.Sequential) -> Convolution | None:
+def _fused_chain(chain: nn.Module) -> Convolution | None:
     """Return a whole chain of [ReLU,] convolution, batch norm [, ReLU], None for any other."""
+    if type(chain) is not nn.Sequential:
+        return None
     parts = list(chain)
     middle = [part for part in parts if type(part) is not nn.ReLU]
     if len(middle) != 2 or any(map(_has_hooks, parts)):
@@ -103,24 +111,24 @@ def _fused_chain(chain: nn.Sequential) -> Convolution | None:
     return Convolution(conv, norm, relu_input, relu_output)
 
 
-def _replace_cell(cell: Dag) -> Callable[[Tensor], Tensor] | None:
-    """Return the fast forward of a cell, None if one of its layers has none or parameters want gradients."""
-    if type(cell).forward is not Dag.forward or any(p.requires_grad for p in cell.parameters()):
+def _replace_cell(cell: Dag, chains: _Chains) -> Callable[[Tensor], Tensor] | None:
+    """Return the fast forward of a cell, None if one of its layers has none."""
+    if type(cell).forward is not Dag.forward:
         return None
-    layers = [_cell_layer(layer) for layer in cell.layers.values()]
+    layers = [_cell_layer(layer, chains) for layer in cell.layers.values()]
     known = [layer for layer in layers if layer is not None]
     return fast_cell(cell, known) if len(known) == len(layers) else None
 
 
-def _cell_layer(layer: nn.Module) -> Layer | None:
-    if any(map(_has_hooks, layer.modules())):
+def _cell_layer(layer: nn.Module, chains: _Chains) -> Layer | None:
+    inner = layer.op if isinstance(layer, Op) and type(layer).forward is Op.forward else layer
+    if _has_hooks(layer) or _has_hooks(inner):
         return None
-    if type(layer) is nn.Identity:
+    if type(inner) is nn.Identity:
         return Identity()
-    if _is_avg_pool3x3(layer):
+    if _is_avg_pool3x3(inner):
         return Pool()
-    inner = layer.op if isinstance(layer, Op) else layer
-    chain = _fused_chain(inner) if type(inner) is nn.Sequential else None
+    chain = chains.get(inner)
     return chain if chain is not None and chain.stride in (1, 2) else None
 
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
+# The attributes in which every module keeps its tensors, children and hooks.
+_CONTAINERS = tuple(name for name, part in vars(nn.Module()).items() if isinstance(part, (dict, set)))
+
 
 class Conv2d(nn.Conv2d):
     """A convolution whose weights are zero until they are initialised."""
@@ -39,11 +42,13 @@ def replica(module: M) -> M:
     """Return a copy of a module with parameters, buffers and children of its own.
 
     What `copy.deepcopy` does in ten times the time, for modules as a builder has just made them: every module and
-    tensor appears in them once. Attributes of other kinds than dictionaries and sets are shared.
+    tensor appears in them once. What a class adds to nn.Module's own attributes is shared.
     """
     twin = type(module).__new__(type(module))
     own = vars(twin)
-    own.update({name: part.copy() if isinstance(part, (dict, set)) else part for name, part in vars(module).items()})
+    own.update(vars(module))
+    for name in _CONTAINERS:
+        own[name] = own[name].copy()
     for name, parameter in module._parameters.items():
         if parameter is not None:
             own["_parameters"][name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)

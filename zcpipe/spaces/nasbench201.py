@@ -251,8 +251,12 @@ class _Cell(Dag):
 
     def __init__(self, arch: Cell, channels: int) -> None:
         live = [edge for edge, lives in enumerate(arch.live) if lives]
-        made = {name: _operation(name, channels) for name in {arch.operations[edge] for edge in live}}
-        layers = {str(edge): replica(made[arch.operations[edge]]) for edge in live}
+        layers: dict[str, nn.Module] = {}
+        made: dict[str, nn.Module] = {}
+        for edge in live:
+            name = arch.operations[edge]
+            layers[str(edge)] = replica(made[name]) if name in made else _operation(name, channels)
+            made[name] = layers[str(edge)]
         super().__init__([EDGES[edge] for edge in live], layers, output=3)
 
 
