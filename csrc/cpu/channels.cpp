@@ -149,6 +149,39 @@ ZCPIPE_INLINE void map_gradient(T* out, const T* g, const T* x, GradientMap<T> g
                });
 }
 
+template <bool kRelu>
+ZCPIPE_INLINE void map_gradient_to_blocks(float* out, int64_t block_stride, const float* g, const float* x,
+                                          GradientMap<float> map, Affine<float> norm, int64_t pixels,
+                                          int64_t channels) {
+    constexpr int64_t kBlock = 16;
+    for (int64_t c = 0; c < channels; c += kBlock, out += block_stride) {
+        const int64_t n = std::min(kBlock, channels - c);
+        const auto put = [&](int64_t p, int64_t l) ZCPIPE_INLINED {
+            const int64_t i = p * channels + c + l;
+            const float d = x[i] - norm.centre[c + l];
+            const float h = !kRelu || d * norm.scale[c + l] + norm.shift[c + l] > 0 ? g[i] : 0.0f;
+            out[p * kBlock + l] = h * map.gain[c + l] + (d * map.scale[c + l] + map.shift[c + l]);
+        };
+        for (int64_t p = 0; p < pixels; ++p) {
+            if (n == kBlock) {
+#pragma omp simd
+                for (int64_t l = 0; l < kBlock; ++l) put(p, l);
+            } else {
+                for (int64_t l = 0; l < n; ++l) put(p, l);
+            }
+        }
+    }
+}
+
+ZCPIPE_CLONES void map_gradient_to_blocks_of(float* out, int64_t block_stride, const float* g, const float* x,
+                                             GradientMap<float> map, Affine<float> norm, bool relu, int64_t pixels,
+                                             int64_t channels) {
+    if (relu)
+        map_gradient_to_blocks<true>(out, block_stride, g, x, map, norm, pixels, channels);
+    else
+        map_gradient_to_blocks<false>(out, block_stride, g, x, map, norm, pixels, channels);
+}
+
 template <typename T>
 ZCPIPE_INLINE void mask(T* out, const T* x, int64_t count) {
 #pragma omp simd
@@ -222,6 +255,11 @@ template <typename T>
 void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
                     int64_t channels) {
     map_gradient_of(out, g, x, map, norm, relu, pixels, channels);
+}
+
+void apply_gradient_to_blocks(float* out, int64_t block_stride, const float* g, const float* x, GradientMap<float> map,
+                              Affine<float> norm, bool relu, int64_t pixels, int64_t channels) {
+    map_gradient_to_blocks_of(out, block_stride, g, x, map, norm, relu, pixels, channels);
 }
 
 template <typename T>

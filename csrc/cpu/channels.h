@@ -38,6 +38,10 @@ template <typename T>
 void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
                     int64_t channels);
 
+// The same for a row of pixels, in blocks of 16 channels `block_stride` apart: [block][pixel][16].
+void apply_gradient_to_blocks(float* out, int64_t block_stride, const float* g, const float* x, GradientMap<float> map,
+                              Affine<float> norm, bool relu, int64_t pixels, int64_t channels);
+
 // out = 0 where x is not positive. For any elements.
 template <typename T>
 void mask_negative(T* out, const T* x, int64_t count);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/simd.h"
+#include "cpu/channels.h"
 #include "cpu/conv_tiles.h"
 
 namespace zcpipe {
@@ -44,7 +45,8 @@ ImageConvolution::ImageConvolution(const Convolution& c, const float* weight, bo
       source_width_(transposed ? c.out_width() : c.in_width),
       result_channels_(transposed ? c.in_channels : c.out_channels),
       result_width_(transposed ? c.in_width : c.out_width()),
-      blocks_(blocks_of(source_channels_)) {
+      blocks_(blocks_of(source_channels_)),
+      result_size_(result_channels_ * result_width_ * (transposed ? c.in_height : c.out_height())) {
     if (transposed) {
         margin_ = (c.kernel - 1) / c.stride + 1;
         for (int64_t i = 0; i < c.stride; ++i)
@@ -67,6 +69,7 @@ ImageConvolution::ImageConvolution(const Convolution& c, const float* weight, bo
     }
     rows_ = std::max(rows_, margin_ + source_height_);
     columns_ = std::max(columns_, margin_ + source_width_);
+    work_size_ = winograd_ ? winograd_->work_size() : result_size_;
 }
 
 // The pixels (phase + stride i) of the input's gradient. Tap k of the kernel leads from output pixel o to input pixel
@@ -124,35 +127,45 @@ const ImageConvolution::Tap& ImageConvolution::first_tap(const Part& part) const
     return transposed_ ? part.taps.back() : part.taps.front();
 }
 
-void ImageConvolution::run(float* result, const float* source, float* scratch, bool relu) const {
+void ImageConvolution::load(float* scratch, const float* source, bool relu) const {
     for (int64_t i = 0; i < source_height_; ++i)
-        spread_row(scratch + (margin_ + i) * row_stride() + margin_ * kBlock, block_stride(),
-                   source + i * source_width_ * source_channels_, source_width_, source_channels_, relu);
+        spread_row(row(scratch, i), block_stride(), source + i * source_width_ * source_channels_, source_width_,
+                   source_channels_, relu);
+}
+
+void ImageConvolution::run(Target target, float* scratch) const {
+    float* work = scratch + source_size();
     if (winograd_) {
         const Tap& tap = first_tap(parts_.front());
-        winograd_->run(result, scratch + tap.row * row_stride() + tap.column * kBlock, row_stride(), block_stride(),
-                       scratch + source_size());
+        winograd_->run(target, scratch + tap.row * row_stride() + tap.column * kBlock, row_stride(), block_stride(),
+                       work);
+    } else if (target.add) {
+        run_parts(work, scratch);
+        add_positive(target.image, work, target.mask, result_size_);
     } else {
-        for (const Part& part : parts_) run_part(part, result, scratch);
+        run_parts(target.image, scratch);
+        if (target.mask != nullptr) mask_negative(target.image, target.mask, result_size_);
     }
 }
 
-void ImageConvolution::run_part(const Part& part, float* result, const float* scratch) const {
-    std::vector<int64_t> offsets;
-    for (const Tap& tap : part.taps) offsets.push_back(tap.row * row_stride() + tap.column * kBlock);
-    const int64_t taps = int64_t(offsets.size());
-    const float* weights = part.weights.data();
-    for_panels(result_channels_, [&](int64_t first, int64_t blocks) {
-        const int64_t valid = std::min(blocks * kBlock, result_channels_ - first);
-        for (int64_t i = 0; i < part.rows; ++i) {
-            const int64_t pixel = (part.first_row + i * part.step) * result_width_ + part.first_column;
-            convolve_row({result + pixel * result_channels_ + first, part.step * result_channels_, valid,
-                          scratch + i * read_stride_ * row_stride(), block_stride(), source_channels_, offsets.data(),
-                          taps, weights},
-                         part.columns, blocks, read_stride_);
-        }
-        weights += taps * source_channels_ * blocks * kBlock;
-    });
+void ImageConvolution::run_parts(float* result, const float* scratch) const {
+    for (const Part& part : parts_) {
+        std::vector<int64_t> offsets;
+        for (const Tap& tap : part.taps) offsets.push_back(tap.row * row_stride() + tap.column * kBlock);
+        const int64_t taps = int64_t(offsets.size());
+        const float* weights = part.weights.data();
+        for_panels(result_channels_, [&](int64_t first, int64_t blocks) {
+            const int64_t valid = std::min(blocks * kBlock, result_channels_ - first);
+            for (int64_t i = 0; i < part.rows; ++i) {
+                const int64_t pixel = (part.first_row + i * part.step) * result_width_ + part.first_column;
+                convolve_row({result + pixel * result_channels_ + first, part.step * result_channels_, valid,
+                              scratch + i * read_stride_ * row_stride(), block_stride(), source_channels_,
+                              offsets.data(), taps, weights},
+                             part.columns, blocks, read_stride_);
+            }
+            weights += taps * source_channels_ * blocks * kBlock;
+        });
+    }
 }
 
 }  // namespace zcpipe

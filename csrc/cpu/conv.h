@@ -33,11 +33,18 @@ class ImageConvolution {
     // `weight` is [out_channels, in_channels, kernel, kernel], contiguous.
     ImageConvolution(const Convolution& c, const float* weight, bool transposed);
 
-    int64_t scratch_size() const { return source_size() + (winograd_ ? winograd_->work_size() : 0); }  // floats
+    int64_t scratch_size() const { return source_size() + work_size_; }  // floats
 
-    // With `relu`, negative elements of the source count as zero. `scratch` is zero before the first image, and lies at
-    // a multiple of 64 bytes.
-    void run(float* result, const float* source, float* scratch, bool relu) const;
+    // Where row i of the source goes in the scratch, which is zero before the first image and lies at a multiple of 64
+    // bytes: [block][column][16], blocks block_stride() apart.
+    float* row(float* scratch, int64_t i) const { return scratch + (margin_ + i) * row_stride() + margin_ * 16; }
+    int64_t block_stride() const { return columns_ * 16; }
+
+    // Fills the source's rows from an NHWC image; with `relu`, its negative elements count as zero.
+    void load(float* scratch, const float* source, bool relu) const;
+
+    // Makes the result once the source's rows are in the scratch.
+    void run(Target target, float* scratch) const;
 
   private:
     struct Tap {
@@ -53,18 +60,17 @@ class ImageConvolution {
 
     int64_t source_size() const { return rows_ * row_stride(); }
     int64_t row_stride() const { return blocks_ * block_stride(); }
-    int64_t block_stride() const { return columns_ * 16; }
-
     void add_part(const Convolution& c, int64_t row_phase, int64_t column_phase);
     void pack(Part& part, const Convolution& c, const float* weight) const;
     void try_winograd(const Convolution& c, const float* weight);
     const Tap& first_tap(const Part& part) const;  // the one that reads furthest up and left
-    void run_part(const Part& part, float* result, const float* scratch) const;
+    void run_parts(float* result, const float* scratch) const;
 
     bool transposed_;
     int64_t source_channels_, source_height_, source_width_, result_channels_, result_width_;
     int64_t margin_ = 0, read_stride_ = 1;
     int64_t rows_ = 0, columns_ = 0, blocks_ = 0;  // of the scratch
+    int64_t work_size_ = 0, result_size_;
     std::vector<Part> parts_;
     std::optional<Winograd> winograd_;  // instead of the only part
 };

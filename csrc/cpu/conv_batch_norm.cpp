@@ -53,7 +53,8 @@ void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor&
     const auto convolve = [&](int64_t begin, int64_t end) {
         Buffer<float> scratch(image.scratch_size());
         for (int64_t i = begin; i < end; ++i) {
-            image.run(conv + i * out.size(), from + i * in.size(), scratch.data(), relu_input);
+            image.load(scratch.data(), from + i * in.size(), relu_input);
+            image.run({conv + i * out.size(), false, nullptr}, scratch.data());
             if (i == 0) centre = centre_of(conv, out);
             add_moments(moments.first_of(i), moments.second_of(i), conv + i * out.size(), centre.data(), out.pixels,
                         out.channels);
@@ -90,18 +91,15 @@ void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const T
     const NormGradient<float> map(unused_weight.data(), unused_bias.data(), m, r, data_or_null(norm_weight), gradients);
     const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), true);
     layer.for_ranges(0, [&](int64_t begin, int64_t end) {
-        Buffer<float> scratch(image.scratch_size()), grad_z(out.size()), grad_x_image(onto ? in.size() : 0);
+        Buffer<float> scratch(image.scratch_size());
+        const int64_t width = layer.convolution.out_width(), row = width * out.channels;
         for (int64_t i = begin; i < end; ++i) {
-            apply_gradient(grad_z.data(), g + i * out.size(), conv + i * out.size(), map.at(0), norm.at(0), relu_output,
-                           out.pixels, out.channels);
-            const float* x_image = from + i * in.size();
-            float* target = to + i * in.size();
-            float* result = onto ? grad_x_image.data() : target;
-            image.run(result, grad_z.data(), scratch.data(), false);
-            if (onto)
-                add_positive(target, result, relu_input ? x_image : nullptr, in.size());
-            else if (relu_input)
-                mask_negative(target, x_image, in.size());
+            for (int64_t h = 0; h < layer.convolution.out_height(); ++h) {
+                const int64_t at = i * out.size() + h * row;
+                apply_gradient_to_blocks(image.row(scratch.data(), h), image.block_stride(), g + at, conv + at,
+                                         map.at(0), norm.at(0), relu_output, width, out.channels);
+            }
+            image.run({to + i * in.size(), onto, relu_input ? from + i * in.size() : nullptr}, scratch.data());
         }
     });
 }

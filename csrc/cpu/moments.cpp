@@ -27,6 +27,14 @@ int64_t panels_of(int64_t columns) {
     return (columns + kPanel<T> - 1) / kPanel<T>;
 }
 
+// A row of a panel of P, of elements of type T; the compiler splits it where vectors are shorter.
+template <typename P, typename T>
+struct RowOf {
+    typedef T Type __attribute__((vector_size(kPanel<P> * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+template <typename P, typename T>
+using Row = typename RowOf<P, T>::Type;
+
 // Rows into panels `stride` apart, as deviations from `origin` in type P.
 template <typename P, typename T>
 ZCPIPE_INLINE void pack_rows(P* panels, int64_t stride, const T* x, int64_t row_stride, const P* origin, int64_t rows,
@@ -38,9 +46,9 @@ ZCPIPE_INLINE void pack_rows(P* panels, int64_t stride, const T* x, int64_t row_
         for (int64_t c = 0; c < full; c += kPanel<P>) {
             P* to = panels + c / kPanel<P> * stride;
             for (int64_t t = first; t < last; ++t) {
-#pragma omp simd
-                for (int64_t l = 0; l < kPanel<P>; ++l)
-                    to[t * kPanel<P> + l] = P(x[t * row_stride + c + l]) - origin[c + l];
+                const Row<P, T>* from = reinterpret_cast<const Row<P, T>*>(x + t * row_stride + c);
+                *reinterpret_cast<Row<P, P>*>(to + t * kPanel<P>) =
+                    __builtin_convertvector(*from, Row<P, P>) - *reinterpret_cast<const Row<P, P>*>(origin + c);
             }
         }
         P* to = panels + full / kPanel<P> * stride;

@@ -6,6 +6,9 @@
 #include "common/simd.h"
 #include "cpu/conv_tiles.h"
 
+// Vectors are passed between functions that are inlined, so that no calling convention matters.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 namespace zcpipe {
 namespace {
 
@@ -62,21 +65,49 @@ ZCPIPE_INLINE void gather_tile(const float* products, int64_t place_stride, cons
     }
 }
 
-// One row of tiles of one block of channels. `channels` of it, `rows` and `columns` of pixels belong to the result.
-ZCPIPE_CLONES void gather(float* result, int64_t pixel_stride, int64_t row_stride, const float* products,
-                          int64_t place_stride, int64_t tile_stride, int64_t channels, int64_t rows, int64_t columns) {
+// One row of tiles of one block of channels in the result.
+struct TileRow {
+    const float* products;
+    int64_t place_stride, tile_stride;  // of the products
+    int64_t pixel_stride, row_stride;   // of the target
+    int64_t channels, rows, columns;    // of the block, of pixels: what belongs to the target
+};
+
+template <bool kAdd, bool kMask>
+ZCPIPE_INLINE Channels combined(const Channels& there, const Channels& mask, const Channels& pixel) {
+    const Channels value = kMask ? (mask > 0 ? pixel : Channels{}) : pixel;
+    return kAdd ? there + value : value;
+}
+
+template <bool kAdd, bool kMask>
+ZCPIPE_INLINE void gather_row(Target target, TileRow t) {
     int64_t first = 0;
-    if (channels == kBlock && rows >= 2) {
-        for (; first + 2 <= columns; first += 2, products += tile_stride)
-            gather_tile(products, place_stride, [&](int i, int j, Channels pixel) ZCPIPE_INLINED {
-                at(result + i * row_stride + (first + j) * pixel_stride) = pixel;
+    if (t.channels == kBlock && t.rows >= 2) {
+        for (; first + 2 <= t.columns; first += 2, t.products += t.tile_stride)
+            gather_tile(t.products, t.place_stride, [&](int i, int j, Channels pixel) ZCPIPE_INLINED {
+                const int64_t offset = i * t.row_stride + (first + j) * t.pixel_stride;
+                float* to = target.image + offset;
+                at(to) = combined<kAdd, kMask>(at(to), kMask ? at(target.mask + offset) : pixel, pixel);
             });
     }
-    for (; first < columns; first += 2, products += tile_stride)
-        gather_tile(products, place_stride, [&](int i, int j, Channels pixel) ZCPIPE_INLINED {
-            float* to = result + i * row_stride + (first + j) * pixel_stride;
-            if (i < rows && first + j < columns) __builtin_memcpy(to, &pixel, size_t(channels) * sizeof(float));
+    for (; first < t.columns; first += 2, t.products += t.tile_stride)
+        gather_tile(t.products, t.place_stride, [&](int i, int j, Channels pixel) ZCPIPE_INLINED {
+            if (i >= t.rows || first + j >= t.columns) return;
+            const int64_t offset = i * t.row_stride + (first + j) * t.pixel_stride;
+            const size_t size = size_t(t.channels) * sizeof(float);
+            Channels there = {}, mask = {};
+            if (kAdd) __builtin_memcpy(&there, target.image + offset, size);
+            if (kMask) __builtin_memcpy(&mask, target.mask + offset, size);
+            pixel = combined<kAdd, kMask>(there, mask, pixel);
+            __builtin_memcpy(target.image + offset, &pixel, size);
         });
+}
+
+ZCPIPE_CLONES void gather(Target target, const TileRow& t) {
+    if (target.mask == nullptr)
+        target.add ? gather_row<true, false>(target, t) : gather_row<false, false>(target, t);
+    else
+        target.add ? gather_row<true, true>(target, t) : gather_row<false, true>(target, t);
 }
 
 // G g G^T of the kernels of one source channel and one panel: [9][width] to 16 places of [width].
@@ -134,7 +165,7 @@ int64_t Winograd::work_size() const {
     return kPlaces * rows_at_once_ * tile_columns_ * kBlock * (blocks_of(source_channels_) + most_blocks());
 }
 
-void Winograd::run(float* result, const float* source, int64_t row_stride, int64_t block_stride, float* work) const {
+void Winograd::run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work) const {
     const int64_t source_blocks = blocks_of(source_channels_), channels = result_channels_;
     for (int64_t top = 0; top < tile_rows_; top += rows_at_once_) {
         const int64_t rows = std::min(rows_at_once_, tile_rows_ - top), tiles = rows * tile_columns_;
@@ -154,10 +185,13 @@ void Winograd::run(float* result, const float* source, int64_t row_stride, int64
                              tiles, blocks, 1);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t row = 2 * (top + i);
-                for (int64_t b = 0; b < blocks && first + b * kBlock < channels; ++b)
-                    gather(result + row * width_ * channels + first + b * kBlock, channels, width_ * channels,
-                           products + i * tile_columns_ * width + b * kBlock, tiles * width, width,
-                           std::min(kBlock, channels - first - b * kBlock), height_ - row, width_);
+                for (int64_t b = 0; b < blocks && first + b * kBlock < channels; ++b) {
+                    const int64_t offset = row * width_ * channels + first + b * kBlock;
+                    const float* mask = target.mask == nullptr ? nullptr : target.mask + offset;
+                    gather({target.image + offset, target.add, mask},
+                           {products + i * tile_columns_ * width + b * kBlock, tiles * width, width, channels,
+                            width_ * channels, std::min(kBlock, channels - first - b * kBlock), height_ - row, width_});
+                }
             }
         });
     }

@@ -11,6 +11,14 @@
 
 namespace zcpipe {
 
+// Where a result goes, an NHWC image: it replaces what is there or is added to it, and counts as 0 where `mask`, an
+// image of the same shape, is not positive; a null mask leaves it as it is.
+struct Target {
+    float* image;
+    bool add;
+    const float* mask;
+};
+
 class Winograd {
   public:
     // Kernels of nine neighbouring weights: the one from source channel s to result channel r begins at
@@ -29,9 +37,9 @@ class Winograd {
 
     int64_t work_size() const;  // floats
 
-    // `source` is [row][block of 16 channels][column][16] with the strides given; `result` is NHWC, [height, width,
+    // `source` is [row][block of 16 channels][column][16] with the strides given, the target [height, width,
     // result_channels]. `work` lies at a multiple of 64 bytes.
-    void run(float* result, const float* source, int64_t row_stride, int64_t block_stride, float* work) const;
+    void run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work) const;
 
   private:
     int64_t source_channels_, result_channels_, height_, width_;
