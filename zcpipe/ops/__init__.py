@@ -9,7 +9,17 @@ from __future__ import annotations
 from zcpipe.ops._library import available, build_info
 from zcpipe.ops.batchnorm import batch_norm_train
 from zcpipe.ops.moments import covariance, cross_moment
+from zcpipe.ops.null import null
 from zcpipe.ops.philox import Stream
 from zcpipe.ops.pool import avg_pool3x3
 
-__all__ = ["Stream", "available", "avg_pool3x3", "batch_norm_train", "build_info", "covariance", "cross_moment"]
+__all__ = [
+    "Stream",
+    "available",
+    "avg_pool3x3",
+    "batch_norm_train",
+    "build_info",
+    "covariance",
+    "cross_moment",
+    "null",
+]

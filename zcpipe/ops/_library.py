@@ -66,8 +66,14 @@ def build_info() -> dict[str, str | bool | None]:
         "path": str(_load()),
         "torch_target": _TARGET_TORCH,
         "instruction_set": torch.ops.zcpipe.instruction_set(),
-        "cuda": torch._C._dispatch_has_kernel_for_dispatch_key("zcpipe::avg_pool3x3", "CUDA"),
+        "cuda": has_cuda("avg_pool3x3"),
     }
+
+
+@functools.cache
+def has_cuda(op: str) -> bool:
+    """Say whether the loaded library holds a CUDA kernel for the op of this name."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"zcpipe::{op}", "CUDA")
 
 
 @functools.cache

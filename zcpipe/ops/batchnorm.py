@@ -44,7 +44,7 @@ def batch_norm_train(
         raise UsageError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel")
     _check_channels("weight", weight, x)
     _check_channels("bias", bias, x)
-    if not use_native(x, weight, bias):
+    if not use_native("batch_norm_train", x, weight, bias):
         return _batch_norm_train(x, weight, bias, eps)
     return torch.ops.zcpipe.batch_norm_train(x, weight, bias, eps)[0]  # type: ignore[no-any-return]
 
