@@ -26,6 +26,17 @@ def examine() -> dict[str, str | int | bool | None]:
         "native library": trouble or build.get("path"),
         "instruction set": build.get("instruction_set"),
         "cuda kernels": build.get("cuda"),
+        "cuda runtime": _runtime(build.get("cuda_runtime")),
         "cuda devices": torch.cuda.device_count(),
         "cores": os.cpu_count(),
     }
+
+
+def _runtime(built: str | bool | None) -> str | None:
+    """Say which driver the library's CUDA runtime needs: one of its own is not chosen by torch to fit the driver."""
+    if not isinstance(built, str):
+        return None
+    version, kind = built.split()
+    if kind == "shared":
+        return f"{version}, torch's"
+    return f"{version}, its own: needs a driver for CUDA {version.split('.')[0]} or newer"
