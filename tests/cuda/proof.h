@@ -2,6 +2,7 @@
 // with loops of its own. Usage: <op> forward|reverse|random [seed] [--omit FILE:LINE], or <op> --sites.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -9,11 +10,10 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "cuda/images.h"
 #include "cuda/launch.h"
 
 namespace proof {
@@ -21,7 +21,6 @@ namespace proof {
 using zcpipe::gpu::shim::counters;
 
 inline int failures = 0;
-inline std::set<std::pair<std::string, unsigned>> sites;
 
 #define EXPECT(condition, ...)                                          \
     do {                                                                \
@@ -62,8 +61,14 @@ double distance(const std::vector<A>& a, const std::vector<B>& b) {
 }
 
 // Where element (n, c, p) of images lies.
-inline int64_t at(bool channels_last, int64_t C, int64_t P, int64_t n, int64_t c, int64_t p) {
-    return channels_last ? (n * P + p) * C + c : (n * C + c) * P + p;
+inline int64_t at(const zcpipe::gpu::Images& g, int64_t n, int64_t c, int64_t p) {
+    return g.channels_last ? (n * g.pixels() + p) * g.channels + c : (n * g.channels + c) * g.pixels() + p;
+}
+
+inline std::string name(const zcpipe::gpu::Images& g) {
+    std::string name;
+    for (const int64_t size : {g.samples, g.channels, g.height, g.width}) name += std::to_string(size) + " ";
+    return name + (g.channels_last ? "channels_last" : "contiguous");
 }
 
 inline int run(int argc, char** argv, void (*cases)()) {
@@ -81,23 +86,19 @@ inline int run(int argc, char** argv, void (*cases)()) {
         } else if (word == "--omit" && i + 1 < argc) {
             omitted = argv[++i];
             const size_t colon = omitted.find(':');
-            shim::omitted_line = std::atoi(omitted.c_str() + colon + 1);
+            shim::omitted_line = unsigned(std::atoi(omitted.c_str() + colon + 1));
             omitted.resize(colon);
             shim::omitted_file = omitted.c_str();
         } else if (word == "--sites") {
             list = true;
-            shim::on_site = [](shim::Site site) {
-                const char* name = std::strrchr(site.file_name(), '/');
-                sites.emplace(name == nullptr ? site.file_name() : name + 1, site.line());
-            };
         } else {
             std::fprintf(stderr, "unknown argument %s\n", argv[i]);
             return 2;
         }
     }
     cases();
-    if (list)
-        for (const auto& [file, line] : sites) std::printf("%s:%u\n", file.c_str(), line);
+    for (unsigned i = 0; list && i < shim::site_count; ++i)
+        std::printf("%s:%u\n", shim::base_name(shim::sites[i]), shim::sites[i].line());
     return failures == 0 ? 0 : 1;
 }
 

@@ -49,9 +49,13 @@ struct Counters {
 
 inline Schedule schedule;
 inline Counters counters;
-inline int omitted_line = 0;                  // barriers at this line of `omitted_file` do nothing: a seeded bug
-inline const char* omitted_file = "";         // the end of its path
-inline void (*on_site)(Site site) = nullptr;  // told of every barrier that is met
+inline int omitted_line = 0;  // barriers at this line of `omitted_file` do nothing: a seeded bug
+inline const char* omitted_file = "";
+
+// The places of all barriers that were met.
+constexpr unsigned kMostSites = 64;
+inline Site sites[kMostSites];
+inline unsigned site_count = 0;
 
 constexpr unsigned kLanes = 32, kMostThreads = 1024;
 constexpr size_t kMostShared = 163 * 1024;  // of sm_80, the smallest we build for
@@ -104,7 +108,7 @@ struct Block {
 };
 
 inline Block* block;
-inline char launch_start, launch_end;  // tokens of what a launch orders
+inline char block_start, launch_end;  // tokens: what came before the launch, and all that it did
 
 // ThreadSanitizer's contexts are dear, so they are used again, in turn: only blocks that are a multiple of kTurns apart
 // look ordered to it.
@@ -158,7 +162,7 @@ ZCPIPE_SHIM inline void thread_main() {
     __sanitizer_finish_switch_fiber(nullptr, &block->scheduler_stack, &block->scheduler_stack_size);
 #endif
 #if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&launch_start);
+    __tsan_acquire(&block_start);
 #endif
     block->body(block->arguments);
 #if defined(__SANITIZE_THREAD__)
@@ -168,11 +172,15 @@ ZCPIPE_SHIM inline void thread_main() {
     to_scheduler();
 }
 
+ZCPIPE_SHIM inline bool same(Site a, Site b) {
+    return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
 // Waits until all threads of the group are at this site. `ordered` says whether it orders their memory accesses.
 ZCPIPE_SHIM inline void meet(Group& group, Site site, [[maybe_unused]] bool ordered) {
     if (group.arrived == 0)
         group.site = site;
-    else if (group.site.line() != site.line() || std::strcmp(group.site.file_name(), site.file_name()) != 0)
+    else if (!same(group.site, site))
         die("threads that should meet wait at different places", group.site, site);
 #if defined(__SANITIZE_THREAD__)
     char* const token = ordered ? &group.tokens[group.second] : nullptr;
@@ -198,11 +206,22 @@ ZCPIPE_SHIM inline void meet(Group& group, Site site, [[maybe_unused]] bool orde
 #endif
 }
 
+ZCPIPE_SHIM inline void remember(Site site) {
+    for (unsigned i = 0; i < site_count; ++i)
+        if (same(sites[i], site)) return;
+    if (site_count == kMostSites) die("more than 64 barriers in one program");
+    sites[site_count++] = site;
+}
+
+// The file's name without its folders.
+ZCPIPE_SHIM inline const char* base_name(Site site) {
+    const char* slash = std::strrchr(site.file_name(), '/');
+    return slash == nullptr ? site.file_name() : slash + 1;
+}
+
 ZCPIPE_SHIM inline bool omitted(Site site) {
-    if (on_site != nullptr) on_site(site);
-    if (int(site.line()) != omitted_line) return false;
-    const char* name = std::strrchr(site.file_name(), '/');
-    return std::strcmp(name == nullptr ? site.file_name() : name + 1, omitted_file) == 0;
+    remember(site);
+    return site.line() == omitted_line && std::strcmp(base_name(site), omitted_file) == 0;
 }
 
 ZCPIPE_SHIM inline Group& warp_group(unsigned mask) {
@@ -312,6 +331,9 @@ ZCPIPE_SHIM inline void run_block(size_t shared, uint64_t& random) {
         if (block->fibers[i] == nullptr) block->fibers[i] = __tsan_create_fiber(0);
 #endif
     }
+#if defined(__SANITIZE_THREAD__)
+    __tsan_release(&block_start);
+#endif
     for (unsigned i = next_thread(random); i < block->size; i = next_thread(random)) to_thread(i);
     for (unsigned i = 0; i < block->size; ++i) {
         const Thread& thread = block->threads[i];
@@ -358,7 +380,6 @@ ZCPIPE_SHIM inline void run_grid(dim3 grid, dim3 threads, size_t shared, void (*
     blockDim = threads;
 #if defined(__SANITIZE_THREAD__)
     block->scheduler_fiber = __tsan_get_current_fiber();
-    __tsan_release(&launch_start);
 #endif
     uint64_t random = schedule.seed;
     for (uint64_t k = 0; k < n; ++k) {
