@@ -49,7 +49,7 @@ struct Counters {
 
 inline Schedule schedule;
 inline Counters counters;
-inline int omitted_line = 0;  // barriers at this line of `omitted_file` do nothing: a seeded bug
+inline unsigned omitted_line = 0;  // barriers at this line of `omitted_file` do nothing: a seeded bug
 inline const char* omitted_file = "";
 
 // The places of all barriers that were met.
