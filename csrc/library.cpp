@@ -16,11 +16,20 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
     m.def("avg_pool3x3_backward(Tensor grad) -> Tensor");
 
     m.def(
-        "batch_norm_train(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor y, Tensor mean, Tensor "
-        "invstd)");
+        "batch_norm_train(Tensor x, Tensor? weight, Tensor? bias, Tensor? total, float eps, bool relu) "
+        "-> (Tensor y, Tensor mean, Tensor invstd)");
     m.def(
-        "batch_norm_train_backward(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor invstd) "
-        "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+        "batch_norm_train_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
+        "bool relu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+
+    m.def(
+        "conv_batch_norm_train(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, Tensor? total, "
+        "float eps, int stride, int padding, bool relu_input, bool relu_output) "
+        "-> (Tensor y, Tensor z, Tensor mean, Tensor invstd)");
+    m.def(
+        "conv_batch_norm_train_backward(Tensor grad, Tensor x, Tensor z, Tensor weight, Tensor? norm_weight, Tensor? "
+        "norm_bias, Tensor mean, Tensor invstd, int stride, int padding, bool relu_input, bool relu_output) "
+        "-> Tensor grad_x");
 
     m.def("covariance(Tensor x) -> Tensor");
     m.def("cross_moment(Tensor a, Tensor b) -> Tensor");

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("zcpipe", deadline=None)  # no test asserts a time
+settings.load_profile("zcpipe")
 
 
 @pytest.fixture(scope="session")

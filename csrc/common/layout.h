@@ -6,6 +6,8 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
+
 namespace zcpipe {
 
 using torch::headeronly::MemoryFormat;
@@ -42,6 +44,33 @@ inline void check_float(const Tensor& t, const char* name) {
 inline void check_images(const Tensor& t, const char* name) {
     check_float(t, name);
     STD_TORCH_CHECK(t.dim() == 4, name, ": got ", t.dim(), " dimensions, expected 4 (N, C, H, W)");
+}
+
+// Images that belong to x: of its dtype and shape, and made to have its layout.
+inline std::optional<Tensor> checked_images(const std::optional<Tensor>& t, const Tensor& x, MemoryFormat format,
+                                            const char* name) {
+    if (!t.has_value()) return t;
+    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), name, ": expected the dtype of x");
+    STD_TORCH_CHECK(t->sizes() == x.sizes(), name, ": expected the shape of x");
+    return torch::stable::contiguous(*t, format);
+}
+
+// A parameter with a value per channel, of x's dtype.
+inline std::optional<Tensor> checked_channels(const std::optional<Tensor>& t, int64_t channels, const Tensor& x,
+                                              const char* name) {
+    if (!t.has_value()) return t;
+    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), name, ": expected the dtype of x");
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, name, ": expected one value per channel");
+    return torch::stable::contiguous(*t);
+}
+
+inline void check_statistics(const Tensor& t, int64_t channels, const char* name) {
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double, name, ": expected float64");
+    STD_TORCH_CHECK(t.is_contiguous() && t.numel() == channels, name, ": expected one value per channel");
+}
+
+inline Tensor channel_tensor(const Tensor& x, int64_t channels, ScalarType dtype) {
+    return torch::stable::new_zeros(x, {channels}, dtype);
 }
 
 }  // namespace zcpipe

@@ -16,3 +16,6 @@
 #else
 #define ZCPIPE_INLINE inline __attribute__((always_inline))
 #endif
+
+// The same for a lambda, after its parameters.
+#define ZCPIPE_INLINED __attribute__((always_inline))

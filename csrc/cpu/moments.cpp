@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
+#include "common/buffer.h"
 #include "common/layout.h"
 #include "common/simd.h"
 #include "cpu/panels.h"
@@ -26,20 +26,6 @@ constexpr int64_t kPackedRows = 16;
 constexpr int64_t kChunkRows = 2048;    // at least this many rows for each thread
 constexpr int64_t kChunkMost = 8;       // chunks: each has sums of its own
 constexpr int64_t kRowsPerChannel = 4;  // in a chunk, so that adding up chunks is little of the work
-
-// Zeros at a multiple of 64 bytes.
-class Buffer {
-  public:
-    explicit Buffer(int64_t size) : storage_(size + 7) {}
-    double* data() {
-        void* start = storage_.data();
-        size_t space = storage_.size() * sizeof(double);
-        return static_cast<double*>(std::align(64, sizeof(double), start, space));
-    }
-
-  private:
-    Doubles storage_;
-};
 
 // A deviation in double precision, for float32 data rounded to 26 bits: the product of two is exact then, which lets
 // add_products fuse. The rounding is at most 2^-27 of the deviation, an eighth of what float32 itself rounds off.
@@ -199,10 +185,10 @@ void covariance_of(double* out, const Positions<T>& x) {  // out: [C, C]
     const Division division(x.count, panels, panels, panels);
     Doubles origin(width);
     for (int64_t c = 0; c < x.columns; ++c) origin[c] = double(x.at_first(c));
-    Buffer products(division.chunks * square), sums(division.chunks * width);
+    Buffer<double> products(division.chunks * square), sums(division.chunks * width);
     double *g = products.data(), *s = sums.data();
     division.for_chunks(x.count, [&](int64_t k, int64_t begin, int64_t end) {
-        Buffer buffer(division.tile * width);
+        Buffer<double> buffer(division.tile * width);
         const Panels tile = {buffer.data(), panels, division.tile * kPanel};
         for (int64_t i = begin; i < end; i += division.tile) {
             const int64_t rows = std::min(division.tile, end - i);
@@ -226,10 +212,10 @@ void cross_moment_of(double* out, const Positions<T>& a, const Positions<T>& b) 
     const int64_t left_panels = panels_of(a.columns), right_panels = panels_of(b.columns);
     const int64_t width = right_panels * kPanel, size = left_panels * kPanel * width;
     const Division division(a.count, left_panels, right_panels, left_panels + right_panels);
-    Buffer products(division.chunks * size);
+    Buffer<double> products(division.chunks * size);
     double* g = products.data();
     division.for_chunks(a.count, [&](int64_t k, int64_t begin, int64_t end) {
-        Buffer a_buffer(division.tile * left_panels * kPanel), b_buffer(division.tile * width);
+        Buffer<double> a_buffer(division.tile * left_panels * kPanel), b_buffer(division.tile * width);
         const Panels left = {a_buffer.data(), left_panels, division.tile * kPanel};
         const Panels right = {b_buffer.data(), right_panels, division.tile * kPanel};
         for (int64_t i = begin; i < end; i += division.tile) {

@@ -30,6 +30,10 @@ def channels(n, dtype=torch.float64):
     return images((n,), dtype, seed=2), images((n,), dtype, seed=3)
 
 
+def twin(x, weight=None, bias=None, eps=EPS, relu=False, total=None):
+    return _batch_norm_train(x, weight, bias, total, eps, relu)
+
+
 def test_known_values():
     x = torch.tensor([1.0, 3.0, 5.0, 7.0], dtype=torch.float64).view(2, 1, 1, 2)
     y = batch_norm_train(x, torch.tensor([2.0]).double(), torch.tensor([1.0]).double(), eps=4.0)
@@ -40,13 +44,28 @@ def test_known_values():
 def test_equals_the_twin_forward_and_backward(native, shape, dtype, strided):
     x, cotangent = strided(images(shape, dtype)), strided(images(shape, dtype, seed=1))
     arguments = [[t.detach().clone().requires_grad_() for t in (x, *channels(shape[1], dtype))] for _ in range(2)]
-    ys = [batch_norm_train(*arguments[0], EPS), _batch_norm_train(*arguments[1], EPS)]
+    ys = [batch_norm_train(*arguments[0], EPS), twin(*arguments[1])]
     grads = [torch.autograd.grad(y, args, cotangent) for y, args in zip(ys, arguments, strict=True)]
     # Two pixels of nearly one value have a steep derivative: compare with the size of the largest.
     atol = 2e-5 if dtype == torch.float32 else 1e-11
     torch.testing.assert_close(*ys, atol=atol, rtol=1e-4)
-    for ours, twin in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, twin, atol=atol * max(1, float(twin.abs().max())), rtol=1e-4)
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=atol * max(1, float(theirs.abs().max())), rtol=1e-4)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 16, 4, 4), (2, 70, 3, 5)], ids=str)
+def test_relu_and_sum_equal_the_twin_forward_and_backward(native, shape, dtype, strided, relu):
+    x, total, cotangent = (strided(images(shape, dtype, seed=seed)) for seed in (0, 4, 1))
+    results = []
+    for op in (batch_norm_train, twin):
+        weight, bias = channels(shape[1], dtype)
+        arguments = [t.detach().clone().requires_grad_() for t in (x, weight, bias, total)]
+        y = op(*arguments[:3], relu=relu, total=arguments[3])
+        results.append([y, *torch.autograd.grad(y, arguments, cotangent)])
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance * max(1, float(theirs.abs().max())), rtol=tolerance)
 
 
 @given(n=st.integers(1, 4), c=st.integers(1, 80), h=st.integers(1, 6), w=st.integers(2, 6), last=st.booleans())
@@ -54,7 +73,7 @@ def test_equals_the_twin_on_any_shape(n, c, h, w, last):
     x = images((n, c, h, w))
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(batch_norm_train(x), _batch_norm_train(x, None, None, EPS))
+    torch.testing.assert_close(batch_norm_train(x), twin(x))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -62,15 +81,15 @@ def test_equals_the_twin_on_any_shape(n, c, h, w, last):
 def test_float32_is_at_least_as_accurate_as_torch(native, layout, mean):
     x = images((16, 8, 16, 16), torch.float32, mean=mean).contiguous(memory_format=layout)
     weight, bias = channels(8, torch.float32)
-    exact = _batch_norm_train(x.double(), weight.double(), bias.double(), EPS)
-    ours, theirs = (op(x, weight, bias, EPS) - exact for op in (batch_norm_train, _batch_norm_train))
+    exact = twin(x.double(), weight.double(), bias.double())
+    ours, theirs = (op(x, weight, bias) - exact for op in (batch_norm_train, twin))
     assert ours.abs().max() <= theirs.abs().max() + 1e-6
 
 
 def test_one_far_sample_does_not_spoil_the_statistics(native):
     x = images((32, 4, 3, 3))
     x[0] += 1e6
-    torch.testing.assert_close(batch_norm_train(x), _batch_norm_train(x, None, None, EPS), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(batch_norm_train(x), twin(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)], ids=str)
@@ -104,6 +123,9 @@ def test_derivatives_of_first_and_second_order(layout, affine):
     arguments = [x, *(t.requires_grad_() for t in channels(2))] if affine else [x]
     assert torch.autograd.gradcheck(batch_norm_train, arguments)
     assert torch.autograd.gradgradcheck(batch_norm_train, arguments)
+    total = images(x.shape, seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, total: batch_norm_train(x, relu=True, total=total), (x, total))
+    assert torch.autograd.gradgradcheck(lambda x, total: batch_norm_train(x, relu=True, total=total), (x, total))
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2], ids=["x", "weight", "bias"])
@@ -117,7 +139,7 @@ def test_only_what_needs_a_gradient_gets_one(needed):
 def test_forward_mode_is_not_silently_zero():
     x, v = images((2, 3, 4, 4)), images((2, 3, 4, 4), seed=1)
     _, tangent = torch.func.jvp(batch_norm_train, (x,), (v,))
-    _, expected = torch.func.jvp(lambda x: _batch_norm_train(x, None, None, EPS), (x,), (v,))
+    _, expected = torch.func.jvp(lambda x: twin(x), (x,), (v,))
     torch.testing.assert_close(tangent, expected)
     assert tangent.any()
 
@@ -127,9 +149,11 @@ def test_opcheck(native, affine, strided):
     x = strided(images((2, 3, 4, 5))).detach()
     weight, bias = channels(3) if affine else (None, None)
     ops = torch.ops.zcpipe
-    torch.library.opcheck(ops.batch_norm_train.default, (x.clone().requires_grad_(), weight, bias, EPS))
-    _, mean, invstd = ops.batch_norm_train(x, weight, bias, EPS)
-    torch.library.opcheck(ops.batch_norm_train_backward.default, (images(x.shape, seed=1), x, weight, mean, invstd))
+    total = images(x.shape, seed=4) if affine else None
+    torch.library.opcheck(ops.batch_norm_train.default, (x.clone().requires_grad_(), weight, bias, total, EPS, affine))
+    _, mean, invstd = ops.batch_norm_train(x, weight, bias, total, EPS, affine)
+    arguments = (images(x.shape, seed=1), x, weight, bias, mean, invstd, affine)
+    torch.library.opcheck(ops.batch_norm_train_backward.default, arguments)
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -163,3 +187,8 @@ def test_the_number_of_threads_changes_nothing():
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(UsageError, match=message):
         batch_norm_train(*arguments)
+
+
+def test_a_sum_of_another_shape_is_refused():
+    with pytest.raises(UsageError, match=r"^total: got shape \(2, 3, 4, 5\), expected \(2, 3, 4, 4\)"):
+        batch_norm_train(torch.zeros(2, 3, 4, 4), total=torch.zeros(2, 3, 4, 5))

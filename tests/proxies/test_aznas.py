@@ -19,14 +19,14 @@ def entropy_by_definition(rows):
     return float(-(share * np.log(share + 1e-8)).sum())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 20), st.integers(30, 9000), st.floats(-100, 100), st.integers(0, 2**31))
 def test_spectral_entropy_is_its_definition(channels, count, offset, seed):
     rows = np.random.default_rng(seed).standard_normal((count, channels)) * np.arange(1, channels + 1) + offset
     assert spectral_entropy(torch.from_numpy(rows)) == pytest.approx(entropy_by_definition(rows), rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(0, 2**31))
 def test_rank_deficient_float32_maps_never_give_nan(rank, seed):
     """Rounding pushes the zero eigenvalues of a float32 covariance below zero; the reference returns -inf then."""
@@ -58,7 +58,7 @@ def pair_by_definition(g_in, g_out):
     return -sigma - 1 / (sigma + 1e-6) + 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 3),
     st.integers(1, 5),

@@ -143,7 +143,7 @@ def fingerprint(model):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(networks, st.integers(0, 5), st.sampled_from(zcpipe.list_proxies()))
 def test_every_proxy_leaves_model_and_random_state_untouched(parts, frozen, proxy):
     model = small_network(parts, inplace=True)
@@ -158,7 +158,7 @@ def test_every_proxy_leaves_model_and_random_state_untouched(parts, frozen, prox
     assert zcpipe.score(model, x, proxy, blocks=blocks).values_by_name == first.values_by_name
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(networks)
 def test_in_place_activations_change_nothing(parts):
     parts = (*parts[:3], 0.0, parts[4])

@@ -70,7 +70,7 @@ def test_keys_make_5260_classes_numbered_by_their_smallest_member():
     assert sum(SPACE.key(cell) != "0" for cell in SPACE) == 15284  # cells that connect input to output
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 15624))
 def test_members_of_a_class_compute_one_function(index):
     """With equal weights on corresponding edges a member and its representative give the same maps."""
@@ -148,7 +148,7 @@ def test_size_of_a_cell_without_dead_edges_is_that_of_its_network(dataset):
     assert count(model, [images]) == SPACE.size(cell, dataset)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cells)
 def test_network_holds_the_live_edges_and_names_its_blocks(cell):
     built = SPACE.build(cell, "cifar10")
@@ -162,7 +162,7 @@ def test_network_holds_the_live_edges_and_names_its_blocks(cell):
 
 
 @given(st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_samples_are_a_permutation_that_needs_no_earlier_draw(seed):
     draws = [SPACE.sample(seed, i) for i in range(50)]
     assert len(set(draws)) == 50

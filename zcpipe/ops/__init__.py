@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from zcpipe.ops._library import available, build_info
 from zcpipe.ops.batchnorm import batch_norm_train
+from zcpipe.ops.convolution import conv_batch_norm_train
 from zcpipe.ops.moments import covariance, cross_moment
 from zcpipe.ops.null import null
 from zcpipe.ops.philox import Stream
@@ -19,6 +20,7 @@ __all__ = [
     "avg_pool3x3",
     "batch_norm_train",
     "build_info",
+    "conv_batch_norm_train",
     "covariance",
     "cross_moment",
     "null",

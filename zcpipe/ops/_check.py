@@ -29,6 +29,31 @@ def check_images(name: str, t: Tensor) -> None:
         raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected four dimensions (N, C, H, W)")
 
 
+def check_channels(name: str, t: Tensor | None, channels: int, x: Tensor) -> None:
+    """Refuse anything but None or a value per channel of the dtype and on the device of `x`, naming the argument."""
+    if t is None:
+        return
+    check_float(name, t)
+    if t.shape != (channels,):
+        raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected {(channels,)}, a value per channel")
+    _check_kind(name, t, x)
+
+
+def check_like(name: str, t: Tensor | None, shape: torch.Size, x: Tensor) -> None:
+    """Refuse anything but None or a tensor of a shape with the dtype and device of `x`, naming the argument."""
+    if t is None:
+        return
+    check_float(name, t)
+    if t.shape != shape:
+        raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected {tuple(shape)}")
+    _check_kind(name, t, x)
+
+
+def _check_kind(name: str, t: Tensor, x: Tensor) -> None:
+    if t.dtype != x.dtype or t.device != x.device:
+        raise UsageError(f"{name}: got {t.dtype} on {t.device}, expected x's {x.dtype} on {x.device}")
+
+
 def use_native(op: str, *tensors: Tensor | None) -> bool:
     """Whether the op of this name goes to the native library for `tensors`.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
-from zcpipe.spaces.layers import Conv2d, Linear
+from zcpipe.spaces.layers import Conv2d, Linear, add_to
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -263,8 +263,10 @@ class _ReluConvBn(nn.Module):
         self.op = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        result: Tensor = self.op(x)
-        return result
+        return self.forward_onto(x, None)
+
+    def forward_onto(self, x: Tensor, total: Tensor | None) -> Tensor:  # [N, C, H, W]
+        return add_to(total, self.op, x)
 
 
 class _Reduction(nn.Module):
@@ -278,8 +280,7 @@ class _Reduction(nn.Module):
         self.downsample = nn.Sequential(nn.AvgPool2d(2), shortcut)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, 2C, H/2, W/2]
-        result: Tensor = self.downsample(x) + self.conv_b(self.conv_a(x))
-        return result
+        return add_to(self.downsample(x), self.conv_b, self.conv_a(x))
 
 
 class _Cell(nn.Module):
@@ -292,13 +293,11 @@ class _Cell(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        nodes: list[Tensor | None] = [x, None, None, None]
+        nodes = {0: x}
         for name, layer in self.layers.items():
             source, target = EDGES[int(name)]
-            term, node = layer(nodes[source]), nodes[target]
-            nodes[target] = term if node is None else node + term
-        output = nodes[3]
-        return x.new_zeros(x.shape) if output is None else output
+            nodes[target] = add_to(nodes.get(target), layer, nodes[source])
+        return nodes[3] if 3 in nodes else x.new_zeros(x.shape)
 
 
 def _operation(name: str, channels: int) -> nn.Module:

@@ -1,0 +1,230 @@
+#include "cpu/channels.h"
+
+#include <algorithm>
+
+#include "common/simd.h"
+
+namespace zcpipe {
+namespace {
+
+// The loops run over rows of at most kRow elements in memory: as many pixels of few channels as fit, or a strip of many
+// channels of one pixel. Lane l of a row belongs to channel l % channels, so that what is needed per channel is spread
+// over a row once. Whole rows take the loops with constant bounds, whose sums stay in registers.
+constexpr int64_t kRow = 64;
+constexpr int64_t kRowsAtOnce = 32;  // are added up in type T
+
+// Calls f(offset in the image, first channel, lanes, rows, row stride) for every strip of rows of one width.
+template <typename F>
+ZCPIPE_INLINE void for_strips(int64_t pixels, int64_t channels, const F& f) {
+    if (channels > kRow) {
+        for (int64_t c = 0; c < channels; c += kRow) f(c, c, std::min(kRow, channels - c), pixels, channels);
+        return;
+    }
+    const int64_t group = kRow / channels, width = group * channels, rows = pixels / group;
+    f(0, 0, width, rows, width);
+    if (pixels % group != 0) f(rows * width, 0, pixels % group * channels, 1, width);
+}
+
+template <typename T>
+ZCPIPE_INLINE void spread(T* lanes, const T* values, int64_t first_channel, int64_t width, int64_t channels) {
+    for (int64_t l = 0; l < width; ++l) lanes[l] = values[first_channel + l % channels];
+}
+
+// Adds two sums per lane over the rows: f(l, place, a, b) adds to a and b what the element of lane l at `place` gives.
+template <typename T, typename F>
+ZCPIPE_INLINE void sum_rows(double* first, double* second, int64_t lanes, int64_t rows, int64_t stride, const F& f) {
+    for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
+        T a[kRow] = {}, b[kRow] = {};
+        const int64_t last = std::min(rows, r + kRowsAtOnce);
+        for (int64_t i = r; i < last; ++i) {
+#pragma omp simd
+            for (int64_t l = 0; l < lanes; ++l) f(l, i * stride + l, a[l], b[l]);
+        }
+#pragma omp simd
+        for (int64_t l = 0; l < lanes; ++l) {
+            first[l] += double(a[l]);
+            second[l] += double(b[l]);
+        }
+    }
+}
+
+template <typename T, typename F>
+ZCPIPE_INLINE void sum_strip(double* first, double* second, int64_t first_channel, int64_t channels, int64_t lanes,
+                             int64_t rows, int64_t stride, const F& f) {
+    double a[kRow] = {}, b[kRow] = {};
+    if (lanes == kRow)
+        sum_rows<T>(a, b, kRow, rows, stride, f);
+    else
+        sum_rows<T>(a, b, lanes, rows, stride, f);
+    for (int64_t l = 0; l < lanes; ++l) {
+        first[first_channel + l % channels] += a[l];
+        second[first_channel + l % channels] += b[l];
+    }
+}
+
+template <typename T>
+ZCPIPE_INLINE void moments(double* sums, double* squares, const T* x, const T* centre, int64_t pixels,
+                           int64_t channels) {
+    for_strips(pixels, channels,
+               [&](int64_t at, int64_t c, int64_t lanes, int64_t rows, int64_t stride) ZCPIPE_INLINED {
+                   T m[kRow];
+                   spread(m, centre, c, lanes, channels);
+                   sum_strip<T>(sums, squares, c, channels, lanes, rows, stride,
+                                [&](int64_t l, int64_t i, T& a, T& b) ZCPIPE_INLINED {
+                                    const T d = x[at + i] - m[l];
+                                    a += d;
+                                    b += d * d;
+                                });
+               });
+}
+
+template <bool kRelu, typename T>
+ZCPIPE_INLINE void gradients(double* sums, double* products, const T* g, const T* x, Affine<T> norm, int64_t pixels,
+                             int64_t channels) {
+    for_strips(pixels, channels,
+               [&](int64_t at, int64_t c, int64_t lanes, int64_t rows, int64_t stride) ZCPIPE_INLINED {
+                   T m[kRow], s[kRow], t[kRow];
+                   spread(m, norm.centre, c, lanes, channels);
+                   spread(s, norm.scale, c, lanes, channels);
+                   spread(t, norm.shift, c, lanes, channels);
+                   sum_strip<T>(sums, products, c, channels, lanes, rows, stride,
+                                [&](int64_t l, int64_t i, T& a, T& b) ZCPIPE_INLINED {
+                                    const T d = x[at + i] - m[l];
+                                    const T h = !kRelu || d * s[l] + t[l] > T(0) ? g[at + i] : T(0);
+                                    a += h;
+                                    b += h * d;
+                                });
+               });
+}
+
+// Calls f(lane, place) for every element of a strip.
+template <typename F>
+ZCPIPE_INLINE void for_elements(int64_t at, int64_t lanes, int64_t rows, int64_t stride, const F& f) {
+    if (lanes == kRow) {
+        for (int64_t i = 0; i < rows; ++i) {
+#pragma omp simd
+            for (int64_t l = 0; l < kRow; ++l) f(l, at + i * stride + l);
+        }
+    } else {
+        for (int64_t i = 0; i < rows; ++i) {
+#pragma omp simd
+            for (int64_t l = 0; l < lanes; ++l) f(l, at + i * stride + l);
+        }
+    }
+}
+
+template <bool kRelu, bool kTotal, typename T>
+ZCPIPE_INLINE void map(T* out, const T* x, const T* total, Affine<T> norm, int64_t pixels, int64_t channels) {
+    for_strips(pixels, channels,
+               [&](int64_t at, int64_t c, int64_t lanes, int64_t rows, int64_t stride) ZCPIPE_INLINED {
+                   T m[kRow], s[kRow], t[kRow];
+                   spread(m, norm.centre, c, lanes, channels);
+                   spread(s, norm.scale, c, lanes, channels);
+                   spread(t, norm.shift, c, lanes, channels);
+                   for_elements(at, lanes, rows, stride, [&](int64_t l, int64_t i) ZCPIPE_INLINED {
+                       const T y = (x[i] - m[l]) * s[l] + t[l];
+                       const T z = kRelu && y < T(0) ? T(0) : y;  // keeps NaN
+                       out[i] = kTotal ? total[i] + z : z;
+                   });
+               });
+}
+
+template <bool kRelu, typename T>
+ZCPIPE_INLINE void map_gradient(T* out, const T* g, const T* x, GradientMap<T> gradient, Affine<T> norm, int64_t pixels,
+                                int64_t channels) {
+    for_strips(pixels, channels,
+               [&](int64_t at, int64_t c, int64_t lanes, int64_t rows, int64_t stride) ZCPIPE_INLINED {
+                   T m[kRow], s[kRow], t[kRow], gain[kRow], scale[kRow], shift[kRow];
+                   spread(m, norm.centre, c, lanes, channels);
+                   spread(s, norm.scale, c, lanes, channels);
+                   spread(t, norm.shift, c, lanes, channels);
+                   spread(gain, gradient.gain, c, lanes, channels);
+                   spread(scale, gradient.scale, c, lanes, channels);
+                   spread(shift, gradient.shift, c, lanes, channels);
+                   for_elements(at, lanes, rows, stride, [&](int64_t l, int64_t i) ZCPIPE_INLINED {
+                       const T d = x[i] - m[l];
+                       const T h = !kRelu || d * s[l] + t[l] > T(0) ? g[i] : T(0);
+                       out[i] = h * gain[l] + (d * scale[l] + shift[l]);
+                   });
+               });
+}
+
+template <typename T>
+ZCPIPE_INLINE void mask(T* out, const T* x, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) out[i] = x[i] > T(0) ? out[i] : T(0);
+}
+
+#define ZCPIPE_CHANNEL_KERNELS(T)                                                                                      \
+    ZCPIPE_CLONES void moments_of(double* sums, double* squares, const T* x, const T* centre, int64_t pixels,          \
+                                  int64_t channels) {                                                                  \
+        moments(sums, squares, x, centre, pixels, channels);                                                           \
+    }                                                                                                                  \
+    ZCPIPE_CLONES void gradients_of(double* sums, double* products, const T* g, const T* x, Affine<T> norm, bool relu, \
+                                    int64_t pixels, int64_t channels) {                                                \
+        if (relu)                                                                                                      \
+            gradients<true>(sums, products, g, x, norm, pixels, channels);                                             \
+        else                                                                                                           \
+            gradients<false>(sums, products, g, x, norm, pixels, channels);                                            \
+    }                                                                                                                  \
+    ZCPIPE_CLONES void map_of(T* out, const T* x, const T* total, Affine<T> norm, bool relu, int64_t pixels,           \
+                              int64_t channels) {                                                                      \
+        if (relu)                                                                                                      \
+            total == nullptr ? map<true, false>(out, x, total, norm, pixels, channels)                                 \
+                             : map<true, true>(out, x, total, norm, pixels, channels);                                 \
+        else                                                                                                           \
+            total == nullptr ? map<false, false>(out, x, total, norm, pixels, channels)                                \
+                             : map<false, true>(out, x, total, norm, pixels, channels);                                \
+    }                                                                                                                  \
+    ZCPIPE_CLONES void map_gradient_of(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu,  \
+                                       int64_t pixels, int64_t channels) {                                             \
+        if (relu)                                                                                                      \
+            map_gradient<true>(out, g, x, map, norm, pixels, channels);                                                \
+        else                                                                                                           \
+            map_gradient<false>(out, g, x, map, norm, pixels, channels);                                               \
+    }                                                                                                                  \
+    ZCPIPE_CLONES void mask_of(T* out, const T* x, int64_t count) { mask(out, x, count); }
+
+ZCPIPE_CHANNEL_KERNELS(float)
+ZCPIPE_CHANNEL_KERNELS(double)
+
+}  // namespace
+
+template <typename T>
+void add_moments(double* sums, double* squares, const T* x, const T* centre, int64_t pixels, int64_t channels) {
+    moments_of(sums, squares, x, centre, pixels, channels);
+}
+
+template <typename T>
+void add_gradients(double* sums, double* products, const T* g, const T* x, Affine<T> norm, bool relu, int64_t pixels,
+                   int64_t channels) {
+    gradients_of(sums, products, g, x, norm, relu, pixels, channels);
+}
+
+template <typename T>
+void apply(T* out, const T* x, const T* total, Affine<T> norm, bool relu, int64_t pixels, int64_t channels) {
+    map_of(out, x, total, norm, relu, pixels, channels);
+}
+
+template <typename T>
+void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
+                    int64_t channels) {
+    map_gradient_of(out, g, x, map, norm, relu, pixels, channels);
+}
+
+template <typename T>
+void mask_negative(T* out, const T* x, int64_t count) {
+    mask_of(out, x, count);
+}
+
+#define ZCPIPE_INSTANTIATE(T)                                                                                \
+    template void add_moments(double*, double*, const T*, const T*, int64_t, int64_t);                       \
+    template void add_gradients(double*, double*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);    \
+    template void apply(T*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);                          \
+    template void apply_gradient(T*, const T*, const T*, GradientMap<T>, Affine<T>, bool, int64_t, int64_t); \
+    template void mask_negative(T*, const T*, int64_t);
+
+ZCPIPE_INSTANTIATE(float)
+ZCPIPE_INSTANTIATE(double)
+
+}  // namespace zcpipe

@@ -1,0 +1,45 @@
+// Passes over images of interleaved channels: sums per channel, and affine maps per channel. Free of torch.
+//
+// An image is `pixels` x `channels` elements in which a channel's values are `channels` apart: an NHWC sample, or one
+// NCHW plane as an image of one channel. T is float or double.
+#pragma once
+
+#include <cstdint>
+
+namespace zcpipe {
+
+// (x - centre) scale + shift per channel.
+template <typename T>
+struct Affine {
+    const T *centre, *scale, *shift;
+};
+
+// Sums of x - centre and of its square over the pixels, added to `sums` and `squares`. Few elements at a time are added
+// up in type T, everything further in double precision, in an order that depends on the shape alone.
+template <typename T>
+void add_moments(double* sums, double* squares, const T* x, const T* centre, int64_t pixels, int64_t channels);
+
+// Sums of g and of g (x - centre), added to `sums` and `products` in the same way. With `relu`, a gradient counts only
+// where norm(x) is positive.
+template <typename T>
+void add_gradients(double* sums, double* products, const T* g, const T* x, Affine<T> norm, bool relu, int64_t pixels,
+                   int64_t channels);
+
+// out = norm(x), negative values as zero with `relu`, plus `total` unless that is null.
+template <typename T>
+void apply(T* out, const T* x, const T* total, Affine<T> norm, bool relu, int64_t pixels, int64_t channels);
+
+// out = g gain + (x - norm.centre) scale + shift, where with `relu` g counts only where norm(x) is positive.
+template <typename T>
+struct GradientMap {
+    const T *gain, *scale, *shift;
+};
+template <typename T>
+void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
+                    int64_t channels);
+
+// out = 0 where x is not positive. For any elements.
+template <typename T>
+void mask_negative(T* out, const T* x, int64_t count);
+
+}  // namespace zcpipe

@@ -1,0 +1,63 @@
+// Convolutions of single NHWC images in float32 for the CPU, and their transposes. Free of torch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/buffer.h"
+
+namespace zcpipe {
+
+constexpr int64_t kBlock = 16;  // channels
+
+// A square convolution without dilation and groups.
+struct Convolution {
+    int64_t in_channels, out_channels, in_height, in_width;
+    int64_t kernel, stride, padding;
+
+    int64_t out_height() const { return (in_height + 2 * padding - kernel) / stride + 1; }
+    int64_t out_width() const { return (in_width + 2 * padding - kernel) / stride + 1; }
+};
+
+// One image after another through a convolution (source: its input, result: its output) or through the transpose of
+// its matrix (source: a gradient of its output, result: the gradient of its input).
+//
+// The source is copied into `scratch` first, with its margins, as [row][block of 16 channels][column][16], so that
+// neighbouring pixels of a block lie one vector apart whatever the number of channels. The result is made of parts:
+// one for a convolution and for the transpose of stride 1, stride^2 for other transposes, whose pixels take other taps
+// of the kernel according to their row and column modulo the stride.
+//
+// Every element of the result is a sum over taps, then channels, in that order, whatever the tile it is computed in.
+class ImageConvolution {
+  public:
+    // `weight` is [out_channels, in_channels, kernel, kernel], contiguous.
+    ImageConvolution(const Convolution& c, const float* weight, bool transposed);
+
+    int64_t scratch_size() const { return rows_ * blocks_ * columns_ * kBlock; }  // floats, to be zero at first
+
+    // With `relu`, negative elements of the source count as zero. `scratch` lies at a multiple of 64 bytes.
+    void run(float* result, const float* source, float* scratch, bool relu) const;
+
+  private:
+    struct Tap {
+        int64_t row, column;  // where it reads, from the place in the scratch that belongs to a pixel of the result
+        int64_t kernel_row, kernel_column;
+    };
+    struct Part {
+        int64_t first_row, first_column, step;  // pixels (first_row + i step, first_column + j step) of the result
+        int64_t rows, columns;
+        std::vector<Tap> taps;
+        Buffer<float> weights;  // [panel of result channels][tap][source channel][channel of the panel]
+    };
+
+    void add_part(const Convolution& c, int64_t row_phase, int64_t column_phase);
+    void pack(Part& part, const Convolution& c, const float* weight) const;
+
+    bool transposed_;
+    int64_t source_channels_, source_height_, source_width_, result_channels_, result_width_;
+    int64_t margin_ = 0, read_stride_ = 1;
+    int64_t rows_ = 0, columns_ = 0, blocks_ = 0;  // of the scratch
+    std::vector<Part> parts_;
+};
+
+}  // namespace zcpipe

@@ -1,0 +1,176 @@
+// ReLU, convolution and batch normalisation in one op, image by image: what one pass over an image writes the next one
+// reads from the cache, so that memory is read and written as often as batch normalisation alone makes it necessary.
+//
+// float32, channels_last, strides 1 and 2.
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "common/layout.h"
+#include "cpu/conv.h"
+#include "cpu/norm.h"
+
+namespace {
+
+using namespace zcpipe;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kGrain = 1 << 21;  // multiply-accumulates: less is not worth a second thread
+
+const float* data_or_null(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr<float>() : nullptr; }
+
+// A convolution with the batches that enter and leave it.
+struct Layer {
+    Convolution convolution;
+    Images in, out;
+
+    Layer(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding)
+        : convolution{x.size(1), weight.size(0), x.size(2), x.size(3), weight.size(2), stride, padding},
+          in{x.size(0), x.size(1), x.size(2) * x.size(3), false},
+          out{x.size(0), weight.size(0), convolution.out_height() * convolution.out_width(), false} {}
+
+    // Calls f(begin, end) for ranges of images.
+    template <typename F>
+    void for_ranges(int64_t first, const F& f) const {
+        const int64_t kernel = convolution.kernel * convolution.kernel;
+        const int64_t work = out.size() * in.channels * kernel + 1;
+        torch::stable::parallel_for(first, in.samples, kGrain / work + 1, f);
+    }
+};
+
+void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor& invstd, const Tensor& x,
+             const Tensor& weight, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+             const OptionalTensor& total, double eps, const Layer& layer, bool relu_input, bool relu_output) {
+    const Images &in = layer.in, &out = layer.out;
+    const float *from = x.const_data_ptr<float>(), *sum = data_or_null(total);
+    float *conv = z.mutable_data_ptr<float>(), *to = y.mutable_data_ptr<float>();
+    double *m = mean.mutable_data_ptr<double>(), *r = invstd.mutable_data_ptr<double>();
+    const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), false);
+    std::vector<float> centre;
+    Sums moments(out);
+    const auto convolve = [&](int64_t begin, int64_t end) {
+        Buffer<float> scratch(image.scratch_size());
+        for (int64_t i = begin; i < end; ++i) {
+            image.run(conv + i * out.size(), from + i * in.size(), scratch.data(), relu_input);
+            if (i == 0) centre = centre_of(conv, out);
+            add_moments(moments.first_of(i), moments.second_of(i), conv + i * out.size(), centre.data(), out.pixels,
+                        out.channels);
+        }
+    };
+    convolve(0, 1);
+    layer.for_ranges(1, convolve);
+    finish_statistics(m, r, moments, centre, eps);
+    const Norm<float> norm(m, r, data_or_null(norm_weight), data_or_null(norm_bias), out.channels);
+    layer.for_ranges(0, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t at = i * out.size();
+            apply(to + at, conv + at, sum == nullptr ? sum : sum + at, norm.at(0), relu_output, out.pixels,
+                  out.channels);
+        }
+    });
+}
+
+void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight,
+              const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const Tensor& mean,
+              const Tensor& invstd, const Layer& layer, bool relu_input, bool relu_output) {
+    const Images &in = layer.in, &out = layer.out;
+    const float *g = grad.const_data_ptr<float>(), *conv = z.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
+    float* to = grad_x.mutable_data_ptr<float>();
+    const double *m = mean.const_data_ptr<double>(), *r = invstd.const_data_ptr<double>();
+    const Norm<float> norm(m, r, data_or_null(norm_weight), data_or_null(norm_bias), out.channels);
+    Sums gradients(out);
+    layer.for_ranges(0, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            add_gradients(gradients.first_of(i), gradients.second_of(i), g + i * out.size(), conv + i * out.size(),
+                          norm.at(0), relu_output, out.pixels, out.channels);
+    });
+    std::vector<float> unused_weight(out.channels), unused_bias(out.channels);
+    const NormGradient<float> map(unused_weight.data(), unused_bias.data(), m, r, data_or_null(norm_weight), gradients);
+    const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), true);
+    layer.for_ranges(0, [&](int64_t begin, int64_t end) {
+        Buffer<float> scratch(image.scratch_size()), grad_z(out.size());
+        for (int64_t i = begin; i < end; ++i) {
+            apply_gradient(grad_z.data(), g + i * out.size(), conv + i * out.size(), map.at(0), norm.at(0), relu_output,
+                           out.pixels, out.channels);
+            image.run(to + i * in.size(), grad_z.data(), scratch.data(), false);
+            if (relu_input) mask_negative(to + i * in.size(), from + i * in.size(), in.size());
+        }
+    });
+}
+
+void check_arguments(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding) {
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "x: got ", torch::headeronly::toString(x.scalar_type()),
+                    ", expected float32");
+    STD_TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4 (N, C, H, W)");
+    STD_TORCH_CHECK(x.numel() > 0, "x: expected at least one element");
+    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight: expected the dtype of x");
+    STD_TORCH_CHECK(
+        weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) && weight.numel() > 0,
+        "weight: expected (channels, channels of x, k, k)");
+    STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: got ", stride, ", expected 1 or 2");
+    STD_TORCH_CHECK(padding >= 0, "padding: got ", padding, ", expected 0 or more");
+    STD_TORCH_CHECK(x.size(2) + 2 * padding >= weight.size(2) && x.size(3) + 2 * padding >= weight.size(2),
+                    "weight: the kernel is larger than the padded image");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train(const Tensor& x_any,                   // [N, C, H, W]
+                                                                 const Tensor& weight_any,              // [D, C, K, K]
+                                                                 const OptionalTensor norm_weight_any,  // [D]
+                                                                 const OptionalTensor norm_bias_any,    // [D]
+                                                                 const OptionalTensor total_any,  // [N, D, H', W']
+                                                                 double eps, int64_t stride, int64_t padding,
+                                                                 bool relu_input, bool relu_output) {
+    check_arguments(x_any, weight_any, stride, padding);
+    const Tensor x = torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast);
+    const Tensor weight = torch::stable::contiguous(weight_any);
+    const Layer layer(x, weight, stride, padding);
+    const int64_t channels = layer.out.channels;
+    const OptionalTensor norm_weight = checked_channels(norm_weight_any, channels, x, "norm_weight");
+    const OptionalTensor norm_bias = checked_channels(norm_bias_any, channels, x, "norm_bias");
+    const int64_t shape[] = {x.size(0), channels, layer.convolution.out_height(), layer.convolution.out_width()};
+    const auto empty = [&] {
+        return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape, 4), ScalarType::Float, std::nullopt,
+                                    x.device(), std::nullopt, MemoryFormat::ChannelsLast);
+    };
+    Tensor y = empty(), z = empty();
+    const OptionalTensor total = checked_images(total_any, y, MemoryFormat::ChannelsLast, "total");
+    Tensor mean = channel_tensor(x, channels, ScalarType::Double), invstd = torch::stable::clone(mean);
+    forward(y, z, mean, invstd, x, weight, norm_weight, norm_bias, total, eps, layer, relu_input, relu_output);
+    return {y, z, mean, invstd};
+}
+
+Tensor conv_batch_norm_train_backward(const Tensor& grad_any,                // [N, D, H', W']
+                                      const Tensor& x_any,                   // [N, C, H, W]
+                                      const Tensor& z_any,                   // [N, D, H', W']
+                                      const Tensor& weight_any,              // [D, C, K, K]
+                                      const OptionalTensor norm_weight_any,  // [D]
+                                      const OptionalTensor norm_bias_any,    // [D]
+                                      const Tensor& mean,                    // [D] float64
+                                      const Tensor& invstd,                  // [D] float64
+                                      int64_t stride, int64_t padding, bool relu_input, bool relu_output) {
+    check_arguments(x_any, weight_any, stride, padding);
+    const Tensor x = torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast);
+    const Tensor z = torch::stable::contiguous(z_any, MemoryFormat::ChannelsLast);
+    const Tensor grad = *checked_images(grad_any, z, MemoryFormat::ChannelsLast, "grad");
+    const Tensor weight = torch::stable::contiguous(weight_any);
+    const Layer layer(x, weight, stride, padding);
+    const int64_t channels = layer.out.channels;
+    STD_TORCH_CHECK(z.scalar_type() == ScalarType::Float && z.numel() == layer.out.size() * layer.out.samples,
+                    "z: expected the convolution's output");
+    const OptionalTensor norm_weight = checked_channels(norm_weight_any, channels, x, "norm_weight");
+    const OptionalTensor norm_bias = checked_channels(norm_bias_any, channels, x, "norm_bias");
+    check_statistics(mean, channels, "mean");
+    check_statistics(invstd, channels, "invstd");
+    Tensor grad_x = empty_images(x, MemoryFormat::ChannelsLast);
+    backward(grad_x, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, layer, relu_input, relu_output);
+    return grad_x;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
+    m.impl("conv_batch_norm_train", TORCH_BOX(&conv_batch_norm_train));
+    m.impl("conv_batch_norm_train_backward", TORCH_BOX(&conv_batch_norm_train_backward));
+}

@@ -1,0 +1,117 @@
+"""fast_operations: native operations in place of modules, for the length of a pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from zcpipe.scoring import rewrite
+from zcpipe.scoring.guard import untouched
+from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.spaces.layers import add_to
+
+
+def conv(inputs=4, outputs=6, kernel=3, **options):
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **{"bias": False, **options})
+
+
+CHAINS = {
+    "relu conv norm": lambda: [nn.ReLU(), conv(), nn.BatchNorm2d(6)],
+    "conv norm": lambda: [conv(), nn.BatchNorm2d(6)],
+    "conv norm relu": lambda: [conv(stride=2), nn.BatchNorm2d(6), nn.ReLU()],
+    "relu conv norm relu": lambda: [nn.ReLU(inplace=True), conv(kernel=1), nn.BatchNorm2d(6, affine=False), nn.ReLU()],
+}
+UNFUSED = {
+    "bias": lambda: [conv(bias=True), nn.BatchNorm2d(6)],
+    "groups": lambda: [conv(groups=2), nn.BatchNorm2d(6)],
+    "dilation": lambda: [conv(dilation=2), nn.BatchNorm2d(6)],
+    "reflected": lambda: [conv(padding_mode="reflect"), nn.BatchNorm2d(6)],
+    "oblong": lambda: [nn.Conv2d(4, 6, (1, 3), bias=False), nn.BatchNorm2d(6)],
+    "same": lambda: [nn.Conv2d(4, 6, 3, padding="same", bias=False), nn.BatchNorm2d(6)],
+    "norm first": lambda: [nn.BatchNorm2d(4), conv()],
+    "relu between": lambda: [conv(), nn.ReLU(), nn.BatchNorm2d(6)],
+    "two relus": lambda: [nn.ReLU(), nn.ReLU(), conv(), nn.BatchNorm2d(6)],
+    "two convolutions": lambda: [conv(), conv(6), nn.BatchNorm2d(6)],
+    "leaky": lambda: [nn.LeakyReLU(), conv(), nn.BatchNorm2d(6)],
+}
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Count the calls of the fused operation."""
+    calls = []
+    op = rewrite.conv_batch_norm_train
+    monkeypatch.setattr(rewrite, "conv_batch_norm_train", lambda *a, **k: calls.append(k) or op(*a, **k))
+    return calls
+
+
+def images(requires_grad=True):
+    x = torch.randn(3, 4, 7, 7, generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_(requires_grad)
+
+
+def outcome(model, x):
+    y = model(x)
+    return y, torch.autograd.grad(y, x, torch.ones_like(y).cumsum(0))[0]
+
+
+@pytest.mark.parametrize("chain", [*CHAINS, *UNFUSED])
+def test_what_a_chain_computes_stays_the_same(chain, fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(*{**CHAINS, **UNFUSED}[chain]())
+    with untouched(model):
+        expected = outcome(model, images())
+        with fast_operations(model):
+            ours = outcome(model, images())
+        assert len(fused) == (chain in CHAINS)
+        again = outcome(model, images())
+    for a, b, c in zip(ours, expected, again, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert torch.equal(b, c)
+    assert "forward" not in vars(model) and not any("forward" in vars(m) for m in model)
+
+
+def test_an_output_joins_a_sum_in_one_go(fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(*CHAINS["relu conv norm"]())
+    x, total = images(), torch.ones(3, 6, 7, 7)
+    with untouched(model):
+        expected = total + model(x)
+        with fast_operations(model):
+            torch.testing.assert_close(add_to(total, model, x), expected, atol=1e-5, rtol=1e-5)
+    assert fused[0]["total"] is total
+
+
+def test_hooks_inside_a_chain_and_on_it_are_called(fused):
+    model = nn.Sequential(*CHAINS["relu conv norm"]())
+    seen = []
+    model[1].register_forward_hook(lambda *_: seen.append("convolution"))
+    with untouched(model), fast_operations(model):
+        model(images())
+    assert seen == ["convolution"] and not fused
+    whole = nn.Sequential(*CHAINS["relu conv norm"]())
+    whole.register_forward_hook(lambda *_: seen.append("chain"))
+    with untouched(whole), fast_operations(whole):
+        add_to(torch.zeros(3, 6, 7, 7), whole, images())
+    assert seen[1:] == ["chain"] and fused
+
+
+def test_modules_in_eval_mode_or_with_running_statistics_stay(fused):
+    model = nn.Sequential(*CHAINS["conv norm"]()).eval()
+    with fast_operations(model):
+        assert "forward" not in vars(model)
+    with fast_operations(model.train()):
+        assert "forward" not in vars(model)
+
+
+def test_other_inputs_go_to_the_module_itself():
+    model = nn.Sequential(*CHAINS["conv norm"]())
+    with untouched(model), fast_operations(model), pytest.raises(RuntimeError, match="expected input"):
+        model(torch.zeros(3, 5, 7, 7, dtype=torch.int64))
+
+
+def test_everything_is_put_back_after_an_error():
+    model = nn.Sequential(nn.Sequential(*CHAINS["conv norm"]()), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
+    with pytest.raises(ZeroDivisionError), untouched(model), fast_operations(model):
+        assert "forward" in vars(model[0]) and "forward" in vars(model[1])
+        raise ZeroDivisionError
+    assert not any({"forward", "forward_onto"} & set(vars(module)) for module in model.modules())
