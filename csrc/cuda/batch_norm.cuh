@@ -1,7 +1,7 @@
 // Batch normalisation with the batch's own statistics, forward and backward. Free of torch.
 //
-// Three launches each: `sums` adds two numbers per channel over pieces of the batch, `fold` adds up the pieces and makes
-// from them what a channel's elements are multiplied by and shifted by, `apply` does that. All sums are in double
+// Three launches each: `sums` adds two numbers per channel over pieces of the batch, `fold` adds up the pieces and
+// makes from them what a channel's elements are multiplied by and shifted by, `apply` does that. All sums are in double
 // precision and in an order that depends on the shape alone. The expressions are those of cpu/batch_norm.cpp.
 #pragma once
 
@@ -321,7 +321,9 @@ void batch_norm_statistics(double* partials, const NormPlan& plan, const Terms& 
                partials, terms, plan.shape);
     });
     launch(batch_norm_fold_kernel<Finish>,
-           {.grid = blocks_for(plan.shape.channels, kNormThreads / kWarp), .block = kNormThreads, .shared = 0,
+           {.grid = blocks_for(plan.shape.channels, kNormThreads / kWarp),
+            .block = kNormThreads,
+            .shared = 0,
             .stream = stream},
            partials, finish, plan.shape.channels, plan.pieces());
 }

@@ -1,6 +1,8 @@
 // CUDA's device functions on the shim: barriers, warp exchanges, bit counts and atomics.
 #pragma once
 
+#include <math.h>  // as CUDA has it: sqrt and fma without std::
+
 #include <bit>
 #include <cstdint>
 #include <cstring>
