@@ -15,9 +15,12 @@ namespace zcpipe::gpu {
 
 enum BatchNormEvent { kSumVectors, kApplyVectors };
 
-constexpr int kNormThreads = 256;
-constexpr int64_t kNormGrain = 8192;       // elements: less is not worth another block of `sums`
-constexpr int64_t kNormMostBlocks = 1024;  // of `sums`: more would only lengthen `fold`
+// How launches are cut. Tests, whose batches are small, take smaller pieces.
+struct NormTuning {
+    int64_t grain = 8192;        // elements: less is not worth another block of `sums`
+    int64_t most_blocks = 1024;  // of `sums`: more would only lengthen `fold`
+    int threads = 256;           // of a block, a power of two from 32 on
+};
 
 // (x - centre) scale + shift. The part of the mean that T cannot hold is in the shift.
 template <typename T>
@@ -266,28 +269,30 @@ __global__ void batch_norm_apply_gradient_kernel(T* grad_x, const T* grad, const
     count_event(kApplyVectors);
 }
 
-// How the launches divide a batch; `grain` is a parameter for the tests' sake, whose batches are small.
+// How the launches divide a batch.
 struct NormPlan {
     NormShape shape;
     bool channels_last, wide;
     dim3 sums_grid, sums_block;
+    int threads;
     uint32_t vectors;
     double count;
 
     template <typename T, typename... Pointers>
-    static NormPlan of(const Images& g, int64_t grain, const T* x, const Pointers*... others) {
+    static NormPlan of(const Images& g, const NormTuning& tuning, const T* x, const Pointers*... others) {
         const bool wide = vectorises(g.channels_last ? g.channels : g.pixels(), x, others...);
         const int64_t size = wide ? kWidest<T> : 1, columns = (g.channels_last ? g.channels : g.pixels()) / size;
         uint32_t across = 1;  // threads side by side over channels
         while (g.channels_last && across < kWarp && across < columns) across *= 2;
         const int64_t tiles = g.channels_last ? (columns + across - 1) / across : g.channels;
-        const int64_t wanted = std::min(g.numel() / grain / tiles, kNormMostBlocks / tiles);
+        const int64_t wanted = std::min(g.numel() / tuning.grain / tiles, tuning.most_blocks / tiles);
         NormPlan plan = {};
         plan.shape = {uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(g.samples), uint32_t(columns)};
         plan.channels_last = g.channels_last;
         plan.wide = wide;
         plan.sums_grid = dim3(blocks_for(tiles, 1), unsigned(std::max<int64_t>(wanted, 1)));
-        plan.sums_block = dim3(across, kNormThreads / across);
+        plan.sums_block = dim3(across, unsigned(tuning.threads) / across);
+        plan.threads = tuning.threads;
         blocks_for(g.numel() / size, 1);  // refuses what 32 bits do not count
         plan.vectors = uint32_t(g.numel() / size);
         plan.count = double(g.samples * g.pixels());
@@ -299,8 +304,8 @@ struct NormPlan {
 };
 
 // Doubles that a call needs beside its results, whatever the pointers' alignment.
-inline int64_t batch_norm_scratch(const Images& g, int64_t grain = kNormGrain) {
-    return 2 * g.channels * std::clamp<int64_t>(g.numel() / grain, 1, kNormMostBlocks) + 6 * g.channels;
+inline int64_t batch_norm_scratch(const Images& g, const NormTuning& tuning = {}) {
+    return 2 * g.channels * std::clamp<int64_t>(g.numel() / tuning.grain, 1, tuning.most_blocks) + 6 * g.channels;
 }
 
 // Calls f<kChannelsLast, kSize>() for the plan's layout and width.
@@ -316,13 +321,13 @@ template <typename T, typename Terms, typename Finish>
 void batch_norm_statistics(double* partials, const NormPlan& plan, const Terms& terms, const Finish& finish,
                            cudaStream_t stream) {
     for_layout<T>(plan, [&]<bool kChannelsLast, int kSize>() {
-        const size_t shared = 2 * sizeof(double) * (kChannelsLast ? kSize : 1) * kNormThreads;
+        const size_t shared = 2 * sizeof(double) * (kChannelsLast ? kSize : 1) * plan.threads;
         launch(batch_norm_sums_kernel<kChannelsLast, kSize, Terms>, {plan.sums_grid, plan.sums_block, shared, stream},
                partials, terms, plan.shape);
     });
     launch(batch_norm_fold_kernel<Finish>,
-           {.grid = blocks_for(plan.shape.channels, kNormThreads / kWarp),
-            .block = kNormThreads,
+           {.grid = blocks_for(plan.shape.channels, plan.threads / kWarp),
+            .block = plan.threads,
             .shared = 0,
             .stream = stream},
            partials, finish, plan.shape.channels, plan.pieces());
@@ -332,15 +337,15 @@ void batch_norm_statistics(double* partials, const NormPlan& plan, const Terms& 
 template <typename T>
 void batch_norm_train(T* y, double* mean, double* invstd, double* scratch, const T* x, const T* weight, const T* bias,
                       const T* total, double eps, bool relu, const Images& g, cudaStream_t stream,
-                      int64_t grain = kNormGrain) {
-    const NormPlan plan = NormPlan::of(g, grain, x, y, total);
+                      const NormTuning& tuning = {}) {
+    const NormPlan plan = NormPlan::of(g, tuning, x, y, total);
     T* const affine = reinterpret_cast<T*>(scratch + plan.partials());
     const Moments<T> moments = {x, g.channels_last ? 1 : plan.shape.pixels};
     batch_norm_statistics<T>(scratch, plan, moments,
                              FinishForward<T>{mean, invstd, affine, moments, weight, bias, plan.count, eps}, stream);
     for_layout<T>(plan, [&]<bool kChannelsLast, int kSize>() {
         launch(batch_norm_apply_kernel<kChannelsLast, kSize, T>,
-               {blocks_for(plan.vectors, kNormThreads), kNormThreads, 0, stream}, y, x, total,
+               {blocks_for(plan.vectors, plan.threads), plan.threads, 0, stream}, y, x, total,
                static_cast<const T*>(affine), relu, plan.shape, plan.vectors);
     });
 }
@@ -348,14 +353,14 @@ void batch_norm_train(T* y, double* mean, double* invstd, double* scratch, const
 template <typename T>
 void batch_norm_train_backward(T* grad_x, T* grad_weight, T* grad_bias, double* scratch, const T* grad, const T* x,
                                const Channels<T>& of, bool relu, const Images& g, cudaStream_t stream,
-                               int64_t grain = kNormGrain) {
-    const NormPlan plan = NormPlan::of(g, grain, x, grad, grad_x);
+                               const NormTuning& tuning = {}) {
+    const NormPlan plan = NormPlan::of(g, tuning, x, grad, grad_x);
     T* const affine = reinterpret_cast<T*>(scratch + plan.partials());
     batch_norm_statistics<T>(scratch, plan, Gradients<T>{grad, x, of, relu},
                              FinishBackward<T>{grad_weight, grad_bias, affine, of, plan.count}, stream);
     for_layout<T>(plan, [&]<bool kChannelsLast, int kSize>() {
         launch(batch_norm_apply_gradient_kernel<kChannelsLast, kSize, T>,
-               {blocks_for(plan.vectors, kNormThreads), kNormThreads, 0, stream}, grad_x, grad, x,
+               {blocks_for(plan.vectors, plan.threads), plan.threads, 0, stream}, grad_x, grad, x,
                static_cast<const T*>(affine), relu, plan.shape, plan.vectors);
     });
 }

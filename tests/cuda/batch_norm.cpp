@@ -11,7 +11,7 @@ using gpu::Images;
 using Doubles = std::vector<double>;
 
 constexpr double kEps = 1e-5;
-constexpr int64_t kGrain = 40;  // so that small batches are summed in pieces
+constexpr gpu::NormTuning kTuning = {.grain = 40, .most_blocks = 64, .threads = 64};  // small batches in pieces
 
 struct Options {
     bool affine, relu, total;
@@ -99,11 +99,11 @@ void equals_reference(const Images& g, int64_t skip, const Options& o, double me
     const T *weight = o.affine ? b.weight.data() : nullptr, *bias = o.affine ? b.bias.data() : nullptr;
     std::vector<T> y = proof::unwritten<T>(g.numel());
     Doubles means = proof::unwritten<double>(g.channels), invstd = means;
-    Doubles scratch = proof::unwritten<double>(gpu::batch_norm_scratch(g, kGrain));
+    Doubles scratch = proof::unwritten<double>(gpu::batch_norm_scratch(g, kTuning));
     const T* const x = b.x.data() + skip;
     proof::counters = {};
     gpu::batch_norm_train(y.data(), means.data(), invstd.data(), scratch.data(), x, weight, bias,
-                          o.total ? b.total.data() : nullptr, kEps, o.relu, g, nullptr, kGrain);
+                          o.total ? b.total.data() : nullptr, kEps, o.relu, g, nullptr, kTuning);
 
     const double small = sizeof(T) == 4 ? 4e-6 : 1e-13 * (1 + std::abs(mean));
     const Forward f = forward(b, o);
@@ -127,7 +127,7 @@ void equals_reference(const Images& g, int64_t skip, const Options& o, double me
     proof::counters = {};
     gpu::batch_norm_train_backward(grad_x.data(), grad_weight.data(), grad_bias.data(), scratch.data(),
                                    b.grad.data() + skip, x, gpu::Channels<T>{means.data(), invstd.data(), weight, bias},
-                                   o.relu, g, nullptr, kGrain);
+                                   o.relu, g, nullptr, kTuning);
     const Backward r = backward(b, f, o);
     const double steep = *std::max_element(f.invstd.begin(), f.invstd.end());
     off = proof::distance(grad_x, r.x);

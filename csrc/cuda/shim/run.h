@@ -272,19 +272,46 @@ ZCPIPE_SHIM inline unsigned char* shared_memory() {
 
 ZCPIPE_SHIM inline void count_event(int event) { ++counters.events[event]; }
 
-// Pages for one block: fresh ones, because a sanitizer must not remember an earlier block's use of them.
-struct Pages {
-    char* data;
-    size_t size;
-
-    ZCPIPE_SHIM explicit Pages(size_t bytes) : size(bytes) {
-        void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (pages == MAP_FAILED) die("no memory for a block's threads");
-        data = static_cast<char*>(pages);
+// The stacks of a block's threads and its shared memory. Each stack grows down towards a page that may not be touched,
+// and one lies on either side of shared memory.
+class Memory {
+  public:
+    ZCPIPE_SHIM Memory(unsigned threads, size_t shared)
+        : page_(size_t(sysconf(_SC_PAGESIZE))),
+          stacks_(threads * (page_ + kStack)),
+          shared_pages_((shared + page_ - 1) / page_ * page_),
+          size_(stacks_ + 2 * page_ + shared_pages_),
+          data_(map(nullptr, 0)) {
+#if !defined(__SANITIZE_THREAD__)
+        for (unsigned i = 0; i < threads; ++i) mprotect(stack(i) - page_, page_, PROT_NONE);
+        mprotect(data_ + stacks_, page_, PROT_NONE);
+        mprotect(data_ + stacks_ + page_ + shared_pages_, page_, PROT_NONE);
+#endif
     }
-    ZCPIPE_SHIM ~Pages() { munmap(data, size); }
-    Pages(const Pages&) = delete;
-    Pages& operator=(const Pages&) = delete;
+    ZCPIPE_SHIM ~Memory() { munmap(data_, size_); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
+    // Between two blocks: ThreadSanitizer must forget the first one's use of the memory, and does so for fresh pages.
+    ZCPIPE_SHIM void renew() {
+#if defined(__SANITIZE_THREAD__)
+        map(data_, MAP_FIXED);
+#endif
+    }
+
+    ZCPIPE_SHIM char* stack(unsigned i) const { return data_ + i * (page_ + kStack) + page_; }
+    ZCPIPE_SHIM char* shared_end() const { return data_ + stacks_ + page_ + shared_pages_; }
+
+  private:
+    ZCPIPE_SHIM char* map(char* at, int how) const {
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how;
+        void* pages = mmap(at, size_, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (pages == MAP_FAILED) die("no memory for a block's threads");
+        return static_cast<char*>(pages);
+    }
+
+    size_t page_, stacks_, shared_pages_, size_;
+    char* data_;
 };
 
 // The next thread in the schedule, or block->size where every one waits or has returned.
@@ -299,25 +326,18 @@ ZCPIPE_SHIM inline unsigned next_thread(uint64_t& random) {
     return n;
 }
 
-ZCPIPE_SHIM inline void run_block(size_t shared, uint64_t& random) {
-    const size_t page = size_t(sysconf(_SC_PAGESIZE)), guarded = kStack + page;
-    const size_t shared_pages = (shared + page - 1) / page * page;
-    // Each stack grows down towards a page that may not be touched, and one lies on either side of shared memory.
-    const Pages pages(block->size * guarded + page + shared_pages + page);
-    char* const around = pages.data + block->size * guarded;
-    mprotect(around, page, PROT_NONE);
-    mprotect(around + page + shared_pages, page, PROT_NONE);
+ZCPIPE_SHIM inline void run_block(Memory& memory, size_t shared, uint64_t& random) {
+    memory.renew();
     block->shared = nullptr;
     if (shared > 0) {
-        block->shared = reinterpret_cast<unsigned char*>(around + page + shared_pages - shared);
+        block->shared = reinterpret_cast<unsigned char*>(memory.shared_end() - shared);
         std::memset(block->shared, 0xFF, shared);
     }
     block->all = {block->size, 0, false, {}, {}};
     for (Group& warp : block->warps) warp = {kLanes, 0, false, {}, {}};
     for (unsigned i = 0; i < block->size; ++i) {
         Thread& thread = block->threads[i];
-        mprotect(pages.data + i * guarded, page, PROT_NONE);
-        thread.stack = pages.data + i * guarded + page;
+        thread.stack = memory.stack(i);
         thread.state = State::kReady;
         thread.waits_for = nullptr;
         thread.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
@@ -381,12 +401,13 @@ ZCPIPE_SHIM inline void run_grid(dim3 grid, dim3 threads, size_t shared, void (*
 #if defined(__SANITIZE_THREAD__)
     block->scheduler_fiber = __tsan_get_current_fiber();
 #endif
+    Memory memory(block->size, shared);
     uint64_t random = schedule.seed;
     for (uint64_t k = 0; k < n; ++k) {
         const uint64_t i = scheduled_block(k, n, schedule.seed);
         blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
         block->fibers = fibers[k % kTurns];
-        run_block(shared, random);
+        run_block(memory, shared, random);
     }
 #if defined(__SANITIZE_THREAD__)
     __tsan_acquire(&launch_end);
