@@ -17,9 +17,9 @@ enum BatchNormEvent { kSumVectors, kApplyVectors };
 
 // How launches are cut. Tests, whose batches are small, take smaller pieces.
 struct NormTuning {
-    int64_t grain = 8192;        // elements: less is not worth another block of `sums`
-    int64_t most_blocks = 1024;  // of `sums`: more would only lengthen `fold`
-    int threads = 256;           // of a block, a power of two from 32 on
+    int64_t grain = 2048;       // elements: less is not worth another block of `sums`
+    int64_t most_blocks = 512;  // of `sums`: more would only lengthen `fold`
+    int threads = 256;          // of a block, a power of two from 32 on
 };
 
 // (x - centre) scale + shift. The part of the mean that T cannot hold is in the shift.
@@ -121,7 +121,8 @@ __global__ void batch_norm_sums_kernel(double* partials, Terms terms, NormShape 
         ZCPIPE_UNROLL
         for (int k = 0; k < kChannels; ++k) channels[k] = terms.channel(c + k);
         const uint32_t units = kChannelsLast ? g.samples * g.pixels : g.samples * g.columns;
-        for (uint32_t u = blockIdx.y * blockDim.y + threadIdx.y; u < units; u += gridDim.y * blockDim.y) {
+        ZCPIPE_UNROLL_4  // several loads on their way at a time
+            for (uint32_t u = blockIdx.y * blockDim.y + threadIdx.y; u < units; u += gridDim.y * blockDim.y) {
             const size_t at = kChannelsLast
                                   ? size_t{u} * g.channels + c
                                   : (size_t{u / g.columns} * g.channels + c) * g.pixels + u % g.columns * kSize;
@@ -199,6 +200,7 @@ __global__ void batch_norm_fold_kernel(const double* partials, Finish finish, ui
     const uint32_t c = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     if (c >= channels) return;  // the whole warp
     double sum = 0, product = 0;
+    ZCPIPE_UNROLL_4
     for (uint32_t i = lane; i < pieces; i += kWarp) {
         sum += partials[size_t{c} * pieces + i];
         product += partials[size_t{channels + c} * pieces + i];

@@ -146,12 +146,14 @@ class Stream:
             if not _library.available():
                 values = getattr(_philox_twin, f"_{what}")(self.key, self.nonce, t.numel())
                 return t.copy_(_tensor(values, t.dtype).view(t.shape))
-            op = getattr(torch.ops.zcpipe, f"philox_{what}_")
-            if t.is_cpu and t.is_contiguous(memory_format=dense_format(t)):
+            name = f"philox_{what}_"
+            op = getattr(torch.ops.zcpipe, name)
+            device = t.device if t.is_cuda and _library.has_cuda(name) else torch.device("cpu")
+            if t.device == device and t.is_contiguous(memory_format=dense_format(t)):
                 op(t.detach(), _signed(self.key), _signed(self.nonce))
                 torch.autograd.graph.increment_version(t)
                 return t
-            dense = torch.empty(t.shape, dtype=t.dtype, device="cpu")
+            dense = torch.empty(t.shape, dtype=t.dtype, device=device)
             op(dense, _signed(self.key), _signed(self.nonce))
             return t.copy_(dense)
 
