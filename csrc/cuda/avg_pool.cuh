@@ -84,6 +84,7 @@ void avg_pool3x3(T* out, const T* in, const Images& shape, cudaStream_t stream) 
     const int64_t columns = wide ? row / kWidest<T> : row;
     const int64_t strips = (shape.height + kPoolRowsPerThread - 1) / kPoolRowsPerThread;
     const int64_t threads = shape.numel() / (row * shape.height) * strips * columns;
+    blocks_for(row, 1);  // 32 bits count a row's elements
     const Shape launch_shape = {
         .grid = blocks_for(threads, kThreads), .block = kThreads, .shared = 0, .stream = stream};
     const PoolImages g = {uint32_t(columns),     uint32_t(strips), uint32_t(threads),

@@ -63,9 +63,16 @@ struct Moments {
     __device__ __forceinline__ Channel channel(uint32_t c) const { return {double(x[size_t{c} * next_channel])}; }
 
     template <int kSize>
-    __device__ __forceinline__ void add(double* sums, double* products, size_t at, const Channel* channels,
+    using Unit = Vector<T, kSize>;
+
+    template <int kSize>
+    __device__ __forceinline__ Unit<kSize> unit(size_t at) const {
+        return load<kSize>(x + at);
+    }
+
+    template <int kSize>
+    __device__ __forceinline__ void add(double* sums, double* products, const Unit<kSize>& v, const Channel* channels,
                                         int step) const {
-        const Vector<T, kSize> v = load<kSize>(x + at);
         ZCPIPE_UNROLL
         for (int k = 0; k < kSize; ++k) {
             const double a = double(v.data[k]) - channels[k * step].pivot;
@@ -89,16 +96,25 @@ struct Gradients {
     __device__ __forceinline__ Channel channel(uint32_t c) const { return {of.mean[c], of.normalise(c)}; }
 
     template <int kSize>
-    __device__ __forceinline__ void add(double* sums, double* products, size_t at, const Channel* channels,
+    struct Unit {
+        Vector<T, kSize> x, g;
+    };
+
+    template <int kSize>
+    __device__ __forceinline__ Unit<kSize> unit(size_t at) const {
+        return {load<kSize>(x + at), load<kSize>(g + at)};
+    }
+
+    template <int kSize>
+    __device__ __forceinline__ void add(double* sums, double* products, const Unit<kSize>& v, const Channel* channels,
                                         int step) const {
-        const Vector<T, kSize> v = load<kSize>(x + at), gradient = load<kSize>(g + at);
         ZCPIPE_UNROLL
         for (int k = 0; k < kSize; ++k) {
             const Channel& channel = channels[k * step];
-            const bool stops = relu && channel.normalise(v.data[k]) <= T(0);
-            const double a = stops ? 0.0 : double(gradient.data[k]);
+            const bool stops = relu && channel.normalise(v.x.data[k]) <= T(0);
+            const double a = stops ? 0.0 : double(v.g.data[k]);
             sums[k * step] += a;
-            products[k * step] += a * (double(v.data[k]) - channel.mean);
+            products[k * step] += a * (double(v.x.data[k]) - channel.mean);
         }
     }
 };
@@ -108,8 +124,8 @@ struct NormShape {
     uint32_t columns;  // of vectors: along the channels of a pixel in NHWC, along the pixels of a channel in NCHW
 };
 
-// Blocks are columns of `threads.x` channel vectors (one channel in NCHW) by pieces of the batch; partials[s][c][piece]
-// is the sum s of one.
+// Four vectors are on their way at a time. Blocks are columns of `threads.x` channel vectors (one channel in NCHW) by
+// pieces of the batch; partials[s][c][piece] is the sum s of one.
 template <bool kChannelsLast, int kSize, typename Terms>
 __global__ void batch_norm_sums_kernel(double* partials, Terms terms, NormShape g) {
     constexpr int kChannels = kChannelsLast ? kSize : 1, kStep = kChannelsLast ? 1 : 0;
@@ -121,14 +137,27 @@ __global__ void batch_norm_sums_kernel(double* partials, Terms terms, NormShape 
         ZCPIPE_UNROLL
         for (int k = 0; k < kChannels; ++k) channels[k] = terms.channel(c + k);
         const uint32_t units = kChannelsLast ? g.samples * g.pixels : g.samples * g.columns;
-        ZCPIPE_UNROLL_4  // several loads on their way at a time
-            for (uint32_t u = blockIdx.y * blockDim.y + threadIdx.y; u < units; u += gridDim.y * blockDim.y) {
+        const auto unit = [&](uint32_t u) {
             const size_t at = kChannelsLast
                                   ? size_t{u} * g.channels + c
                                   : (size_t{u / g.columns} * g.channels + c) * g.pixels + u % g.columns * kSize;
-            terms.template add<kSize>(sums, products, at, channels, kStep);
+            return terms.template unit<kSize>(at);
+        };
+        const auto add = [&](const auto& unit) {
+            terms.template add<kSize>(sums, products, unit, channels, kStep);
             count_event(kSumVectors);
+        };
+        const uint32_t stride = gridDim.y * blockDim.y;
+        uint32_t u = blockIdx.y * blockDim.y + threadIdx.y;
+        for (; u + 3 * stride < units; u += 4 * stride) {
+            const auto first = unit(u), second = unit(u + stride);
+            const auto third = unit(u + 2 * stride), fourth = unit(u + 3 * stride);
+            add(first);
+            add(second);
+            add(third);
+            add(fourth);
         }
+        for (; u < units; u += stride) add(unit(u));
     }
 
     double* const shared = shared_memory<double>();  // [2, kChannels, threads]
@@ -200,10 +229,21 @@ __global__ void batch_norm_fold_kernel(const double* partials, Finish finish, ui
     const uint32_t c = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     if (c >= channels) return;  // the whole warp
     double sum = 0, product = 0;
-    ZCPIPE_UNROLL_4
-    for (uint32_t i = lane; i < pieces; i += kWarp) {
-        sum += partials[size_t{c} * pieces + i];
-        product += partials[size_t{channels + c} * pieces + i];
+    const double *const sums = partials + size_t{c} * pieces, *const products = sums + size_t{channels} * pieces;
+    uint32_t i = lane;
+    for (; i + 3 * kWarp < pieces; i += 4 * kWarp) {
+        double parts[8];
+        ZCPIPE_UNROLL
+        for (uint32_t k = 0; k < 4; ++k) {
+            parts[k] = sums[i + k * kWarp];
+            parts[4 + k] = products[i + k * kWarp];
+        }
+        sum += parts[0] + parts[1] + parts[2] + parts[3];
+        product += parts[4] + parts[5] + parts[6] + parts[7];
+    }
+    for (; i < pieces; i += kWarp) {
+        sum += sums[i];
+        product += products[i];
     }
     for (uint32_t half = kWarp / 2; half > 0; half /= 2) {
         sum += __shfl_down_sync(kAllLanes, sum, half);

@@ -31,12 +31,10 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define ZCPIPE_UNROLL _Pragma("unroll")
-#define ZCPIPE_UNROLL_4 _Pragma("unroll 4")
 #else
 #include "cuda/shim/builtins.h"
 #include "cuda/shim/run.h"
 #define ZCPIPE_UNROLL
-#define ZCPIPE_UNROLL_4
 #endif
 
 namespace zcpipe::gpu {

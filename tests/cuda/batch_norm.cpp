@@ -91,7 +91,8 @@ Backward backward(const Batch<T>& b, const Forward& f, const Options& o) {
 }
 
 template <typename T>
-void equals_reference(const Images& g, int64_t skip, const Options& o, double mean) {
+void equals_reference(const Images& g, int64_t skip, const Options& o, double mean,
+                      const gpu::NormTuning& tuning = kTuning) {
     const Batch<T> b(g, skip, mean);
     const std::string name = proof::name(g) + (sizeof(T) == 4 ? " float" : " double") + " skip " +
                              std::to_string(skip) + (o.affine ? " affine" : "") + (o.relu ? " relu" : "") +
@@ -99,11 +100,11 @@ void equals_reference(const Images& g, int64_t skip, const Options& o, double me
     const T *weight = o.affine ? b.weight.data() : nullptr, *bias = o.affine ? b.bias.data() : nullptr;
     std::vector<T> y = proof::unwritten<T>(g.numel());
     Doubles means = proof::unwritten<double>(g.channels), invstd = means;
-    Doubles scratch = proof::unwritten<double>(gpu::batch_norm_scratch(g, kTuning));
+    Doubles scratch = proof::unwritten<double>(gpu::batch_norm_scratch(g, tuning));
     const T* const x = b.x.data() + skip;
     proof::counters = {};
     gpu::batch_norm_train(y.data(), means.data(), invstd.data(), scratch.data(), x, weight, bias,
-                          o.total ? b.total.data() : nullptr, kEps, o.relu, g, nullptr, kTuning);
+                          o.total ? b.total.data() : nullptr, kEps, o.relu, g, nullptr, tuning);
 
     const double small = sizeof(T) == 4 ? 4e-6 : 1e-13 * (1 + std::abs(mean));
     const Forward f = forward(b, o);
@@ -127,7 +128,7 @@ void equals_reference(const Images& g, int64_t skip, const Options& o, double me
     proof::counters = {};
     gpu::batch_norm_train_backward(grad_x.data(), grad_weight.data(), grad_bias.data(), scratch.data(),
                                    b.grad.data() + skip, x, gpu::Channels<T>{means.data(), invstd.data(), weight, bias},
-                                   o.relu, g, nullptr, kTuning);
+                                   o.relu, g, nullptr, tuning);
     const Backward r = backward(b, f, o);
     const double steep = *std::max_element(f.invstd.begin(), f.invstd.end());
     off = proof::distance(grad_x, r.x);
@@ -141,10 +142,14 @@ void equals_reference(const Images& g, int64_t skip, const Options& o, double me
            "%s", name.c_str());
 }
 
-// More pieces than a warp has lanes, so that `fold` goes round.
-void many_pieces() {
-    const Images g = {1, 1, 45, 44, false};
-    equals_reference<double>(g, 0, {true, true, true}, 0);
+// So many pieces that a lane of `fold` has four at a time and one more, and so few that a thread of `sums` has.
+void many_and_few_pieces() {
+    equals_reference<double>({1, 1, 83, 80, false}, 0, {true, true, true}, 0,
+                             {.grain = 40, .most_blocks = 166, .threads = 32});
+    equals_reference<float>({5, 8, 9, 9, true}, 0, {true, true, true}, 0,
+                            {.grain = 4096, .most_blocks = 1, .threads = 32});
+    equals_reference<double>({3, 2, 17, 10, false}, 0, {true, true, false}, 0,
+                             {.grain = 4096, .most_blocks = 1, .threads = 32});
 }
 
 void not_a_number_stays() {
@@ -170,7 +175,7 @@ void cases() {
                 equals_reference<double>(g, skip, options[(turn + 1) % 4], turn % 3 == 0 ? 1000 : 0);
                 turn += 1;
             }
-    many_pieces();
+    many_and_few_pieces();
     not_a_number_stays();
 }
 

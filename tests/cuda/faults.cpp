@@ -55,6 +55,11 @@ __global__ void shuffle_for_a_barrier(int* out) {
 
 __global__ void every_block_writes(int* out) { out[0] = int(blockIdx.x); }
 
+__global__ void every_block_writes_after_a_barrier(int* out) {
+    __syncthreads();
+    if (threadIdx.x == blockIdx.x) out[0] = int(blockIdx.x);
+}
+
 __global__ void reads_the_block_before(int* out) {
     out[blockIdx.x + 1] = int(blockIdx.x) + (blockIdx.x > 0 ? out[blockIdx.x] : 0);
 }
@@ -153,6 +158,11 @@ const std::map<std::string, void (*)()> kCases = {
      [] {
          out.assign(1, 0);
          start(every_block_writes, 2, 1, 0, out.data());
+     }},
+    {"race: blocks write one place after a barrier",
+     [] {
+         out.assign(1, 0);
+         start(every_block_writes_after_a_barrier, 2, 32, 0, out.data());
      }},
     {"race: a block reads another's",
      [] {

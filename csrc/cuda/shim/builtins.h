@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cuda/shim/run.h"
+#include "cuda/shim/fibers.h"
 
 inline void __syncthreads(std::source_location at = std::source_location::current()) {
     zcpipe::gpu::shim::block_barrier(at);
