@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def run(executables):
 @pytest.fixture(scope="session")
 def cuda_build():
     """The folder with the library that holds the CUDA half (lib/) and what the compiler said (temp/cuda/)."""
-    homes = [os.environ.get("CUDA_HOME"), *Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*")]
-    if shutil.which("nvcc") is None and not any(home and (Path(home) / "bin" / "nvcc").exists() for home in homes):
+    homes = [os.environ.get("CUDA_HOME", ""), *Path(sysconfig.get_path("purelib")).glob("nvidia/*")]
+    if shutil.which("nvcc") is None and not any((Path(home) / "bin" / "nvcc").exists() for home in homes):
         pytest.skip("needs nvcc: `make nvcc` installs it from PyPI")
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     command += ["--build-temp", str(BUILD / "temp"), "--build-lib", str(BUILD / "lib")]
