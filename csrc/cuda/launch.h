@@ -50,7 +50,7 @@ struct Shape {
 
 // How many blocks cover `items` with `each` of them. Kernels count items in 32 bits, where division is cheap.
 inline unsigned blocks_for(int64_t items, int64_t each) {
-    if (items > int64_t{1} << 31) throw std::length_error("the tensor is too large for one launch");
+    if (items >= int64_t{1} << 31) throw std::length_error("the tensor is too large for one launch");
     return unsigned((items + each - 1) / each);
 }
 

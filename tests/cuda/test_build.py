@@ -1,5 +1,6 @@
 """The library with its CUDA half: compiled for every architecture, loaded beside a CPU torch."""
 
+import os
 import re
 import subprocess
 import sys
@@ -68,3 +69,22 @@ print(torch.ops.zcpipe.cuda_runtime())
     version, kind = done.stdout.split()
     assert re.fullmatch(r"\d+\.\d+", version) and kind == ("static" if torch.version.cuda is None else "shared")
     assert {"null", "avg_pool3x3", "avg_pool3x3_backward", "batch_norm_train", "philox_normal_"} <= registered
+
+
+def setup_fails(**environment):
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", "build/cuda/refused"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode != 0
+    return done.stderr
+
+
+def test_a_wrong_architecture_is_named(cuda_build):
+    said = setup_fails(FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0;Hopper")
+    assert "TORCH_CUDA_ARCH_LIST: got 'Hopper', expected versions such as 8.0, 9.0a or 10.0+PTX" in said
+
+
+def test_something_else_than_nvcc_is_refused(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").symlink_to("/bin/true")
+    said = setup_fails(FORCE_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert "expected the CUDA compiler, got a program that does not answer like it" in said
