@@ -20,6 +20,8 @@
 // - Sums in an order that depends on the shape alone, so no atomics on floats and no sizes from the device.
 // - Products and sums are rounded one by one (-fmad=false, as on the CPU); where a fused one is wanted, write fma().
 // - count_event(i) counts what a test wants to assert beside the values (vectors read, sweeps done): nothing on a GPU.
+// - Where work is cut into pieces of thousands, let a test ask for smaller ones (NormTuning in batch_norm.cuh); blocks
+//   of 64 threads keep ThreadSanitizer quick.
 #pragma once
 
 #include <cstddef>
