@@ -46,9 +46,9 @@ build: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("zcpipe needs Python 3.11 or newer; make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy torch
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy pybind11 torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist zcpipe.egg-info zcpipe/_C*.so
+	rm -rf .venv build dist zcpipe.egg-info zcpipe/_C*.so zcpipe/_graph*.so

@@ -1,8 +1,9 @@
-"""Build the native ops: one library, `zcpipe/_C`, through the LibTorch stable ABI.
+"""Build the native code: the ops, `zcpipe/_C`, through the LibTorch stable ABI, and the graphs, `zcpipe/_graph`.
 
-CUDA kernels go into the same library where ``FORCE_CUDA=1`` asks for them, or where torch is a CUDA build and nvcc is
-found (``CUDA_HOME``, the path, or PyPI's nvidia-cuda-nvcc); ``FORCE_CUDA=0`` leaves them out. ``TORCH_CUDA_ARCH_LIST``
-names other architectures ("8.0;9.0+PTX") and ``MAX_JOBS`` the compilers that run at a time. The rest of the package's
+The first serves every CPython; the second has no tensors and is made with pybind11, for the CPython that builds it.
+CUDA kernels go into the first where ``FORCE_CUDA=1`` asks for them, or where torch is a CUDA build and nvcc is found
+(``CUDA_HOME``, the path, or PyPI's nvidia-cuda-nvcc); ``FORCE_CUDA=0`` leaves them out. ``TORCH_CUDA_ARCH_LIST`` names
+other architectures ("8.0;9.0+PTX") and ``MAX_JOBS`` the compilers that run at a time. The rest of the package's
 metadata is in pyproject.toml.
 """
 
@@ -15,8 +16,9 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pybind11
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 ROOT = Path(__file__).parent.absolute()
@@ -116,7 +118,6 @@ class BuildNative(BuildExtension):
     """
 
     def build_extensions(self) -> None:
-        (library,) = self.extensions
         toolkit = Toolkit() if wants_cuda() else None
         command = [] if toolkit is None else toolkit.command()
         folder = Path(self.build_temp).absolute() / "cuda"
@@ -125,6 +126,7 @@ class BuildNative(BuildExtension):
         choice = folder / "command.txt"
         if not choice.exists() or choice.read_text() != shlex.join(command):
             choice.write_text(shlex.join(command))
+        library = next(extension for extension in self.extensions if extension.name == "zcpipe._C")
         library.depends.append(str(choice))
         if toolkit is not None:
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
@@ -137,7 +139,8 @@ class BuildNative(BuildExtension):
     def compile_cuda(self, file: str, command: list[str], choice: Path) -> str:
         """Compile one file, unless nothing has changed; what ptxas says stays beside the object."""
         output = choice.with_name(Path(file).stem + ".o")
-        inputs = [choice, ROOT / file, *(ROOT / name for name in HEADERS)]
+        headers = sources("common/*.h") + sources("cuda/**/*.h") + sources("cuda/*.cuh")
+        inputs = [choice, ROOT / file, *(ROOT / name for name in headers)]
         if output.exists() and all(path.stat().st_mtime < output.stat().st_mtime for path in inputs):
             return str(output)
         done = subprocess.run([*command, "-c", str(ROOT / file), "-o", str(output)], capture_output=True, text=True)
@@ -148,15 +151,22 @@ class BuildNative(BuildExtension):
         return str(output)
 
 
-HEADERS = [*sources("**/*.h"), *sources("**/*.inc"), *sources("cuda/*.cuh")]
-
 library = CppExtension(
     "zcpipe._C",
     sources=sources("*.cpp") + sources("cpu/*.cpp"),
-    depends=HEADERS,
+    depends=sources("**/*.h") + sources("**/*.inc"),
     include_dirs=[str(ROOT / "csrc")],
     extra_compile_args={"cxx": CXX + STABLE_ABI},
     py_limited_api=True,
 )
 
-setup(ext_modules=[library], cmdclass={"build_ext": BuildNative})
+graph = Extension(
+    "zcpipe._graph",
+    sources=sources("graph/*.cpp"),
+    depends=sources("graph/*.h") + sources("common/*.h"),
+    include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+    extra_compile_args=CXX,
+    language="c++",
+)
+
+setup(ext_modules=[library, graph], cmdclass={"build_ext": BuildNative})

@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
 
     m.def("avg_pool3x3(Tensor x) -> Tensor");
     m.def("avg_pool3x3_backward(Tensor grad) -> Tensor");
+    m.def("avg_pool3x3_onto(Tensor x, Tensor(a!) total) -> ()");
+    m.def("avg_pool3x3_backward_onto(Tensor grad, Tensor(a!) total) -> ()");
 
     m.def(
         "batch_norm_train(Tensor x, Tensor? weight, Tensor? bias, Tensor? total, float eps, bool relu) "
@@ -31,8 +33,23 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
         "norm_bias, Tensor mean, Tensor invstd, int stride, int padding, bool relu_input, bool relu_output) "
         "-> Tensor grad_x");
 
+    m.def(
+        "conv_batch_norm_train_onto(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, Tensor(a!) total, "
+        "float eps, int stride, int padding, bool relu_input, bool relu_output) "
+        "-> (Tensor z, Tensor mean, Tensor invstd)");
+    m.def(
+        "conv_batch_norm_train_backward_onto(Tensor grad, Tensor x, Tensor z, Tensor weight, Tensor? norm_weight, "
+        "Tensor? norm_bias, Tensor mean, Tensor invstd, Tensor(a!) total, int stride, int padding, bool relu_input, "
+        "bool relu_output) -> ()");
+
     m.def("covariance(Tensor x) -> Tensor");
     m.def("cross_moment(Tensor a, Tensor b) -> Tensor");
+
+    m.def("parameter_statistics(Tensor[] weights, Tensor[] grads) -> Tensor");
+    m.def("product_sums(Tensor z, Tensor dz) -> Tensor");
+
+    m.def("sign_codes(Tensor x) -> Tensor");
+    m.def("hamming_distances(Tensor codes) -> Tensor");
 }
 
 // Python finds the library as the module zcpipe._C; the module itself is empty.

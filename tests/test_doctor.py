@@ -15,7 +15,8 @@ from zcpipe.errors import CapabilityError
     ],
 )
 def test_names_the_driver_that_the_librarys_own_cuda_runtime_needs(monkeypatch, built, said):
-    monkeypatch.setattr(doctor, "build_info", lambda: {"cuda": built is not None, "cuda_runtime": built})
+    info = {"path": "_C.abi3.so", "cuda": built is not None, "cuda_runtime": built}
+    monkeypatch.setattr(doctor.ops, "build_info", lambda: info)
     report = doctor.examine()
     assert report["cuda runtime"] == said and report["cuda kernels"] is (built is not None)
 
@@ -24,5 +25,5 @@ def test_says_why_a_library_does_not_fit(monkeypatch):
     def misfit():
         raise CapabilityError("the native library does not fit torch; rebuild it")
 
-    monkeypatch.setattr(doctor, "build_info", misfit)
+    monkeypatch.setattr(doctor.ops, "build_info", misfit)
     assert doctor.examine()["native library"] == "the native library does not fit torch; rebuild it"

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import torch
 
 from zcpipe.errors import CapabilityError
-from zcpipe.ops._library import build_info
+from zcpipe.ops import _library as ops
+from zcpipe.spaces import _native as graphs
+
+_Info = Mapping[str, str | bool | None]
 
 
 def examine() -> dict[str, str | int | bool | None]:
     """Collect versions, the state of the native library, devices and threads."""
-    try:
-        build, trouble = build_info(), None
-    except CapabilityError as error:
-        build, trouble = {}, str(error)
+    library, graph = _state(ops.build_info), _state(graphs.build_info)
     return {
         "zcpipe": version("zcpipe"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyarrow": version("pyarrow"),
-        "native library": trouble or build.get("path"),
-        "instruction set": build.get("instruction_set"),
-        "cuda kernels": build.get("cuda"),
-        "cuda runtime": _runtime(build.get("cuda_runtime")),
+        "native library": library["path"],
+        "instruction set": library.get("instruction_set"),
+        "cuda kernels": library.get("cuda"),
+        "cuda runtime": _runtime(library.get("cuda_runtime")),
+        "graph module": graph["path"],
         "cuda devices": torch.cuda.device_count(),
         "cores": os.cpu_count(),
     }
+
+
+def _state(build_info: Callable[[], _Info]) -> _Info:
+    """What a native part says of itself; in place of its path, why it cannot be used."""
+    try:
+        return build_info()
+    except CapabilityError as error:
+        return {"path": str(error)}
 
 
 def _runtime(built: str | bool | None) -> str | None:

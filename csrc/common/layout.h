@@ -73,4 +73,12 @@ inline Tensor channel_tensor(const Tensor& x, int64_t channels, ScalarType dtype
     return torch::stable::new_zeros(x, {channels}, dtype);
 }
 
+// Images that a kernel adds to where they lie.
+inline void check_target(const Tensor& t, const Tensor& like, const char* name) {
+    STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": got ", torch::headeronly::toString(t.scalar_type()),
+                    ", expected ", torch::headeronly::toString(like.scalar_type()));
+    STD_TORCH_CHECK(t.sizes() == like.sizes(), name, ": got another shape than what is added to it");
+    STD_TORCH_CHECK(t.is_contiguous() || is_channels_last(t), name, ": expected contiguous or channels_last images");
+}
+
 }  // namespace zcpipe

@@ -31,7 +31,7 @@ ZCPIPE_INLINE T share(int64_t i, int64_t n) {
 }
 
 // `sums` holds one row of column sums between two margins of zeros; `zeros` is a row of them.
-template <Direction kDirection, typename T>
+template <Direction kDirection, bool kOnto, typename T>
 ZCPIPE_INLINE void pool_image(T* out, const T* in, T* sums, const T* zeros, Image image) {
     constexpr bool kForward = kDirection == Direction::kForward;
     const int64_t H = image.height, W = image.width, C = image.channels, row = W * C;
@@ -56,26 +56,26 @@ ZCPIPE_INLINE void pool_image(T* out, const T* in, T* sums, const T* zeros, Imag
             const T column = kForward ? shares[s] : T(1);
 #pragma omp simd
             for (int64_t i = bounds[s]; i < bounds[s + 1]; ++i)
-                to[i] = (middle[i - C] + middle[i] + middle[i + C]) * column;
+                to[i] = (kOnto ? to[i] : T(0)) + (middle[i - C] + middle[i] + middle[i + C]) * column;
         }
     }
 }
 
-ZCPIPE_CLONES void forward(float* out, const float* in, float* sums, const float* zeros, Image image) {
-    pool_image<Direction::kForward>(out, in, sums, zeros, image);
-}
-ZCPIPE_CLONES void forward(double* out, const double* in, double* sums, const double* zeros, Image image) {
-    pool_image<Direction::kForward>(out, in, sums, zeros, image);
-}
-ZCPIPE_CLONES void backward(float* out, const float* in, float* sums, const float* zeros, Image image) {
-    pool_image<Direction::kBackward>(out, in, sums, zeros, image);
-}
-ZCPIPE_CLONES void backward(double* out, const double* in, double* sums, const double* zeros, Image image) {
-    pool_image<Direction::kBackward>(out, in, sums, zeros, image);
-}
+#define ZCPIPE_POOL_KERNELS(T)                                                                          \
+    ZCPIPE_CLONES void forward(T* out, const T* in, T* sums, const T* zeros, Image image, bool onto) {  \
+        onto ? pool_image<Direction::kForward, true>(out, in, sums, zeros, image)                       \
+             : pool_image<Direction::kForward, false>(out, in, sums, zeros, image);                     \
+    }                                                                                                   \
+    ZCPIPE_CLONES void backward(T* out, const T* in, T* sums, const T* zeros, Image image, bool onto) { \
+        onto ? pool_image<Direction::kBackward, true>(out, in, sums, zeros, image)                      \
+             : pool_image<Direction::kBackward, false>(out, in, sums, zeros, image);                    \
+    }
+
+ZCPIPE_POOL_KERNELS(float)
+ZCPIPE_POOL_KERNELS(double)
 
 template <typename T>
-void pool(const Tensor& out, const Tensor& in, Direction direction, bool channels_last) {
+void pool(const Tensor& out, const Tensor& in, Direction direction, bool onto, bool channels_last) {
     const int64_t channels = channels_last ? in.size(1) : 1;
     const Image image = {in.size(2), in.size(3), channels};
     const int64_t row = image.width * channels, size = image.height * row;
@@ -85,24 +85,34 @@ void pool(const Tensor& out, const Tensor& in, Direction direction, bool channel
         std::vector<T> sums(row + 2 * channels), zeros(row);
         for (int64_t i = begin; i < end; ++i) {
             if (direction == Direction::kForward)
-                forward(to + i * size, from + i * size, sums.data(), zeros.data(), image);
+                forward(to + i * size, from + i * size, sums.data(), zeros.data(), image, onto);
             else
-                backward(to + i * size, from + i * size, sums.data(), zeros.data(), image);
+                backward(to + i * size, from + i * size, sums.data(), zeros.data(), image, onto);
         }
     });
+}
+
+void pool_into(const Tensor& out, const Tensor& in, Direction direction, bool onto, MemoryFormat format) {
+    if (in.numel() == 0) return;
+    const bool channels_last = format == MemoryFormat::ChannelsLast;
+    if (in.scalar_type() == ScalarType::Float)
+        pool<float>(out, in, direction, onto, channels_last);
+    else
+        pool<double>(out, in, direction, onto, channels_last);
 }
 
 Tensor pool_any(const Tensor& x, Direction direction) {
     const MemoryFormat format = format_of(x);
     const Tensor in = torch::stable::contiguous(x, format);
     Tensor out = empty_images(in, format);
-    if (in.numel() == 0) return out;
-    const bool channels_last = format == MemoryFormat::ChannelsLast;
-    if (in.scalar_type() == ScalarType::Float)
-        pool<float>(out, in, direction, channels_last);
-    else
-        pool<double>(out, in, direction, channels_last);
+    pool_into(out, in, direction, false, format);
     return out;
+}
+
+void pool_onto(const Tensor& x, const Tensor& total, Direction direction) {
+    const MemoryFormat format = format_of(total);
+    check_target(total, x, "total");
+    pool_into(total, torch::stable::contiguous(x, format), direction, true, format);
 }
 
 Tensor avg_pool3x3(const Tensor& x) {  // [N, C, H, W]
@@ -115,9 +125,21 @@ Tensor avg_pool3x3_backward(const Tensor& grad) {  // [N, C, H, W]
     return pool_any(grad, Direction::kBackward);
 }
 
+void avg_pool3x3_onto(const Tensor& x, const Tensor& total) {  // [N, C, H, W] both
+    check_images(x, "x");
+    pool_onto(x, total, Direction::kForward);
+}
+
+void avg_pool3x3_backward_onto(const Tensor& grad, const Tensor& total) {  // [N, C, H, W] both
+    check_images(grad, "grad");
+    pool_onto(grad, total, Direction::kBackward);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
     m.impl("avg_pool3x3", TORCH_BOX(&avg_pool3x3));
     m.impl("avg_pool3x3_backward", TORCH_BOX(&avg_pool3x3_backward));
+    m.impl("avg_pool3x3_onto", TORCH_BOX(&avg_pool3x3_onto));
+    m.impl("avg_pool3x3_backward_onto", TORCH_BOX(&avg_pool3x3_backward_onto));
 }

@@ -155,6 +155,17 @@ ZCPIPE_INLINE void mask(T* out, const T* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) out[i] = x[i] > T(0) ? out[i] : T(0);
 }
 
+template <typename T>
+ZCPIPE_INLINE void add(T* out, const T* values, const T* x, int64_t count) {
+    if (x == nullptr) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) out[i] += values[i];
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) out[i] += x[i] > T(0) ? values[i] : T(0);
+    }
+}
+
 #define ZCPIPE_CHANNEL_KERNELS(T)                                                                                      \
     ZCPIPE_CLONES void moments_of(double* sums, double* squares, const T* x, const T* centre, int64_t pixels,          \
                                   int64_t channels) {                                                                  \
@@ -183,7 +194,8 @@ ZCPIPE_INLINE void mask(T* out, const T* x, int64_t count) {
         else                                                                                                           \
             map_gradient<false>(out, g, x, map, norm, pixels, channels);                                               \
     }                                                                                                                  \
-    ZCPIPE_CLONES void mask_of(T* out, const T* x, int64_t count) { mask(out, x, count); }
+    ZCPIPE_CLONES void mask_of(T* out, const T* x, int64_t count) { mask(out, x, count); }                             \
+    ZCPIPE_CLONES void add_of(T* out, const T* values, const T* x, int64_t count) { add(out, values, x, count); }
 
 ZCPIPE_CHANNEL_KERNELS(float)
 ZCPIPE_CHANNEL_KERNELS(double)
@@ -217,12 +229,18 @@ void mask_negative(T* out, const T* x, int64_t count) {
     mask_of(out, x, count);
 }
 
+template <typename T>
+void add_positive(T* out, const T* values, const T* x, int64_t count) {
+    add_of(out, values, x, count);
+}
+
 #define ZCPIPE_INSTANTIATE(T)                                                                                \
     template void add_moments(double*, double*, const T*, const T*, int64_t, int64_t);                       \
     template void add_gradients(double*, double*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);    \
     template void apply(T*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);                          \
     template void apply_gradient(T*, const T*, const T*, GradientMap<T>, Affine<T>, bool, int64_t, int64_t); \
-    template void mask_negative(T*, const T*, int64_t);
+    template void mask_negative(T*, const T*, int64_t);                                                      \
+    template void add_positive(T*, const T*, const T*, int64_t);
 
 ZCPIPE_INSTANTIATE(float)
 ZCPIPE_INSTANTIATE(double)

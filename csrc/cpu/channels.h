@@ -42,4 +42,8 @@ void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T
 template <typename T>
 void mask_negative(T* out, const T* x, int64_t count);
 
+// out += values; unless `x` is null, only where it is positive. For any elements.
+template <typename T>
+void add_positive(T* out, const T* values, const T* x, int64_t count);
+
 }  // namespace zcpipe

@@ -1,102 +1,14 @@
 #include "cpu/conv.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/simd.h"
-
-// Clang knows no pragma that changes the instruction set.
-#if ZCPIPE_HAS_CLONES && !defined(__clang__)
-#define ZCPIPE_TILE_VERSIONS 1
-#else
-#define ZCPIPE_TILE_VERSIONS 0
-#endif
-
-#if ZCPIPE_TILE_VERSIONS
-// GCC 12 warns about its own header's deliberately undefined operands.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#endif
+#include "cpu/conv_tiles.h"
 
 namespace zcpipe {
 namespace {
 
-// Neighbouring pixels of one row of the result, in one panel of its channels.
-struct Tile {
-    float* result;
-    int64_t pixel_stride;  // of the result
-    int64_t valid;         // channels of the panel that the result has
-    const float* source;   // in the scratch
-    int64_t block_stride;  // of the scratch, from one block of channels to the next
-    int64_t channels;      // of the source
-    const int64_t* offsets;
-    int64_t taps;
-    const float* weights;
-};
-
-#if ZCPIPE_TILE_VERSIONS
-
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-namespace v4 {
-constexpr int kBytes = 64, kMostBlocks = 2, kPixels[] = {16, 8};
-typedef float Lanes __attribute__((vector_size(kBytes)));
-inline Lanes broadcast(float x) { return Lanes(_mm512_set1_ps(x)); }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return Lanes(_mm512_fmadd_ps(a, b, c)); }
-#include "cpu/conv_tiles.inc"
-}  // namespace v4
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-namespace v3 {
-constexpr int kBytes = 32, kMostBlocks = 1, kPixels[] = {4};
-typedef float Lanes __attribute__((vector_size(kBytes)));
-inline Lanes broadcast(float x) { return Lanes(_mm256_set1_ps(x)); }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return Lanes(_mm256_fmadd_ps(a, b, c)); }
-#include "cpu/conv_tiles.inc"
-}  // namespace v3
-#pragma GCC pop_options
-
-#endif
-
-namespace baseline {
-constexpr int kBytes = 16, kMostBlocks = 1, kPixels[] = {2};
-typedef float Lanes __attribute__((vector_size(kBytes)));
-inline Lanes broadcast(float x) { return Lanes{x, x, x, x}; }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return c + a * b; }
-#include "cpu/conv_tiles.inc"
-}  // namespace baseline
-
-// Rows, and how many blocks of channels their widest panels have.
-#if ZCPIPE_TILE_VERSIONS
-#define ZCPIPE_TILES(arch, version)                                                                         \
-    __attribute__((target(arch))) void row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride) { \
-        version::row<version::kMostBlocks>(t, pixels, blocks, stride);                                      \
-    }                                                                                                       \
-    __attribute__((target(arch))) int64_t most_blocks() { return version::kMostBlocks; }
-ZCPIPE_TILES("default", baseline)
-ZCPIPE_TILES("arch=x86-64-v3", v3)
-ZCPIPE_TILES("arch=x86-64-v4", v4)
-#else
-void row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride) {
-    baseline::row<baseline::kMostBlocks>(t, pixels, blocks, stride);
-}
-int64_t most_blocks() { return baseline::kMostBlocks; }
-#endif
-
-int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
-
-// Calls f(first channel, blocks) for every panel of result channels.
-template <typename F>
-void for_panels(int64_t channels, const F& f) {
-    const int64_t most = most_blocks();
-    for (int64_t c = 0; c < channels;) {
-        const int64_t blocks = std::min(most, blocks_of(channels - c));
-        f(c, blocks);
-        c += blocks * kBlock;
-    }
-}
+constexpr int64_t kLeastPixels = 16;  // of a result that Winograd's transforms are worth it for
 
 // One row of pixels into the scratch, block by block.
 ZCPIPE_CLONES void spread_row(float* scratch, int64_t block_stride, const float* source, int64_t pixels,
@@ -145,12 +57,13 @@ ImageConvolution::ImageConvolution(const Convolution& c, const float* weight, bo
             for (int64_t j = 0; j < c.kernel; ++j) part.taps.push_back({i, j, i, j});
         parts_.push_back(std::move(part));
     }
+    try_winograd(c, weight);
     for (Part& part : parts_) {
         for (const Tap& tap : part.taps) {
             rows_ = std::max(rows_, (part.rows - 1) * read_stride_ + tap.row + 1);
             columns_ = std::max(columns_, (part.columns - 1) * read_stride_ + tap.column + 1);
         }
-        pack(part, c, weight);
+        if (!winograd_) pack(part, c, weight);
     }
     rows_ = std::max(rows_, margin_ + source_height_);
     columns_ = std::max(columns_, margin_ + source_width_);
@@ -197,27 +110,49 @@ void ImageConvolution::pack(Part& part, const Convolution& c, const float* weigh
     });
 }
 
+void ImageConvolution::try_winograd(const Convolution& c, const float* weight) {
+    const Part& part = parts_.front();
+    if (c.kernel != 3 || c.stride != 1 || part.rows * part.columns < kLeastPixels) return;
+    const int64_t in = 9, out = 9 * c.in_channels;  // strides of the weight; a transpose reads kernels backwards
+    winograd_.emplace(source_channels_, result_channels_, part.rows, part.columns,
+                      Winograd::Kernels{weight, transposed_ ? out : in, transposed_ ? in : out, transposed_});
+    rows_ = first_tap(part).row + winograd_->source_rows();
+    columns_ = first_tap(part).column + winograd_->source_columns();
+}
+
+const ImageConvolution::Tap& ImageConvolution::first_tap(const Part& part) const {
+    return transposed_ ? part.taps.back() : part.taps.front();
+}
+
 void ImageConvolution::run(float* result, const float* source, float* scratch, bool relu) const {
-    const int64_t block_stride = columns_ * kBlock, row_stride = blocks_ * block_stride;
     for (int64_t i = 0; i < source_height_; ++i)
-        spread_row(scratch + (margin_ + i) * row_stride + margin_ * kBlock, block_stride,
+        spread_row(scratch + (margin_ + i) * row_stride() + margin_ * kBlock, block_stride(),
                    source + i * source_width_ * source_channels_, source_width_, source_channels_, relu);
-    for (const Part& part : parts_) {
-        std::vector<int64_t> offsets;
-        for (const Tap& tap : part.taps) offsets.push_back(tap.row * row_stride + tap.column * kBlock);
-        const float* weights = part.weights.data();
-        for_panels(result_channels_, [&](int64_t first, int64_t blocks) {
-            const int64_t valid = std::min(blocks * kBlock, result_channels_ - first);
-            for (int64_t i = 0; i < part.rows; ++i) {
-                const int64_t pixel = (part.first_row + i * part.step) * result_width_ + part.first_column;
-                row({result + pixel * result_channels_ + first, part.step * result_channels_, valid,
-                     scratch + i * read_stride_ * row_stride, block_stride, source_channels_, offsets.data(),
-                     int64_t(offsets.size()), weights},
-                    part.columns, blocks, read_stride_);
-            }
-            weights += int64_t(offsets.size()) * source_channels_ * blocks * kBlock;
-        });
+    if (winograd_) {
+        const Tap& tap = first_tap(parts_.front());
+        winograd_->run(result, scratch + tap.row * row_stride() + tap.column * kBlock, row_stride(), block_stride(),
+                       scratch + source_size());
+    } else {
+        for (const Part& part : parts_) run_part(part, result, scratch);
     }
+}
+
+void ImageConvolution::run_part(const Part& part, float* result, const float* scratch) const {
+    std::vector<int64_t> offsets;
+    for (const Tap& tap : part.taps) offsets.push_back(tap.row * row_stride() + tap.column * kBlock);
+    const int64_t taps = int64_t(offsets.size());
+    const float* weights = part.weights.data();
+    for_panels(result_channels_, [&](int64_t first, int64_t blocks) {
+        const int64_t valid = std::min(blocks * kBlock, result_channels_ - first);
+        for (int64_t i = 0; i < part.rows; ++i) {
+            const int64_t pixel = (part.first_row + i * part.step) * result_width_ + part.first_column;
+            convolve_row({result + pixel * result_channels_ + first, part.step * result_channels_, valid,
+                          scratch + i * read_stride_ * row_stride(), block_stride(), source_channels_, offsets.data(),
+                          taps, weights},
+                         part.columns, blocks, read_stride_);
+        }
+        weights += taps * source_channels_ * blocks * kBlock;
+    });
 }
 
 }  // namespace zcpipe

@@ -2,13 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "common/buffer.h"
+#include "cpu/winograd.h"
 
 namespace zcpipe {
-
-constexpr int64_t kBlock = 16;  // channels
 
 // A square convolution without dilation and groups.
 struct Convolution {
@@ -27,15 +27,16 @@ struct Convolution {
 // one for a convolution and for the transpose of stride 1, stride^2 for other transposes, whose pixels take other taps
 // of the kernel according to their row and column modulo the stride.
 //
-// Every element of the result is a sum over taps, then channels, in that order, whatever the tile it is computed in.
+// 3x3 kernels of stride 1 go Winograd's way, others tap by tap.
 class ImageConvolution {
   public:
     // `weight` is [out_channels, in_channels, kernel, kernel], contiguous.
     ImageConvolution(const Convolution& c, const float* weight, bool transposed);
 
-    int64_t scratch_size() const { return rows_ * blocks_ * columns_ * kBlock; }  // floats, to be zero at first
+    int64_t scratch_size() const { return source_size() + (winograd_ ? winograd_->work_size() : 0); }  // floats
 
-    // With `relu`, negative elements of the source count as zero. `scratch` lies at a multiple of 64 bytes.
+    // With `relu`, negative elements of the source count as zero. `scratch` is zero before the first image, and lies at
+    // a multiple of 64 bytes.
     void run(float* result, const float* source, float* scratch, bool relu) const;
 
   private:
@@ -50,14 +51,22 @@ class ImageConvolution {
         Buffer<float> weights;  // [panel of result channels][tap][source channel][channel of the panel]
     };
 
+    int64_t source_size() const { return rows_ * row_stride(); }
+    int64_t row_stride() const { return blocks_ * block_stride(); }
+    int64_t block_stride() const { return columns_ * 16; }
+
     void add_part(const Convolution& c, int64_t row_phase, int64_t column_phase);
     void pack(Part& part, const Convolution& c, const float* weight) const;
+    void try_winograd(const Convolution& c, const float* weight);
+    const Tap& first_tap(const Part& part) const;  // the one that reads furthest up and left
+    void run_part(const Part& part, float* result, const float* scratch) const;
 
     bool transposed_;
     int64_t source_channels_, source_height_, source_width_, result_channels_, result_width_;
     int64_t margin_ = 0, read_stride_ = 1;
     int64_t rows_ = 0, columns_ = 0, blocks_ = 0;  // of the scratch
     std::vector<Part> parts_;
+    std::optional<Winograd> winograd_;  // instead of the only part
 };
 
 }  // namespace zcpipe

@@ -74,7 +74,7 @@ void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor&
 
 void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight,
               const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const Tensor& mean,
-              const Tensor& invstd, const Layer& layer, bool relu_input, bool relu_output) {
+              const Tensor& invstd, const Layer& layer, bool relu_input, bool relu_output, bool onto) {
     const Images &in = layer.in, &out = layer.out;
     const float *g = grad.const_data_ptr<float>(), *conv = z.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
     float* to = grad_x.mutable_data_ptr<float>();
@@ -90,12 +90,18 @@ void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const T
     const NormGradient<float> map(unused_weight.data(), unused_bias.data(), m, r, data_or_null(norm_weight), gradients);
     const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), true);
     layer.for_ranges(0, [&](int64_t begin, int64_t end) {
-        Buffer<float> scratch(image.scratch_size()), grad_z(out.size());
+        Buffer<float> scratch(image.scratch_size()), grad_z(out.size()), grad_x_image(onto ? in.size() : 0);
         for (int64_t i = begin; i < end; ++i) {
             apply_gradient(grad_z.data(), g + i * out.size(), conv + i * out.size(), map.at(0), norm.at(0), relu_output,
                            out.pixels, out.channels);
-            image.run(to + i * in.size(), grad_z.data(), scratch.data(), false);
-            if (relu_input) mask_negative(to + i * in.size(), from + i * in.size(), in.size());
+            const float* x_image = from + i * in.size();
+            float* target = to + i * in.size();
+            float* result = onto ? grad_x_image.data() : target;
+            image.run(result, grad_z.data(), scratch.data(), false);
+            if (onto)
+                add_positive(target, result, relu_input ? x_image : nullptr, in.size());
+            else if (relu_input)
+                mask_negative(target, x_image, in.size());
         }
     });
 }
@@ -115,42 +121,68 @@ void check_arguments(const Tensor& x, const Tensor& weight, int64_t stride, int6
                     "weight: the kernel is larger than the padded image");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train(const Tensor& x_any,                   // [N, C, H, W]
-                                                                 const Tensor& weight_any,              // [D, C, K, K]
-                                                                 const OptionalTensor norm_weight_any,  // [D]
-                                                                 const OptionalTensor norm_bias_any,    // [D]
-                                                                 const OptionalTensor total_any,  // [N, D, H', W']
-                                                                 double eps, int64_t stride, int64_t padding,
-                                                                 bool relu_input, bool relu_output) {
-    check_arguments(x_any, weight_any, stride, padding);
-    const Tensor x = torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast);
-    const Tensor weight = torch::stable::contiguous(weight_any);
-    const Layer layer(x, weight, stride, padding);
-    const int64_t channels = layer.out.channels;
-    const OptionalTensor norm_weight = checked_channels(norm_weight_any, channels, x, "norm_weight");
-    const OptionalTensor norm_bias = checked_channels(norm_bias_any, channels, x, "norm_bias");
-    const int64_t shape[] = {x.size(0), channels, layer.convolution.out_height(), layer.convolution.out_width()};
-    const auto empty = [&] {
+// The arguments of a forward call in the forms that the kernels read.
+struct Forward {
+    Tensor x, weight;
+    Layer layer;
+    OptionalTensor norm_weight, norm_bias;
+    Tensor z, mean, invstd;
+
+    Forward(const Tensor& x_any, const Tensor& weight_any, const OptionalTensor& norm_weight_any,
+            const OptionalTensor& norm_bias_any, int64_t stride, int64_t padding)
+        : x((check_arguments(x_any, weight_any, stride, padding),
+             torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast))),
+          weight(torch::stable::contiguous(weight_any)),
+          layer(x, weight, stride, padding),
+          norm_weight(checked_channels(norm_weight_any, layer.out.channels, x, "norm_weight")),
+          norm_bias(checked_channels(norm_bias_any, layer.out.channels, x, "norm_bias")),
+          z(empty_output()),
+          mean(channel_tensor(x, layer.out.channels, ScalarType::Double)),
+          invstd(channel_tensor(x, layer.out.channels, ScalarType::Double)) {}
+
+    Tensor empty_output() const {
+        const int64_t shape[] = {layer.out.samples, layer.out.channels, layer.convolution.out_height(),
+                                 layer.convolution.out_width()};
         return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape, 4), ScalarType::Float, std::nullopt,
                                     x.device(), std::nullopt, MemoryFormat::ChannelsLast);
-    };
-    Tensor y = empty(), z = empty();
+    }
+
+    void run(const Tensor& y, const OptionalTensor& total, double eps, bool relu_input, bool relu_output) const {
+        forward(y, z, mean, invstd, x, weight, norm_weight, norm_bias, total, eps, layer, relu_input, relu_output);
+    }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train(const Tensor& x,                   // [N, C, H, W]
+                                                                 const Tensor& weight,              // [D, C, K, K]
+                                                                 const OptionalTensor norm_weight,  // [D]
+                                                                 const OptionalTensor norm_bias,    // [D]
+                                                                 const OptionalTensor total_any,    // [N, D, H', W']
+                                                                 double eps, int64_t stride, int64_t padding,
+                                                                 bool relu_input, bool relu_output) {
+    const Forward call(x, weight, norm_weight, norm_bias, stride, padding);
+    Tensor y = call.empty_output();
     const OptionalTensor total = checked_images(total_any, y, MemoryFormat::ChannelsLast, "total");
-    Tensor mean = channel_tensor(x, channels, ScalarType::Double), invstd = torch::stable::clone(mean);
-    forward(y, z, mean, invstd, x, weight, norm_weight, norm_bias, total, eps, layer, relu_input, relu_output);
-    return {y, z, mean, invstd};
+    call.run(y, total, eps, relu_input, relu_output);
+    return {y, call.z, call.mean, call.invstd};
 }
 
-Tensor conv_batch_norm_train_backward(const Tensor& grad_any,                // [N, D, H', W']
-                                      const Tensor& x_any,                   // [N, C, H, W]
-                                      const Tensor& z_any,                   // [N, D, H', W']
-                                      const Tensor& weight_any,              // [D, C, K, K]
-                                      const OptionalTensor norm_weight_any,  // [D]
-                                      const OptionalTensor norm_bias_any,    // [D]
-                                      const Tensor& mean,                    // [D] float64
-                                      const Tensor& invstd,                  // [D] float64
-                                      int64_t stride, int64_t padding, bool relu_input, bool relu_output) {
-    check_arguments(x_any, weight_any, stride, padding);
+std::tuple<Tensor, Tensor, Tensor> conv_batch_norm_train_onto(const Tensor& x, const Tensor& weight,
+                                                              const OptionalTensor norm_weight,
+                                                              const OptionalTensor norm_bias, const Tensor& total,
+                                                              double eps, int64_t stride, int64_t padding,
+                                                              bool relu_input, bool relu_output) {
+    const Forward call(x, weight, norm_weight, norm_bias, stride, padding);
+    check_target(total, call.z, "total");
+    STD_TORCH_CHECK(is_channels_last(total), "total: expected channels_last images");
+    call.run(total, total, eps, relu_input, relu_output);
+    return {call.z, call.mean, call.invstd};
+}
+
+// Fills grad_x, or adds to it.
+void backward_into(const Tensor& grad_x, const Tensor& grad_any, const Tensor& x_any, const Tensor& z_any,
+                   const Tensor& weight_any, const OptionalTensor& norm_weight_any, const OptionalTensor& norm_bias_any,
+                   const Tensor& mean, const Tensor& invstd, int64_t stride, int64_t padding, bool relu_input,
+                   bool relu_output, bool onto) {
     const Tensor x = torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast);
     const Tensor z = torch::stable::contiguous(z_any, MemoryFormat::ChannelsLast);
     const Tensor grad = *checked_images(grad_any, z, MemoryFormat::ChannelsLast, "grad");
@@ -163,9 +195,34 @@ Tensor conv_batch_norm_train_backward(const Tensor& grad_any,                // 
     const OptionalTensor norm_bias = checked_channels(norm_bias_any, channels, x, "norm_bias");
     check_statistics(mean, channels, "mean");
     check_statistics(invstd, channels, "invstd");
+    backward(grad_x, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, layer, relu_input, relu_output, onto);
+}
+
+Tensor conv_batch_norm_train_backward(const Tensor& grad,                // [N, D, H', W']
+                                      const Tensor& x,                   // [N, C, H, W]
+                                      const Tensor& z,                   // [N, D, H', W']
+                                      const Tensor& weight,              // [D, C, K, K]
+                                      const OptionalTensor norm_weight,  // [D]
+                                      const OptionalTensor norm_bias,    // [D]
+                                      const Tensor& mean,                // [D] float64
+                                      const Tensor& invstd,              // [D] float64
+                                      int64_t stride, int64_t padding, bool relu_input, bool relu_output) {
+    check_arguments(x, weight, stride, padding);
     Tensor grad_x = empty_images(x, MemoryFormat::ChannelsLast);
-    backward(grad_x, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, layer, relu_input, relu_output);
+    backward_into(grad_x, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
+                  relu_output, false);
     return grad_x;
+}
+
+void conv_batch_norm_train_backward_onto(const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight,
+                                         const OptionalTensor norm_weight, const OptionalTensor norm_bias,
+                                         const Tensor& mean, const Tensor& invstd, const Tensor& total, int64_t stride,
+                                         int64_t padding, bool relu_input, bool relu_output) {
+    check_arguments(x, weight, stride, padding);
+    check_target(total, x, "total");
+    STD_TORCH_CHECK(is_channels_last(total), "total: expected channels_last images");
+    backward_into(total, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
+                  relu_output, true);
 }
 
 }  // namespace
@@ -173,4 +230,6 @@ Tensor conv_batch_norm_train_backward(const Tensor& grad_any,                // 
 STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
     m.impl("conv_batch_norm_train", TORCH_BOX(&conv_batch_norm_train));
     m.impl("conv_batch_norm_train_backward", TORCH_BOX(&conv_batch_norm_train_backward));
+    m.impl("conv_batch_norm_train_onto", TORCH_BOX(&conv_batch_norm_train_onto));
+    m.impl("conv_batch_norm_train_backward_onto", TORCH_BOX(&conv_batch_norm_train_backward_onto));
 }

@@ -24,9 +24,10 @@ namespace {
 #pragma GCC target("arch=x86-64-v4")
 namespace v4 {
 constexpr int kBytes = 64, kRows = 8, kPanels = 2;
-typedef double Lanes __attribute__((vector_size(kBytes)));
-inline Lanes broadcast(double x) { return Lanes(_mm512_set1_pd(x)); }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return Lanes(_mm512_fmadd_pd(a, b, c)); }
+inline __m512d broadcast(double x) { return _mm512_set1_pd(x); }
+inline __m512 broadcast(float x) { return _mm512_set1_ps(x); }
+inline __m512d multiply_add(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+inline __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 #include "cpu/panels.inc"
 }  // namespace v4
 #pragma GCC pop_options
@@ -35,9 +36,10 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return Lanes(_mm512_fmadd
 #pragma GCC target("arch=x86-64-v3")
 namespace v3 {
 constexpr int kBytes = 32, kRows = 4, kPanels = 1;
-typedef double Lanes __attribute__((vector_size(kBytes)));
-inline Lanes broadcast(double x) { return Lanes(_mm256_set1_pd(x)); }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return Lanes(_mm256_fmadd_pd(a, b, c)); }
+inline __m256d broadcast(double x) { return _mm256_set1_pd(x); }
+inline __m256 broadcast(float x) { return _mm256_set1_ps(x); }
+inline __m256d multiply_add(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 #include "cpu/panels.inc"
 }  // namespace v3
 #pragma GCC pop_options
@@ -46,31 +48,43 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return Lanes(_mm256_fmadd
 
 namespace baseline {
 constexpr int kBytes = 16, kRows = 2, kPanels = 1;
-typedef double Lanes __attribute__((vector_size(kBytes)));
-inline Lanes broadcast(double x) { return Lanes{x, x}; }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return c + a * b; }
+typedef double Doubles __attribute__((vector_size(kBytes)));
+typedef float Floats __attribute__((vector_size(kBytes)));
+inline Doubles broadcast(double x) { return Doubles{x, x}; }
+inline Floats broadcast(float x) { return Floats{x, x, x, x}; }
+inline Doubles multiply_add(Doubles a, Doubles b, Doubles c) { return c + a * b; }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return c + a * b; }
 #include "cpu/panels.inc"
 }  // namespace baseline
 
 #if ZCPIPE_PANEL_VERSIONS
-#define ZCPIPE_PRODUCTS(arch, version)                                                                             \
-    __attribute__((target(arch))) void chosen(double* product, Panels left, Panels right, int64_t rows, Part part, \
-                                              bool exact) {                                                        \
-        version::add_any(product, left, right, rows, part, exact);                                                 \
+#define ZCPIPE_PRODUCTS(T, arch, version)                                                                     \
+    __attribute__((target(arch))) void chosen(double* product, Panels<T> left, Panels<T> right, int64_t rows, \
+                                              Part part) {                                                    \
+        version::add_blocks(product, left, right, rows, part);                                                \
     }
-ZCPIPE_PRODUCTS("default", baseline)
-ZCPIPE_PRODUCTS("arch=x86-64-v3", v3)
-ZCPIPE_PRODUCTS("arch=x86-64-v4", v4)
+#define ZCPIPE_PRODUCTS_OF(T)                \
+    ZCPIPE_PRODUCTS(T, "default", baseline)  \
+    ZCPIPE_PRODUCTS(T, "arch=x86-64-v3", v3) \
+    ZCPIPE_PRODUCTS(T, "arch=x86-64-v4", v4)
 #else
-void chosen(double* product, Panels left, Panels right, int64_t rows, Part part, bool exact) {
-    baseline::add_any(product, left, right, rows, part, exact);
-}
+#define ZCPIPE_PRODUCTS_OF(T)                                                                \
+    void chosen(double* product, Panels<T> left, Panels<T> right, int64_t rows, Part part) { \
+        baseline::add_blocks(product, left, right, rows, part);                              \
+    }
 #endif
+
+ZCPIPE_PRODUCTS_OF(float)
+ZCPIPE_PRODUCTS_OF(double)
 
 }  // namespace
 
-void add_products(double* product, Panels left, Panels right, int64_t rows, Part part, bool exact) {
-    chosen(product, left, right, rows, part, exact);
+void add_products(double* product, Panels<float> left, Panels<float> right, int64_t rows, Part part) {
+    chosen(product, left, right, rows, part);
+}
+
+void add_products(double* product, Panels<double> left, Panels<double> right, int64_t rows, Part part) {
+    chosen(product, left, right, rows, part);
 }
 
 }  // namespace zcpipe

@@ -5,20 +5,22 @@
 
 namespace zcpipe {
 
-constexpr int64_t kPanel = 8;  // columns
+// Columns of a panel: 64 bytes.
+template <typename T>
+constexpr int64_t kPanel = 64 / int64_t(sizeof(T));
 
-// Rows in double precision as panels of 8 columns: column c of row r is data[c / 8 * stride + r * 8 + c % 8], at an
-// address that is a multiple of 64 for c % 8 = 0.
+// Rows as panels of neighbouring columns: column c of row r is starts[c / kPanel][r * row_stride + c % kPanel].
+template <typename T>
 struct Panels {
-    const double* data;
-    int64_t count, stride;
+    const T* const* starts;
+    int64_t count, row_stride;
 };
 
 enum class Part { kAll, kUpper };  // kUpper leaves out the panels below the diagonal
 
-// product[i][j] += sum over the rows of left[row][i] right[row][j]; product is [8 left.count, 8 right.count]. The
-// products are added in the order of the rows. `exact` promises that double precision holds every one of them exactly,
-// so that a fused multiply-add gives the bits that a multiplication and an addition give, in half the time.
-void add_products(double* product, Panels left, Panels right, int64_t rows, Part part, bool exact);
+// product[i][j] += sum over the rows of left[row][i] right[row][j]; product is [kPanel left.count, kPanel right.count].
+// The products of one call are added in type T, in the order of the rows, fused where the processor can.
+void add_products(double* product, Panels<float> left, Panels<float> right, int64_t rows, Part part);
+void add_products(double* product, Panels<double> left, Panels<double> right, int64_t rows, Part part);
 
 }  // namespace zcpipe

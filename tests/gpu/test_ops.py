@@ -63,7 +63,7 @@ def test_equals_the_twin_forward_and_backward(device, name, shape, layout, dtype
     op, twin, inputs_of = OPS[name]
     inputs = [t.detach().requires_grad_() for t in inputs_of(images(shape, dtype, device, layout))]
     y, expected = op(*inputs), twin(*inputs)
-    assert "zcpipe" in type(y.grad_fn).__name__.lower(), "the op went to its twin"
+    assert name in type(y.grad_fn).__name__, "the op went to its twin"
     close(y.detach(), expected.detach())
     assert y.is_contiguous(memory_format=dense_format(inputs[0]))
     cotangent = torch.randn_like(y)

@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
+from zcpipe.ops import covariance
 from zcpipe.proxies import get_proxy, list_proxies, resolve
-from zcpipe.proxies.aznas import pair_trainability, spectral_entropy
+from zcpipe.proxies.aznas import local_jacobian, pair_trainabilities, spectral_entropies
+
+
+def spectral_entropy(rows):
+    return spectral_entropies([covariance(rows)])[0]
+
+
+def pair_trainability(g_in, g_out):
+    return pair_trainabilities([local_jacobian(g_in, g_out)])[0]
 
 
 def entropy_by_definition(rows):

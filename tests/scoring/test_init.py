@@ -49,3 +49,14 @@ def test_layers_without_a_rule_are_refused_where_memory_would_show_through():
     holder.register_buffer("table", torch.arange(3, device="meta"))
     with pytest.raises(UsageError, match="'table'"):
         zcpipe.initialise(holder)
+
+
+def test_layers_without_a_rule_keep_their_weights_unless_strict():
+    net = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    before = net[1].weight.clone(), net[2].weight.clone()
+    with pytest.raises(UsageError, match="'1' of type ConvTranspose2d"):
+        zcpipe.initialise(net, strict=True)
+    assert torch.equal(net[2].weight, before[1])
+    zcpipe.initialise(net)
+    assert torch.equal(net[1].weight, before[0])
+    assert not torch.equal(net[2].weight, before[1])

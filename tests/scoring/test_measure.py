@@ -23,7 +23,7 @@ def run(proxies):
 
 
 def test_two_statistics_of_one_name_are_refused():
-    other = dataclasses.replace(get_proxy("expressivity").statistics[0], measure=lambda rows: 42.0)
+    other = dataclasses.replace(get_proxy("expressivity").statistics[0], moments=lambda feature: feature)
     third = dataclasses.replace(get_proxy("expressivity"), name="third", statistics=(other,))
     with pytest.raises(UsageError, match="another statistic named 'expressivity'"):
         run([get_proxy("expressivity"), third])

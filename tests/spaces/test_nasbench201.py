@@ -119,6 +119,19 @@ def test_key_ignores_the_order_of_the_inner_nodes(cell, order):
     assert SPACE.key(Cell(tuple(operations))) == SPACE.key(cell)
 
 
+def test_keys_never_change():
+    """Tables are keyed and random streams scoped by these texts."""
+    keys = SPACE.all_keys()
+    assert hashlib.blake2b("\n".join(keys).encode(), digest_size=8).hexdigest() == "7d7a1be02d0aad1a"
+    assert [SPACE.key(SPACE[i]) for i in range(0, len(SPACE), 50)] == keys[::50]
+
+
+def test_keys_are_those_of_the_twin(native, monkeypatch):
+    keys = SPACE.all_keys()
+    monkeypatch.setenv("ZCPIPE_NO_NATIVE", "1")
+    assert SPACE.all_keys() == keys
+
+
 def test_key_counts_multiplicity_and_passes_skips_through():
     def key(*operations):
         return SPACE.key(Cell(operations))

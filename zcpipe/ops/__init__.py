@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from zcpipe.ops._library import available, build_info
 from zcpipe.ops.batchnorm import batch_norm_train
+from zcpipe.ops.codes import hamming_distances, sign_codes
 from zcpipe.ops.convolution import conv_batch_norm_train
 from zcpipe.ops.moments import covariance, cross_moment
 from zcpipe.ops.null import null
+from zcpipe.ops.parameters import ParameterStatistics, parameter_statistics
 from zcpipe.ops.philox import Stream
 from zcpipe.ops.pool import avg_pool3x3
+from zcpipe.ops.products import product_sums
+from zcpipe.ops.spectra import largest_singular_values, symmetric_eigenvalues
 
 __all__ = [
+    "ParameterStatistics",
     "Stream",
     "available",
     "avg_pool3x3",
@@ -23,5 +28,11 @@ __all__ = [
     "conv_batch_norm_train",
     "covariance",
     "cross_moment",
+    "hamming_distances",
+    "largest_singular_values",
     "null",
+    "parameter_statistics",
+    "product_sums",
+    "sign_codes",
+    "symmetric_eigenvalues",
 ]

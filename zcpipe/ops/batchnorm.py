@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zcpipe.errors import UsageError
+from zcpipe.ops._autograd import differentiable
 from zcpipe.ops._check import check_channels, check_images, check_like, dense_format, use_native
 from zcpipe.ops._library import on_load
 
@@ -52,7 +53,7 @@ def batch_norm_train(
     check_like("total", total, x.shape, x)
     if not use_native("batch_norm_train", x, weight, bias, total):
         return _batch_norm_train(x, weight, bias, total, eps, relu)
-    return torch.ops.zcpipe.batch_norm_train(x, weight, bias, total, eps, relu)[0]  # type: ignore[no-any-return]
+    return _native(x, weight, bias, total, eps, relu)
 
 
 def _batch_norm_train(
@@ -109,6 +110,9 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]: 
         grads = (None, None, None)
     chosen = (g if needed else None for g, needed in zip(grads, needs, strict=True))
     return *chosen, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+_native = differentiable("batch_norm_train", _backward, _save)
 
 
 @on_load

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zcpipe.errors import UsageError
+from zcpipe.ops._autograd import differentiable
 from zcpipe.ops._check import check_channels, check_float, check_images, check_like, use_native
 from zcpipe.ops._library import on_load
 from zcpipe.ops.batchnorm import batch_norm_train
@@ -59,8 +60,7 @@ def conv_batch_norm_train(
     check_like("total", total, torch.Size(shape), x)
     native = x.dtype == torch.float32 and x.numel() > 0 and stride in (1, 2) and x.device.type in ("cpu", "meta")
     if native and use_native("conv_batch_norm_train", x, weight, norm_weight, norm_bias, total):
-        op = torch.ops.zcpipe.conv_batch_norm_train
-        return op(x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output)[0]  # type: ignore[no-any-return]
+        return _native(x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output)
     return _conv_batch_norm_train(
         x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output
     )
@@ -166,6 +166,9 @@ def _composed(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | 
         asked = [t for t, needed in zip(arguments, needs, strict=True) if needed]
         found = iter(torch.autograd.grad(y, asked, grad, create_graph=again))
     return [next(found) if needed else None for needed in needs]
+
+
+_native = differentiable("conv_batch_norm_train", _backward, _save)
 
 
 @on_load

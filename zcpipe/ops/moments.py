@@ -22,8 +22,8 @@ def covariance(
     detached.
 
     Args:
-        x: a feature map or rows of positions, float32 or float64, of any strides; those of contiguous rows and of
-            contiguous or channels_last maps are read as they are.
+        x: a feature map or rows of positions, float32 or float64, of any strides; contiguous rows and channels_last
+            maps are read as they are.
 
     Returns:
         The covariance, divided by the number of positions; not finite in the rows and columns of channels that hold
@@ -44,34 +44,42 @@ def covariance(
 
 
 def cross_moment(
-    a: Tensor,  # [R, Ca]
-    b: Tensor,  # [R, Cb]
-) -> Tensor:  # [Ca, Cb] float64
-    """Mean over rows of the products of two sets of columns: ``a.T @ b / R``.
+    a: Tensor,  # [N, Ca, r H, r W] or [R, Ca]
+    b: Tensor,  # [N, Cb, H, W] or [R, Cb]
+) -> Tensor:  # [r r Ca, Cb] float64
+    """Mean over positions of the products of two maps' channels: ``a.T @ b / R`` for rows.
 
-    Sums are taken in double precision. A statistic, not a layer: it is not differentiated, and inputs that require
-    gradients are detached.
+    Where `a` has r times the resolution of `b`, each r x r square of its pixels is one position with r r Ca channels
+    (space-to-depth): channel (row of the square, column, channel of `a`). Products of float32 are added up in float32
+    for at most 128 positions, everything else in double precision. A statistic, not a layer: it is not differentiated,
+    and inputs that require gradients are detached.
 
     Args:
-        a: rows, float32 or float64, of any strides; contiguous ones are read as they are.
-        b: as many rows, of the dtype and on the device of `a`.
+        a: rows or a map, float32 or float64, of any strides; contiguous rows and channels_last maps are read as they
+            are.
+        b: as many rows or samples, of the dtype and on the device of `a`.
 
     Returns:
-        The mean products; not finite in the rows and columns of columns that hold non-finite values.
+        The mean products; not finite in the rows and columns of channels that hold non-finite values.
 
     Raises:
-        UsageError: `a` has another dtype, not two dimensions or no row, or `b` does not fit it.
+        UsageError: `a` has another dtype, neither two nor four dimensions or no position, or `b` does not fit it.
     """
     for name, t in (("a", a), ("b", b)):
         check_float(name, t)
-        if t.ndim != 2:
-            raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected two dimensions (rows, columns)")
-    if a.shape[0] == 0:
-        raise UsageError(f"a: got shape {tuple(a.shape)}, expected at least one row")
-    if b.shape[0] != a.shape[0]:
-        raise UsageError(f"b: got shape {tuple(b.shape)}, expected {a.shape[0]} rows as in a")
+        if t.ndim not in (2, 4):
+            raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected rows (R, C) or a feature map (N, C, H, W)")
+    for name, t in (("a", a), ("b", b)):
+        if 0 in (t.shape[0], *t.shape[2:]):
+            raise UsageError(f"{name}: got shape {tuple(t.shape)}, expected at least one position")
+    if b.ndim != a.ndim or b.shape[0] != a.shape[0]:
+        raise UsageError(f"b: got shape {tuple(b.shape)}, expected {a.shape[0]} rows or samples as in a")
     if b.dtype != a.dtype or b.device != a.device:
         raise UsageError(f"b: got {b.dtype} on {b.device}, expected a's {a.dtype} on {a.device}")
+    if a.ndim == 4 and a.shape[2:] != tuple(a.shape[2] // b.shape[2] * size for size in b.shape[2:]):
+        raise UsageError(
+            f"a: got resolution {tuple(a.shape[2:])}, expected an integer multiple of b's {tuple(b.shape[2:])}"
+        )
     a, b = a.detach(), b.detach()
     if not use_native("cross_moment", a, b):
         return _cross_moment(a, b)
@@ -79,7 +87,7 @@ def cross_moment(
 
 
 def _covariance(x: Tensor) -> Tensor:
-    rows = x if x.ndim == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    rows = _as_rows(x)
     count, channels = rows.shape
     origin = rows[0].double()
     gram = rows.new_zeros(channels, channels, dtype=torch.float64)
@@ -93,10 +101,24 @@ def _covariance(x: Tensor) -> Tensor:
 
 
 def _cross_moment(a: Tensor, b: Tensor) -> Tensor:
+    fold = _fold(a, b)
+    if fold > 1:
+        samples, channels, height, width = a.shape
+        squares = a.reshape(samples, channels, height // fold, fold, width // fold, fold)
+        a = squares.permute(0, 2, 4, 3, 5, 1).reshape(-1, fold * fold * channels)
+    a, b = _as_rows(a), _as_rows(b)
     total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float64)
     for i in range(0, a.shape[0], _ROWS_AT_ONCE):
         total += a[i : i + _ROWS_AT_ONCE].double().T @ b[i : i + _ROWS_AT_ONCE].double()
     return total / a.shape[0]
+
+
+def _as_rows(x: Tensor) -> Tensor:  # [N, C, H, W] or [R, C] -> [R, C]
+    return x if x.ndim == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _fold(a: Tensor, b: Tensor) -> int:
+    return a.shape[2] // b.shape[2] if a.ndim == 4 else 1
 
 
 def _fake_covariance(x: Tensor) -> Tensor:
@@ -104,7 +126,7 @@ def _fake_covariance(x: Tensor) -> Tensor:
 
 
 def _fake_cross_moment(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(a.shape[1], b.shape[1], dtype=torch.float64)
+    return a.new_empty(_fold(a, b) ** 2 * a.shape[1], b.shape[1], dtype=torch.float64)
 
 
 @on_load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zcpipe.ops._autograd import differentiable
 from zcpipe.ops._check import check_float, dense_format, use_native
 from zcpipe.ops._library import on_load
 
@@ -29,7 +30,7 @@ def null(
     check_float("x", x)
     if not use_native("null", x):
         return _null(x)
-    return torch.ops.zcpipe.null(x)  # type: ignore[no-any-return]
+    return _native(x)
 
 
 # The twin: what the op computes, in torch's own words.
@@ -44,6 +45,9 @@ def _fake(x: Tensor) -> Tensor:
 
 def _backward(ctx: object, grad: Tensor) -> Tensor:
     return torch.ops.zcpipe.null(grad)  # type: ignore[no-any-return]
+
+
+_native = differentiable("null", _backward)
 
 
 @on_load

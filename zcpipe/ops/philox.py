@@ -142,19 +142,20 @@ class Stream:
         check_float("t", t)
         if t.is_meta:
             return t
-        with torch.no_grad():
-            if not _library.available():
-                values = getattr(_philox_twin, f"_{what}")(self.key, self.nonce, t.numel())
-                return t.copy_(_tensor(values, t.dtype).view(t.shape))
+        if not _library.available():
+            values = getattr(_philox_twin, f"_{what}")(self.key, self.nonce, t.numel())
+            dense = _tensor(values, t.dtype).view(t.shape)
+        else:
             name = f"philox_{what}_"
             op = getattr(torch.ops.zcpipe, name)
             device = t.device if t.is_cuda and _library.has_cuda(name) else torch.device("cpu")
-            if t.device == device and t.is_contiguous(memory_format=dense_format(t)):
-                op(t.detach(), _signed(self.key), _signed(self.nonce))
+            in_place = t.device == device and t.is_contiguous(memory_format=dense_format(t))
+            dense = t.detach() if in_place else torch.empty(t.shape, dtype=t.dtype, device=device)
+            op(dense, _signed(self.key), _signed(self.nonce))
+            if in_place:
                 torch.autograd.graph.increment_version(t)
                 return t
-            dense = torch.empty(t.shape, dtype=t.dtype, device=device)
-            op(dense, _signed(self.key), _signed(self.nonce))
+        with torch.no_grad():
             return t.copy_(dense)
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zcpipe.ops._autograd import differentiable
 from zcpipe.ops._check import check_images, dense_format, use_native
 from zcpipe.ops._library import on_load
 
@@ -31,7 +32,7 @@ def avg_pool3x3(
     check_images("x", x)
     if not use_native("avg_pool3x3", x):
         return _avg_pool3x3(x)
-    return torch.ops.zcpipe.avg_pool3x3(x)  # type: ignore[no-any-return]
+    return _native(x)
 
 
 def _avg_pool3x3(x: Tensor) -> Tensor:
@@ -52,6 +53,9 @@ def _backward(ctx: object, grad: Tensor) -> Tensor:
 
 def _double_backward(ctx: object, grad: Tensor) -> Tensor:
     return torch.ops.zcpipe.avg_pool3x3(grad)  # type: ignore[no-any-return]
+
+
+_native = differentiable("avg_pool3x3", _backward)
 
 
 @on_load

@@ -7,7 +7,7 @@ stem's and every cell's output; f_l is the l-th of L maps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zcpipe.errors import UsageError
-from zcpipe.ops import covariance, cross_moment
-from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe, as_rows
+from zcpipe.ops import covariance, cross_moment, largest_singular_values, symmetric_eigenvalues
+from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe, positions_of
 
 PAPER = "Lee & Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search, CVPR 2024"
 RECIPE = Recipe(init="kaiming_normal", inputs="noise", norm="batch")
@@ -25,74 +25,72 @@ _LOG_EPSILON = 1e-8  # inside the logarithm of the entropy only
 _RECIPROCAL_EPSILON = 1e-6
 
 
-def spectral_entropy(rows: Tensor) -> float:  # [N, C]
-    """Entropy of the normalised eigenvalues of a map's channel covariance, in nats (AZ-NAS Eq. 1-3).
+def spectral_entropies(covariances: Sequence[Tensor]) -> list[float]:  # [C, C] float64 each
+    """Entropy of the normalised eigenvalues of each covariance, in nats (AZ-NAS Eq. 2-3).
 
-    The covariance is divided by N and accumulated in float64, and eigenvalues that rounding pushed below zero count as
-    zero, so no finite map ever gives NaN.
+    Eigenvalues that rounding pushed below zero count as zero, so no finite map ever gives NaN.
 
     Args:
-        rows: the map as positions x channels, [N, C], float32 or float64.
+        covariances: channel covariances of block maps, divided by N (AZ-NAS Eq. 1).
 
     Returns:
-        The entropy; -inf if the map is constant over its positions (a dead block); NaN if it holds non-finite values.
+        The entropies; -inf where a map is constant over its positions (a dead block); NaN where it holds non-finite
+        values.
     """
-    moments = covariance(rows)
-    if not bool(torch.isfinite(moments).all()):
-        return math.nan
-    eigenvalues = torch.linalg.eigvalsh(moments).clamp_min_(0.0)
+    return [_entropy(eigenvalues.cpu().numpy()) for eigenvalues in symmetric_eigenvalues(covariances)]
+
+
+def _entropy(eigenvalues: NDArray[np.float64]) -> float:
+    eigenvalues = np.maximum(eigenvalues, 0.0)  # keeps NaN
     total = eigenvalues.sum()
     if total == 0:
         return -math.inf
     share = eigenvalues / total
-    return float(-(share * torch.log(share + _LOG_EPSILON)).sum())
+    return float(-(share * np.log(share + _LOG_EPSILON)).sum())
 
 
-def pair_trainability(g_in: Tensor, g_out: Tensor) -> float:  # layouts of the two maps
-    """How far a block's local Jacobian is from preserving gradients: 2 - s - 1/(s + 1e-6), at most 0 (AZ-NAS Eq. 8-10).
+def local_jacobian(g_in: Tensor, g_out: Tensor) -> Tensor | None:  # maps -> [r r C_in, C_out] float64
+    """Estimate of a block's local Jacobian: g_in^T g_out / N over the N positions of its output (AZ-NAS Eq. 8).
 
-    s is the largest singular value of g_in^T g_out / N over the N positions of the block's output; where the block
-    reduces the resolution by r, g_in is folded by space-to-depth first.
+    Where the block reduces the resolution by r, g_in is folded by space-to-depth first.
 
     Args:
         g_in: gradient with respect to the block's input map, [N, C, H, W] or [N, T, C] or [N, C].
         g_out: the +-1 probe on the block's output map, same kind of layout.
 
     Returns:
-        The score of the pair; -inf if the block is the identity (g_in equals g_out everywhere); NaN if g_in is not
-        finite.
+        The estimate; None if the block is the identity (g_in equals g_out everywhere).
 
     Raises:
         UsageError: the resolutions are not an integer multiple of each other.
     """
     # Almost every block differs within the first sample; only candidates are compared whole.
-    if g_in.shape == g_out.shape and torch.equal(g_in[0], g_out[0]) and torch.equal(g_in, g_out):
-        return -math.inf
-    product = cross_moment(_folded_rows(g_in, g_out), as_rows(g_out))
-    if not bool(torch.isfinite(product).all()):
-        return math.nan
-    sigma = float(torch.linalg.svdvals(product)[0])
-    return -sigma - 1 / (sigma + _RECIPROCAL_EPSILON) + 2
+    if g_in.shape == g_out.shape and torch.equal(g_in[:1], g_out[:1]) and torch.equal(g_in, g_out):
+        return None
+    if g_in.ndim == 4:
+        strides = [before // max(after, 1) for before, after in zip(g_in.shape[2:], g_out.shape[2:], strict=True)]
+        if strides[0] != strides[1] or g_in.shape[2:] != tuple(strides[0] * size for size in g_out.shape[2:]):
+            raise UsageError(
+                f"trainability needs maps whose resolutions are integer multiples, "
+                f"got {tuple(g_in.shape[2:])} before and {tuple(g_out.shape[2:])} after a block"
+            )
+    return cross_moment(positions_of(g_in), positions_of(g_out))
 
 
-def _folded_rows(g_in: Tensor, g_out: Tensor) -> Tensor:  # -> [N, C_in * r * r]
-    """Rows of ``g_in`` after space-to-depth to the resolution of ``g_out``.
+def pair_trainabilities(jacobians: Sequence[Tensor | None]) -> list[float]:  # as local_jacobian gives them
+    """How far each local Jacobian is from preserving gradients: 2 - s - 1/(s + 1e-6), at most 0 (AZ-NAS Eq. 9-10).
 
-    The order of the folded channels differs from PixelUnshuffle's, which no singular value sees, so that each copied
-    run is a whole pixel in channels-last layout.
+    s is the largest singular value.
+
+    Returns:
+        The scores of the pairs; -inf for the identity; NaN where a gradient is not finite.
     """
-    if g_in.ndim != 4 or g_in.shape[2:] == g_out.shape[2:]:
-        return as_rows(g_in)
-    (height, width), (rows, columns) = g_in.shape[2:], g_out.shape[2:]
-    stride = height // max(rows, 1)
-    if stride < 1 or (height, width) != (rows * stride, columns * stride):
-        raise UsageError(
-            f"trainability needs maps whose resolutions are integer multiples, "
-            f"got {(height, width)} before and {(rows, columns)} after a block"
-        )
-    samples, channels = g_in.shape[:2]
-    pixels = g_in.permute(0, 2, 3, 1).reshape(samples, rows, stride, columns, stride, channels)  # a view
-    return pixels.transpose(2, 3).reshape(-1, channels * stride * stride)
+    sigmas = iter(largest_singular_values([jacobian for jacobian in jacobians if jacobian is not None]))
+    return [-math.inf if jacobian is None else _pair_score(float(next(sigmas))) for jacobian in jacobians]
+
+
+def _pair_score(sigma: float) -> float:
+    return -sigma - 1 / (sigma + _RECIPROCAL_EPSILON) + 2
 
 
 def _sum_of_entropies(statistics: Mapping[str, NDArray[np.float64]]) -> float:
@@ -112,8 +110,8 @@ def _mean_of_pairs(statistics: Mapping[str, NDArray[np.float64]]) -> float:
     return float(np.mean(statistics["trainability"]))
 
 
-_ENTROPY = MapStatistic("expressivity", "nat", spectral_entropy)
-_PAIR = JacobianStatistic("trainability", "", pair_trainability)
+_ENTROPY = MapStatistic("expressivity", "nat", covariance, spectral_entropies)
+_PAIR = JacobianStatistic("trainability", "", local_jacobian, pair_trainabilities)
 
 PROXIES = (
     Proxy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,28 +28,32 @@ class Recipe:
 
 @dataclass(frozen=True)
 class MapStatistic:
-    """One number per block from its feature map.
+    """One number per block from its feature map, in two steps, so that the second one serves all blocks at once.
 
-    ``measure`` takes the map as rows of positions, [positions, channels], and returns the number: -inf where the
-    definition calls the block degenerate, NaN where the map holds non-finite values.
+    ``moments`` takes the map, images [N, C, H, W] as they are, tokens and vectors as rows [positions, C], and returns
+    a small tensor. ``finish`` takes those of all blocks and returns their numbers: -inf where the definition calls a
+    block degenerate, NaN where its map holds non-finite values.
     """
 
     name: str
     unit: str
-    measure: Callable[[Tensor], float]
+    moments: Callable[[Tensor], Tensor]
+    finish: Callable[[Sequence[Tensor]], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class JacobianStatistic:
-    """One number per block after the first, from one probe of its local Jacobian.
+    """One number per block after the first, from one probe of its local Jacobian, in the same two steps.
 
-    ``measure`` takes the gradient with respect to the previous map and the probe it was computed from, both in the
-    layout of their maps, [N, C, H, W] or [N, T, C] or [N, C].
+    ``moments`` takes the gradient with respect to the previous map and the probe it was computed from, both in the
+    layout of their maps, [N, C, H, W] or [N, T, C] or [N, C]; it may return None for a block that needs no numbers,
+    such as the identity.
     """
 
     name: str
     unit: str
-    measure: Callable[[Tensor, Tensor], float]
+    moments: Callable[[Tensor, Tensor], Tensor | None]
+    finish: Callable[[Sequence[Tensor | None]], Sequence[float]]
 
 
 Statistic = MapStatistic | JacobianStatistic
@@ -75,8 +79,8 @@ class Proxy:
     paper: str
 
 
-def as_rows(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N, C] -> [positions, C]
-    """View a map as positions x channels (a copy only where the memory layout forces one).
+def positions_of(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N, C]
+    """Return what the moment operations read: images as they are, tokens and vectors as rows, [positions, C].
 
     Raises:
         UsageError: another number of dimensions.
@@ -85,6 +89,4 @@ def as_rows(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N, C] -
         raise UsageError(
             f"block maps must be [N, C, H, W], tokens [N, T, C] or vectors [N, C], got shape {tuple(feature.shape)}"
         )
-    if feature.ndim == 4:
-        feature = feature.permute(0, 2, 3, 1)
-    return feature.reshape(-1, feature.shape[-1])
+    return feature.flatten(0, 1) if feature.ndim == 3 else feature

@@ -1,4 +1,4 @@
-"""The worker process: ``python -m zcpipe.run.worker FD`` scores what its supervisor sends over a socket.
+"""The worker process: ``main`` scores what its supervisor sends over a socket.
 
 It announces each unit before it starts it, so that the supervisor knows which one was executing when a worker dies, and
 says what is known of it without its network: asking the space for that is not safe in the supervisor.
@@ -8,6 +8,7 @@ It ends with the supervisor: on Linux at once, whatever is being computed; elsew
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ def main(descriptor: int) -> None:
     _end_with_supervisor(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     os.set_inheritable(descriptor, False)
+    gc.freeze()  # what was imported stays, and is not looked at again
+    gc.enable()
     connection = Connection(descriptor)
     inbox: SimpleQueue[Lease] = SimpleQueue()
     torch.set_num_threads(1)
@@ -97,7 +100,3 @@ def _watch(supervisor: int) -> None:
     while os.getppid() == supervisor:
         time.sleep(1.0)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

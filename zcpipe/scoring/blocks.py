@@ -6,7 +6,6 @@ network goes on from a detached leaf. Memory therefore holds one block's graph a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zcpipe.errors import UsageError, unknown_name
-from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, as_rows
+from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
 
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
 ProbeSource = Callable[[str, Tensor], Tensor]
@@ -27,10 +26,10 @@ _SEQUENCES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)  # their ma
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block pass measured; a statistic in ``errors`` holds NaN where its measure failed."""
+    """What a block pass measured; a statistic in ``errors`` failed and holds NaN."""
 
     statistics: dict[str, NDArray[np.float64]]
-    errors: dict[str, Exception]  # the first error of each statistic that failed
+    errors: dict[str, Exception]  # why each such statistic failed
 
 
 def block_statistics(
@@ -72,14 +71,15 @@ def block_statistics(
 
 
 class _Walk:
-    """State of one block pass: what was measured and the leaf the next block starts from."""
+    """State of one block pass: the moments taken so far and the leaf the next block starts from."""
 
     def __init__(self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource) -> None:
         self._blocks = blocks
+        self._statistics = statistics
         self._map_statistics = [s for s in statistics if isinstance(s, MapStatistic)]
         self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
         self._probe = probe
-        self._values: dict[str, list[float]] = {s.name: [] for s in statistics}
+        self._moments: dict[str, list[Any]] = {s.name: [] for s in statistics}
         self._errors: dict[str, Exception] = {}
         self._done = 0
         self._leaf: Tensor | None = None
@@ -107,25 +107,33 @@ class _Walk:
             g_out = self._probe(name, output)
             g_in = _local_gradient(output, self._leaf, g_out)
             for jacobian in self._jacobian_statistics:
-                self._keep(jacobian, lambda measure=jacobian.measure: measure(g_in, g_out))  # type: ignore[misc]
-        rows = as_rows(output.detach())
+                self._keep(jacobian, g_in, g_out)
+        feature = positions_of(output.detach())
         for statistic in self._map_statistics:
-            self._keep(statistic, lambda measure=statistic.measure: measure(rows))  # type: ignore[misc]
+            self._keep(statistic, feature)
 
-    def _keep(self, statistic: Statistic, measure: Callable[[], float]) -> None:
-        """Take one value; a measure that fails costs the proxies that read it, not the whole pass."""
+    def _keep(self, statistic: Statistic, *tensors: Tensor) -> None:
+        """Take one block's moments; a failure costs the proxies that read the statistic, not the whole pass."""
+        if statistic.name in self._errors:
+            return
         try:
-            value = measure()
+            self._moments[statistic.name].append(statistic.moments(*tensors))
         except Exception as error:
-            self._errors.setdefault(statistic.name, error)
-            value = math.nan
-        self._values[statistic.name].append(value)
+            self._errors[statistic.name] = error
 
     def finish(self) -> BlockResult:
-        """Return the collected values once every block has run."""
+        """Turn the moments into values once every block has run."""
         if self._done < len(self._blocks):
             raise UsageError(f"block {self._blocks[self._done]!r} did not run in the forward pass")
-        values = {name: np.array(values, np.float64) for name, values in self._values.items()}
+        values = {}
+        for statistic in self._statistics:
+            moments = self._moments[statistic.name]
+            values[statistic.name] = np.full(self._done - isinstance(statistic, JacobianStatistic), np.nan)
+            if statistic.name not in self._errors:
+                try:
+                    values[statistic.name][:] = statistic.finish(moments)
+                except Exception as error:
+                    self._errors[statistic.name] = error
         return BlockResult(values, self._errors)
 
 
@@ -133,5 +141,23 @@ def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
     """Vector-Jacobian product of a block; zeros if its output does not depend on the previous map."""
     if not output.requires_grad:
         return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(output, leaf, g_out, allow_unused=True)
+    seed = _Seed.apply(output, g_out)  # type: ignore[no-untyped-call]
+    (gradient,) = torch.autograd.grad(seed, leaf, allow_unused=True)
     return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+class _Seed(torch.autograd.Function):
+    """A scalar whose derivative by ``output`` is ``g_out``.
+
+    Given a cotangent, torch.autograd.grad first imports a computer algebra system to compare two shapes, which takes
+    longer than scoring a small network.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, g_out: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+        ctx.g_out = g_out
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return ctx.g_out, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+_Layers = Sequence[tuple[str, nn.Module]]
 
 
 def initialise(
@@ -23,6 +24,7 @@ def initialise(
     scope: str = "",
     repeat: int = 0,
     device: str | torch.device | None = None,
+    strict: bool = False,
 ) -> nn.Module:
     """Give a model Kaiming-normal weights (fan-in, gain for ReLU), in place, and return it.
 
@@ -37,61 +39,58 @@ def initialise(
         scope: what shares weights: the architecture's key.
         repeat: number of the repetition.
         device: where the model is moved to, or made if it is on the meta device; by default it stays (meta: the CPU).
+        strict: refuse parameters that no rule fills also where they have values.
 
     Raises:
-        UsageError: the model is on the meta device and holds a parameter or buffer that no rule fills.
+        UsageError: the model holds a parameter that no rule fills, or on the meta device a buffer, and `strict` is
+            set or the model is on the meta device.
     """
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    layers = list(model.named_modules())
+    parameters = [p for _, layer in layers for p in layer._parameters.values() if p is not None]
+    target = None if device is None else torch.device(device)
+    on_meta = any(parameter.is_meta for parameter in parameters)
+    if strict or on_meta:
+        _require_rules(layers)
     if on_meta:
-        require_rules(model)
-        _refuse_empty_buffers(model)
-        model.to_empty(device=device or "cpu")
-    elif device is not None and any(p.device != torch.device(device) for p in model.parameters()):
-        model.to(device)
-    for name, module in model.named_modules():
-        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
-            stream = Stream.of(seed, space, scope, repeat, f"weight:{name}")
-            _kaiming_normal(module.weight, stream)
-            _fill(module.bias, 0.0)
-        elif isinstance(module, _NORMS):
-            _fill(module.weight, 1.0)
-            _fill(module.bias, 0.0)
-        reset_statistics: Callable[[], None] | None = getattr(module, "reset_running_stats", None)
-        if on_meta and reset_statistics is not None:
-            reset_statistics()
+        _refuse_empty_buffers(layers)
+        model.to_empty(device=target or "cpu")
+    elif target is not None and any(parameter.device != target for parameter in parameters):
+        model.to(target)
+    with torch.no_grad():
+        for name, layer in layers:
+            if isinstance(layer, _WEIGHTED):
+                _kaiming_normal(layer.weight, Stream.of(seed, space, scope, repeat, f"weight:{name}"))
+                _fill(layer.bias, 0.0)
+            elif isinstance(layer, _NORMS):
+                _fill(layer.weight, 1.0)
+                _fill(layer.bias, 0.0)
+            if on_meta and hasattr(layer, "reset_running_stats"):
+                layer.reset_running_stats()
     return model
 
 
 def _kaiming_normal(weight: Tensor, stream: Stream) -> None:
-    with torch.no_grad():
-        stream.normal_(weight)
-        weight.mul_(math.sqrt(2.0 / weight[0].numel()))
+    stream.normal_(weight).mul_(math.sqrt(2.0 / math.prod(weight.shape[1:])))
 
 
 def _fill(parameter: Tensor | None, value: float) -> None:
     if parameter is not None:
-        with torch.no_grad():
-            parameter.fill_(value)
+        parameter.fill_(value)
 
 
-def require_rules(model: nn.Module) -> None:
-    """Refuse a model with parameters that `initialise` would leave as they are.
-
-    Raises:
-        UsageError: it names the first such layer.
-    """
-    for name, module in model.named_modules():
-        known = isinstance(module, (*_CONVOLUTIONS, nn.Linear, *_NORMS))
-        if not known and any(True for _ in module.parameters(recurse=False)):
+def _require_rules(layers: _Layers) -> None:
+    """Refuse parameters that `initialise` would leave as they are; the first such layer is named."""
+    for name, module in layers:
+        if not isinstance(module, (*_WEIGHTED, *_NORMS)) and any(p is not None for p in module._parameters.values()):
             raise UsageError(
                 f"no initialisation rule for layer {name!r} of type {type(module).__name__}; "
                 "give the model weights of its own and score it with zcpipe.score"
             )
 
 
-def _refuse_empty_buffers(model: nn.Module) -> None:
+def _refuse_empty_buffers(layers: _Layers) -> None:
     """A meta buffer would come out as whatever the memory held; only norm layers know how to reset theirs."""
-    for name, module in model.named_modules():
+    for name, module in layers:
         for buffer, content in module.named_buffers(recurse=False):
             if content.is_meta and not hasattr(module, "reset_running_stats"):
                 raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeGuard
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zcpipe.ops import avg_pool3x3, batch_norm_train, conv_batch_norm_train
+from zcpipe.scoring.cells import Convolution, Identity, Layer, Pool, fast_cell
+from zcpipe.spaces.layers import Dag, Op
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -24,8 +26,10 @@ def fast_operations(model: nn.Module) -> Iterator[None]:
 
     Single pools and batch norms are swapped, and chains of [ReLU,] convolution, batch norm [, ReLU] that make a whole
     ``nn.Sequential``. Each also gets a method ``forward_onto(x, total)``, which adds its output to a sum in one go (see
-    `zcpipe.spaces.layers.add_to`). Meant for a model already in the state of its pass: what counts is whether a module
-    is in train mode inside. Modules with hooks of their own stay as they are.
+    `zcpipe.spaces.layers.add_to`). Cells that are a `Dag` of such layers become one step of autograd each.
+
+    Meant for a model already in the state of its pass: what counts is whether a module is in train mode inside.
+    Modules with hooks of their own stay as they are.
     """
     swapped = []
     try:
@@ -35,10 +39,15 @@ def fast_operations(model: nn.Module) -> Iterator[None]:
                 # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
                 vars(module).update(forward=_alone(onto), forward_onto=onto)
                 swapped.append(module)
+            cell = _replace_cell(module) if isinstance(module, Dag) and "forward" not in vars(module) else None
+            if cell is not None:
+                vars(module)["forward"] = cell
+                swapped.append(module)
         yield
     finally:
         for module in swapped:
-            del vars(module)["forward"], vars(module)["forward_onto"]
+            del vars(module)["forward"]
+            vars(module).pop("forward_onto", None)
 
 
 def _alone(onto: _Onto) -> Callable[[Tensor], Tensor]:
@@ -47,8 +56,9 @@ def _alone(onto: _Onto) -> Callable[[Tensor], Tensor]:
 
 def _replacement(module: nn.Module) -> _Onto | None:
     """Return what a native operation gives this module, None if none fits."""
-    if type(module) is nn.Sequential:
-        return _replace_chain(module, list(module))
+    chain = _fused_chain(module) if type(module) is nn.Sequential else None
+    if chain is not None:
+        return _for_images(module, _run_chain(chain))
     if _is_avg_pool3x3(module):
         return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
     if _is_batch_norm(module):
@@ -57,19 +67,8 @@ def _replacement(module: nn.Module) -> _Onto | None:
     return None
 
 
-def _replace_chain(chain: nn.Module, parts: Sequence[nn.Module]) -> _Onto | None:
-    """Fuse a whole chain of [ReLU,] convolution, batch norm [, ReLU]."""
-    middle = [part for part in parts if type(part) is not nn.ReLU]
-    if len(middle) != 2 or any(map(_has_hooks, parts)):
-        return None
-    conv, norm = middle
-    at = list(parts).index(conv)
-    relu_input, relu_output = at == 1, len(parts) - at == 3
-    if list(parts[at : at + 2]) != middle or len(parts) != 2 + relu_input + relu_output:
-        return None
-    if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
-        return None
-    stride, padding = int(conv.stride[0]), int(conv.padding[0])
+def _run_chain(chain: Convolution) -> _Onto:
+    conv, norm = chain.conv, chain.norm
 
     def onto(x: Tensor, total: Tensor | None) -> Tensor:
         return conv_batch_norm_train(
@@ -78,14 +77,51 @@ def _replace_chain(chain: nn.Module, parts: Sequence[nn.Module]) -> _Onto | None
             norm.weight,
             norm.bias,
             norm.eps,
-            stride=stride,
-            padding=padding,
-            relu_input=relu_input,
-            relu_output=relu_output,
+            stride=chain.stride,
+            padding=chain.padding,
+            relu_input=chain.relu_input,
+            relu_output=chain.relu_output,
             total=total,
         )
 
-    return _for_images(chain, onto)
+    return onto
+
+
+def _fused_chain(chain: nn.Sequential) -> Convolution | None:
+    """Return a whole chain of [ReLU,] convolution, batch norm [, ReLU], None for any other."""
+    parts = list(chain)
+    middle = [part for part in parts if type(part) is not nn.ReLU]
+    if len(middle) != 2 or any(map(_has_hooks, parts)):
+        return None
+    conv, norm = middle
+    at = parts.index(conv)
+    relu_input, relu_output = at == 1, len(parts) - at == 3
+    if parts[at : at + 2] != middle or len(parts) != 2 + relu_input + relu_output:
+        return None
+    if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
+        return None
+    return Convolution(conv, norm, relu_input, relu_output)
+
+
+def _replace_cell(cell: Dag) -> Callable[[Tensor], Tensor] | None:
+    """Return the fast forward of a cell, None if one of its layers has none or parameters want gradients."""
+    if type(cell).forward is not Dag.forward or any(p.requires_grad for p in cell.parameters()):
+        return None
+    layers = [_cell_layer(layer) for layer in cell.layers.values()]
+    known = [layer for layer in layers if layer is not None]
+    return fast_cell(cell, known) if len(known) == len(layers) else None
+
+
+def _cell_layer(layer: nn.Module) -> Layer | None:
+    if any(map(_has_hooks, layer.modules())):
+        return None
+    if type(layer) is nn.Identity:
+        return Identity()
+    if _is_avg_pool3x3(layer):
+        return Pool()
+    inner = layer.op if isinstance(layer, Op) else layer
+    chain = _fused_chain(inner) if type(inner) is nn.Sequential else None
+    return chain if chain is not None and chain.stride in (1, 2) else None
 
 
 def _for_images(module: nn.Module, onto: _Onto) -> _Onto:

@@ -16,7 +16,7 @@ from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import Proxy, resolve
 from zcpipe.scoring.columns import COUNTS, Column, columns_of
-from zcpipe.scoring.init import initialise, require_rules
+from zcpipe.scoring.init import initialise
 from zcpipe.scoring.measure import Failure, Measurement, measure, philox_probes, status_of
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture
@@ -66,9 +66,14 @@ class ClassScorer:
         results = []
         for repeat in range(spec.repeats):
             built = self._space.build(arch, spec.dataset)
-            require_rules(built.model)
             model = initialise(
-                built.model, seed=spec.seed, space=spec.space, scope=key, repeat=repeat, device=spec.device
+                built.model,
+                seed=spec.seed,
+                space=spec.space,
+                scope=key,
+                repeat=repeat,
+                device=spec.device,
+                strict=True,
             )
             size = partial(self._space.size, arch, spec.dataset)
             probe = philox_probes(spec.seed, spec.space, key, repeat)

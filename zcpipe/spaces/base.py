@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -100,4 +100,13 @@ class EnumerableSpace(Space[A], Protocol[A]):
 
     def index(self, arch: A) -> int:
         """Return the position of ``arch`` in the space's own order."""
+        ...
+
+
+@runtime_checkable
+class KeyedAtOnce(Protocol):
+    """What an enumerable space offers besides where its keys are cheaper together than one by one."""
+
+    def all_keys(self) -> Sequence[str]:
+        """Return the key of every member, in the space's own order."""
         ...

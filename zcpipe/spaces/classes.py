@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.spaces.base import Architecture, EnumerableSpace
+from zcpipe.spaces.base import Architecture, EnumerableSpace, KeyedAtOnce
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class KeyClasses:
 
 @lru_cache(maxsize=4)
 def key_classes(space: EnumerableSpace[Architecture]) -> KeyClasses:
-    """Compute the key classes of the whole space (about a second for 15,625 cells, then remembered)."""
+    """Compute the key classes of the whole space, once in a process."""
     numbers: dict[str, int] = {}
     representative: list[int] = []
     class_of = np.empty(len(space), np.int32)
-    for index in range(len(space)):
-        key = space.key(space[index])
+    keys = space.all_keys() if isinstance(space, KeyedAtOnce) else (space.key(space[i]) for i in range(len(space)))
+    for index, key in enumerate(keys):
         number = numbers.setdefault(key, len(numbers))
         if number == len(representative):
             representative.append(index)

@@ -8,25 +8,38 @@ its checkpoints load (``strict=False`` where dead edges were left out).
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 from torch import Tensor, nn
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
-from zcpipe.spaces.layers import Conv2d, Linear, add_to
+from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, live_edges
+from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, replica
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from, to) in the order of the cell's text
 KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 WIDTH, CELLS_PER_STAGE, STAGES = 16, 5, 3
+
+_WIRING = Wiring(
+    operations=(
+        Operation("zero"),
+        Operation("identity"),
+        Operation("weighted", "c1"),
+        Operation("weighted", "c3"),
+        Operation("free", "p"),
+    ),
+    inputs=("x",),
+    edges=EDGES,
+    outputs=(3,),
+)
 
 # The benchmark numbered its cells by one shuffle of the lexicographic list under this seed.
 _ORDER_SEED = 88
@@ -45,19 +58,7 @@ class Cell:
     @cached_property
     def live(self) -> tuple[bool, ...]:
         """Whether each edge lies on a path from input to output, in the order of ``EDGES``."""
-        present = [operation != "none" for operation in self.operations]
-        reached = {0}
-        for (source, target), there in zip(EDGES, present, strict=True):
-            if there and source in reached:
-                reached.add(target)
-        useful = {3}
-        for (source, target), there in reversed(list(zip(EDGES, present, strict=True))):
-            if there and target in useful:
-                useful.add(source)
-        return tuple(
-            there and source in reached and target in useful
-            for (source, target), there in zip(EDGES, present, strict=True)
-        )
+        return tuple(live_edges(_WIRING, [_numbers(self)])[0].tolist())
 
 
 class NasBench201:
@@ -85,8 +86,8 @@ class NasBench201:
     def index(self, arch: Cell) -> int:
         """Return the benchmark's index of a cell."""
         number = 0
-        for operation in arch.operations:
-            number = number * len(OPERATIONS) + OPERATIONS.index(operation)
+        for operation in _numbers(arch):
+            number = number * len(OPERATIONS) + operation
         position: int = _position()[number]
         return position
 
@@ -141,7 +142,12 @@ class NasBench201:
         Cells share it exactly if they compute the same function of the same number of independent weights: dead edges
         vanish, skips pass their sum through, equal weight-free terms count with multiplicity. 5,260 over the space.
         """
-        return _expression(arch)
+        return canonical_text(_WIRING, _numbers(arch))
+
+    def all_keys(self) -> list[str]:
+        """Return the keys of all cells in index order."""
+        leading = len(OPERATIONS) ** np.arange(len(EDGES))[::-1]
+        return canonical_texts(_WIRING, np.array(_order())[:, None] // leading % len(OPERATIONS))
 
     def size(self, arch: Cell, dataset: str) -> Size:
         """Return parameters and multiply-accumulates of the FULL cell's network, dead edges included."""
@@ -204,69 +210,26 @@ def _digits(number: int) -> tuple[int, ...]:
     return tuple(number // base ** (len(EDGES) - 1 - edge) % base for edge in range(len(EDGES)))
 
 
+def _numbers(arch: Cell) -> list[int]:
+    return [OPERATIONS.index(operation) for operation in arch.operations]
+
+
 def _conv(kernel: int, inputs: int, outputs: int, pixels: int) -> Size:
     """Size of a bias-free convolution with its affine batch norm at ``pixels`` output positions."""
     weights = kernel * kernel * inputs * outputs
     return Size(weights + 2 * outputs, weights * pixels)
 
 
-def _expression(arch: Cell) -> str:
-    """Canonical text of node 3 as a sum of terms; see ``NasBench201.key``.
-
-    A weighted edge is an atom with weights of its own, so two edges with equal text are told apart by a number; the
-    numbering that gives the smallest text is canonical.
-    """
-    twins: dict[str, list[int]] = {}  # text without numbers -> weighted edges that have it
-    _render(arch, {}, twins)
-    twins = {text: edges for text, edges in twins.items() if len(edges) > 1}
-    texts = []
-    for orders in itertools.product(*(itertools.permutations(edges) for edges in twins.values())):
-        numbers = {edge: f"#{number}" for order in orders for number, edge in enumerate(order, start=1)}
-        texts.append(_render(arch, numbers, {}))
-    return min(texts)
-
-
-def _render(arch: Cell, numbers: dict[int, str], twins: dict[str, list[int]]) -> str:
-    """Write the cell's output as text, weighted edges marked by ``numbers``; collect the weighted edges by text."""
-    sums: list[Counter[str]] = [Counter({"x": 1}), Counter(), Counter(), Counter()]
-    for edge, (source, target) in enumerate(EDGES):
-        operation = arch.operations[edge]
-        if not arch.live[edge]:
-            continue
-        if operation == "skip_connect":
-            sums[target].update(sums[source])
-            continue
-        term = f"{_SHORT[operation]}{numbers.get(edge, '')}({_sum_text(sums[source])})"
-        if operation in KERNELS:
-            twins.setdefault(term, []).append(edge)
-        sums[target][term] += 1
-    return _sum_text(sums[3])
-
-
-_SHORT = {"nor_conv_1x1": "c1", "nor_conv_3x3": "c3", "avg_pool_3x3": "p"}
-
-
-def _sum_text(terms: Counter[str]) -> str:
-    return "+".join(f"{count}{term}" if count > 1 else term for term, count in sorted(terms.items())) or "0"
-
-
 def _block_names(cells_per_stage: int) -> tuple[str, ...]:
     return ("stem", *(f"cells.{i}" for i in range(STAGES * (cells_per_stage + 1) - 1)))
 
 
-class _ReluConvBn(nn.Module):
+class _ReluConvBn(Op):
     """ReLU, bias-free convolution, batch norm: the benchmark's weighted operation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
         conv = Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        self.op = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        return self.forward_onto(x, None)
-
-    def forward_onto(self, x: Tensor, total: Tensor | None) -> Tensor:  # [N, C, H, W]
-        return add_to(total, self.op, x)
+        super().__init__(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
 
 
 class _Reduction(nn.Module):
@@ -283,21 +246,14 @@ class _Reduction(nn.Module):
         return add_to(self.downsample(x), self.conv_b, self.conv_a(x))
 
 
-class _Cell(nn.Module):
+class _Cell(Dag):
     """The live edges of a cell; a cell without any gives zeros."""
 
     def __init__(self, arch: Cell, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(
-            {str(edge): _operation(arch.operations[edge], channels) for edge, live in enumerate(arch.live) if live}
-        )
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        nodes = {0: x}
-        for name, layer in self.layers.items():
-            source, target = EDGES[int(name)]
-            nodes[target] = add_to(nodes.get(target), layer, nodes[source])
-        return nodes[3] if 3 in nodes else x.new_zeros(x.shape)
+        live = [edge for edge, lives in enumerate(arch.live) if lives]
+        made = {name: _operation(name, channels) for name in {arch.operations[edge] for edge in live}}
+        layers = {str(edge): replica(made[arch.operations[edge]]) for edge in live}
+        super().__init__([EDGES[edge] for edge in live], layers, output=3)
 
 
 def _operation(name: str, channels: int) -> nn.Module:
@@ -320,7 +276,8 @@ class _Network(nn.Module):
             width = WIDTH << stage
             if stage:
                 self.cells.append(_Reduction(width // 2, width))
-            self.cells.extend(_Cell(arch, width) for _ in range(cells_per_stage))
+            cell = _Cell(arch, width)
+            self.cells.extend(replica(cell) if i else cell for i in range(cells_per_stage))
         self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = Linear(width, dataset.classes)

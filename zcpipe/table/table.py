@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
@@ -100,6 +99,8 @@ class Table:
             DataError: some are not in the table; the first few are named.
             UsageError: the table has no such column.
         """
+        import pyarrow.compute as pc  # slow to import, and every worker imports this module
+
         wanted = pa.array([str(arch) for arch in archs], pa.string())
         found = pc.index_in(wanted, value_set=self._archs)
         if found.null_count:

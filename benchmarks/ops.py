@@ -1,0 +1,315 @@
+"""CPU time of each native op against torch's own for the same purpose, at 64x16x32x32 in float32 and channels_last.
+
+    python -m benchmarks.ops                      # table
+    python -m benchmarks.ops --json
+
+Every op is first compared with a float64 or twin result. Then ours and torch's run in turns, one thread, as often
+each time as takes a few milliseconds; the ratio is that of their CPU times within a turn: median, quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zcpipe import ops
+from zcpipe.ops._philox_twin import _normal, _rademacher
+from zcpipe.ops.codes import _hamming_distances, _sign_codes
+from zcpipe.ops.moments import _covariance, _cross_moment
+from zcpipe.ops.parameters import _parameter_statistics
+from zcpipe.ops.products import _product_sums
+
+SHAPE = (64, 16, 32, 32)
+TURN = 4e-3  # seconds of CPU time of one contender's turn
+
+
+class Case(NamedTuple):
+    """An op, torch's way to the same end, and the exact result that ours must have."""
+
+    name: str
+    ours: Callable[[], Tensor]
+    theirs: Callable[[], object]
+    exact: Callable[[], Tensor]
+    tolerance: float  # of the largest error, relative to the largest exact value
+
+
+def _image(seed: int) -> Tensor:
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def _pooling() -> list[Case]:
+    x, grad = _image(1), _image(2)
+    geometry = ([3, 3], [1, 1], [1, 1], False, False, None)
+
+    def pool(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+    def back(grad: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.avg_pool2d_backward(grad, x, *geometry)
+
+    native = torch.ops.zcpipe
+    return [
+        Case("avg_pool3x3 forward", lambda: ops.avg_pool3x3(x), lambda: pool(x), lambda: pool(x.double()), 1e-6),
+        Case(
+            "avg_pool3x3 backward",
+            lambda: native.avg_pool3x3_backward(grad),
+            lambda: back(grad, x),
+            lambda: back(grad.double(), x.double()),
+            1e-6,
+        ),
+    ]
+
+
+def _normalisation() -> list[Case]:
+    x, grad = _image(1), _image(2)
+    weight, bias, eps = torch.rand(SHAPE[1]) + 0.5, torch.rand(SHAPE[1]), 1e-5
+    _, mean, invstd = torch.ops.zcpipe.batch_norm_train(x, weight, bias, None, eps, False)
+
+    def norm(*tensors: Tensor) -> Tensor:
+        x, weight, bias = tensors
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+    def back(*tensors: Tensor) -> tuple[Tensor, ...]:
+        grad, x, weight, mean, invstd = tensors
+        wanted = [True, True, True]
+        return torch.ops.aten.native_batch_norm_backward(grad, x, weight, None, None, mean, invstd, True, eps, wanted)
+
+    theirs = (grad, x, weight, mean.float(), invstd.float())
+    exact = [t.double() for t in (grad, x, weight, mean, invstd)]
+    return [
+        Case(
+            "batch_norm_train forward",
+            lambda: ops.batch_norm_train(x, weight, bias, eps),
+            lambda: norm(x, weight, bias),
+            lambda: norm(x.double(), weight.double(), bias.double()),
+            1e-6,
+        ),
+        Case(
+            "batch_norm_train backward",
+            lambda: torch.ops.zcpipe.batch_norm_train_backward(grad, x, weight, bias, mean, invstd, False)[0],
+            lambda: back(*theirs),
+            lambda: back(*exact)[0],
+            1e-6,
+        ),
+    ]
+
+
+def _convolution(kernel: int) -> Case:
+    """ReLU, convolution, batch norm and a sum, forward and the input's gradient."""
+    x, total, grad = _image(1), _image(2), _image(3)
+    channels = SHAPE[1]
+    weight = torch.randn(channels, channels, kernel, kernel, generator=torch.Generator().manual_seed(4))
+
+    def theirs(x: Tensor, weight: Tensor, total: Tensor, grad: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        y = F.batch_norm(F.conv2d(F.relu(x), weight, padding=kernel // 2), None, None, training=True) + total
+        return torch.cat([y.detach(), *torch.autograd.grad(y, x, grad)])
+
+    def ours() -> Tensor:
+        leaf = x.detach().requires_grad_()
+        y = ops.conv_batch_norm_train(leaf, weight, padding=kernel // 2, relu_input=True, total=total)
+        return torch.cat([y.detach(), *torch.autograd.grad(y, leaf, grad)])
+
+    return Case(
+        f"ReLU, {kernel}x{kernel} convolution, norm, sum; both ways",
+        ours,
+        lambda: theirs(x, weight, total, grad),
+        lambda: theirs(x.double(), weight.double(), total.double(), grad.double()),
+        1e-4,
+    )
+
+
+def _random_numbers() -> list[Case]:
+    out, stream = _image(1), ops.Stream(key=1, nonce=2)
+
+    def numbers(draw: Callable[[int, int, int], object]) -> Tensor:
+        return torch.as_tensor(draw(stream.key, stream.nonce, out.numel())).view(SHAPE)
+
+    return [
+        Case(
+            "Rademacher probe",
+            lambda: stream.rademacher_(out),
+            lambda: (torch.bernoulli(torch.full_like(out, 0.5)) - 0.5) * 2,
+            lambda: numbers(_rademacher),
+            0,
+        ),
+        Case(
+            "philox normals",
+            lambda: stream.normal_(out),
+            lambda: torch.randn_like(out),
+            lambda: numbers(_normal),
+            1e-7,  # float32 rounds
+        ),
+    ]
+
+
+def _moments() -> list[Case]:
+    x = _image(1)
+    a, b = _rows(x), _rows(_image(2))
+
+    def covariance(rows: Tensor) -> Tensor:
+        centred = rows - rows.mean(0, keepdim=True)
+        return centred.T @ centred / rows.shape[0]
+
+    return [
+        Case("covariance", lambda: ops.covariance(x), lambda: covariance(a), lambda: _covariance(x), 1e-7),
+        Case(
+            "cross_moment",
+            lambda: ops.cross_moment(a, b),
+            lambda: a.T @ b / a.shape[0],
+            lambda: _cross_moment(a, b),
+            1e-6,
+        ),
+    ]
+
+
+def _layers() -> tuple[list[Tensor], list[Tensor]]:
+    """Return an all-3x3 NAS-Bench-201 network's weights and, as torch's channels_last backward lays them, gradients."""
+    shapes = [(16, 3, 3, 3)]
+    for width in (16, 32, 64):
+        if width > 16:
+            shapes += [(width, width // 2, 3, 3), (width, width, 3, 3), (width, width // 2, 1, 1)]
+        shapes += 30 * [(width, width, 3, 3)]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last) for shape in shapes]
+    return weights, grads
+
+
+def _parameters() -> list[Case]:
+    weights, grads = _layers()
+    dense = [g.contiguous() for g in grads]
+
+    def sums(grads: Sequence[Tensor]) -> list[Tensor]:
+        columns = []
+        for w, g in zip(weights, grads, strict=True):
+            products = g * w
+            columns += [g.square().sum(), products.sum(), products.abs().sum(), w.square().sum()]
+        return columns
+
+    def case(name: str, grads: Sequence[Tensor]) -> Case:
+        return Case(
+            name,
+            lambda: torch.stack(ops.parameter_statistics(weights, grads), 1),
+            lambda: torch.stack(sums(grads)),
+            lambda: _parameter_statistics(weights, grads),
+            1e-12,
+        )
+
+    return [
+        case(f"parameter_statistics of {len(weights)} layers", grads),
+        case("parameter_statistics, contiguous gradients", dense),
+    ]
+
+
+def _products() -> list[Case]:
+    z, dz = _image(1), _image(2)
+    return [
+        Case(
+            "product_sums",
+            lambda: ops.product_sums(z, dz),
+            lambda: (z * dz).sum((2, 3)),
+            lambda: _product_sums(z, dz),
+            1e-12,
+        )
+    ]
+
+
+def _activation_codes() -> list[Case]:
+    x = _image(1)
+    codes, on = ops.sign_codes(x), (x > 0).flatten(1).float()
+    return [
+        Case("sign_codes", lambda: ops.sign_codes(x), lambda: (x > 0).flatten(1).float(), lambda: _sign_codes(x), 0),
+        Case(
+            "hamming_distances",
+            lambda: ops.hamming_distances(codes),
+            lambda: on @ on.T + (1 - on) @ (1 - on).T,
+            lambda: _hamming_distances(codes),
+            0,
+        ),
+    ]
+
+
+def cases() -> list[Case]:
+    """Return every case, in the order of the table."""
+    return [
+        *_pooling(),
+        *_normalisation(),
+        _convolution(1),
+        _convolution(3),
+        *_random_numbers(),
+        *_moments(),
+        *_parameters(),
+        *_products(),
+        *_activation_codes(),
+    ]
+
+
+def gate(case: Case) -> float:
+    """Return the case's largest error, relative to the largest exact value; stop if it is too large."""
+    ours, exact = case.ours(), case.exact()
+    if not exact.is_floating_point():
+        error = 0.0 if torch.equal(ours, exact) else float("inf")
+    else:
+        error = float((ours.double() - exact.double()).abs().max() / exact.abs().max())
+    if not error <= case.tolerance:
+        sys.exit(f"correctness gate: {case.name} has a relative error of {error}, above {case.tolerance}")
+    return error
+
+
+def _seconds(run: Callable[[], object], times: int) -> float:
+    start = time.process_time()
+    for _ in range(times):
+        run()
+    return (time.process_time() - start) / times
+
+
+def measure(case: Case, turns: int) -> dict[str, float]:
+    """Return the case's median CPU times and the median and quartiles of their ratio."""
+    contenders = (case.ours, case.theirs)
+    times = [max(1, round(TURN / max(min(_seconds(run, 1) for _ in range(3)), 1e-6))) for run in contenders]
+    samples = [[_seconds(run, n) for run, n in zip(contenders, times, strict=True)] for _ in range(turns)]
+    ratios = [theirs / ours for ours, theirs in samples]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    ours, theirs = (1000 * statistics.median(column) for column in zip(*samples, strict=True))
+    return {"ours_ms": ours, "torch_ms": theirs, "ratio": statistics.median(ratios), "low": low, "high": high}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--turns", type=int, default=15, help="of each contender, at least 2")
+    options = parser.parse_args()
+    if options.turns < 2:
+        parser.error("--turns: expected at least 2")
+    if not ops.available():
+        sys.exit("the native library is not built")
+    torch.set_num_threads(1)
+    gated = [(case, gate(case)) for case in cases()]
+    rows = {case.name: {**measure(case, options.turns), "relative_error": error} for case, error in gated}
+    if options.json:
+        print(json.dumps({"build": ops.build_info(), "turns": options.turns, "ops": rows}))
+        return
+    print(f"{'op':44} {'ours ms':>9} {'torch ms':>9} {'ratio':>7}   quartiles")
+    for name, row in rows.items():
+        quartiles = f"{row['low']:.2f} .. {row['high']:.2f}"
+        print(f"{name:44} {row['ours_ms']:9.3f} {row['torch_ms']:9.3f} {row['ratio']:7.2f}   {quartiles}")
+
+
+if __name__ == "__main__":
+    main()

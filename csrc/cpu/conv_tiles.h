@@ -1,0 +1,46 @@
+// The inner loops of convolutions for the CPU: sums of outer products of pixels' channels and kernels. Free of torch.
+//
+// Channels lie in blocks of 16; a panel is one block of the result's channels, or two where the processor has enough
+// vector registers. Weights of a panel are [tap][source channel][channel of the panel], at a multiple of 64 bytes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace zcpipe {
+
+constexpr int64_t kBlock = 16;  // channels
+
+// Neighbouring pixels of one row of the result, in one panel of its channels.
+struct Tile {
+    float* result;
+    int64_t pixel_stride;  // of the result
+    int64_t valid;         // channels of the panel that the result has
+    const float* source;   // in the scratch
+    int64_t block_stride;  // of the scratch, from one block of channels to the next
+    int64_t channels;      // of the source
+    const int64_t* offsets;
+    int64_t taps;
+    const float* weights;
+};
+
+// `pixels` neighbours that read `stride` pixels apart, in a panel of `blocks` blocks. Each result is a sum over taps,
+// then channels, in that order, wherever its pixel lies.
+void convolve_row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride);
+
+int64_t most_blocks();  // of a panel
+
+inline int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
+
+// Calls f(first channel, blocks) for every panel of result channels.
+template <typename F>
+void for_panels(int64_t channels, const F& f) {
+    const int64_t most = most_blocks();
+    for (int64_t c = 0; c < channels;) {
+        const int64_t blocks = std::min(most, blocks_of(channels - c));
+        f(c, blocks);
+        c += blocks * kBlock;
+    }
+}
+
+}  // namespace zcpipe

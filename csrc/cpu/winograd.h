@@ -1,0 +1,43 @@
+// 3x3 convolutions of stride 1 by Winograd's F(2x2, 3x3): 16 products for four pixels instead of 36. Free of torch.
+//
+// Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016: a square of 4x4 source pixels d and a
+// kernel g give 2x2 pixels A^T ((G g G^T) * (B^T d B)) A, where * multiplies place by place and adds up the channels.
+// All coefficients are 0, +-1 and 1/2, so that little accuracy is lost.
+#pragma once
+
+#include <cstdint>
+
+#include "common/buffer.h"
+
+namespace zcpipe {
+
+class Winograd {
+  public:
+    // Kernels of nine neighbouring weights: the one from source channel s to result channel r begins at
+    // weights[s * source_stride + r * result_stride], in reading order or, with `reversed`, backwards.
+    struct Kernels {
+        const float* weights;
+        int64_t source_stride, result_stride;
+        bool reversed;
+    };
+
+    Winograd(int64_t source_channels, int64_t result_channels, int64_t height, int64_t width, Kernels kernels);
+
+    // What the source must have, from the first pixel that the first result reads: rows and columns past the result's.
+    int64_t source_rows() const { return 2 * tile_rows_ + 2; }
+    int64_t source_columns() const { return 2 * tile_columns_ + 2; }
+
+    int64_t work_size() const;  // floats
+
+    // `source` is [row][block of 16 channels][column][16] with the strides given; `result` is NHWC, [height, width,
+    // result_channels]. `work` lies at a multiple of 64 bytes.
+    void run(float* result, const float* source, int64_t row_stride, int64_t block_stride, float* work) const;
+
+  private:
+    int64_t source_channels_, result_channels_, height_, width_;
+    int64_t tile_rows_, tile_columns_;  // of 2x2 result pixels
+    int64_t rows_at_once_;              // of tiles
+    Buffer<float> weights_;             // [panel of result channels][16 places][source channel][channel of the panel]
+};
+
+}  // namespace zcpipe

@@ -1,0 +1,47 @@
+"""Layers for builders: what a copy shares with its original, and what it does not."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from zcpipe.spaces.layers import Conv2d, replica
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_replica_is_a_deep_copy(train):
+    torch.manual_seed(0)
+    module = nn.ModuleDict(
+        {"chain": nn.Sequential(nn.ReLU(), Conv2d(2, 3, 1), nn.BatchNorm2d(3)), "skip": nn.Identity()}
+    )
+    module.train(train)
+    module["chain"][1].weight.data.normal_()
+    module["chain"](torch.randn(2, 2, 4, 4))
+    module["chain"][1].weight.requires_grad_(False)
+    ours, theirs = replica(module), copy.deepcopy(module)
+    assert str(ours) == str(theirs)
+    torch.testing.assert_close(ours.state_dict(), module.state_dict(), rtol=0, atol=0)
+    for a, b, original in zip(ours.modules(), theirs.modules(), module.modules(), strict=True):
+        assert type(a) is type(original) and a is not original
+        assert vars(a).keys() == vars(b).keys()
+        for name, part in vars(a).items():
+            assert type(part) is type(vars(b)[name])
+            assert not isinstance(part, (dict, set)) or part is not vars(original)[name], name
+    for a, b, original in zip(ours.parameters(), theirs.parameters(), module.parameters(), strict=True):
+        assert type(a) is nn.Parameter and a.requires_grad == b.requires_grad
+        assert a.data_ptr() != original.data_ptr()
+    assert {t.data_ptr() for t in ours.buffers()}.isdisjoint(t.data_ptr() for t in module.buffers())
+
+
+def test_a_replica_lives_where_its_original_does():
+    module = nn.BatchNorm2d(2, device="meta", dtype=torch.float64)
+    assert all(t.is_meta and (t.dtype == torch.float64 or t.ndim == 0) for t in replica(module).state_dict().values())
+
+
+def test_hooks_on_a_replica_stay_off_its_original():
+    module = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2, affine=False, track_running_stats=False))
+    seen = []
+    replica(module)[0].register_forward_hook(lambda *_: seen.append("called"))
+    module(torch.randn(2, 2, 3, 3))
+    assert not seen
