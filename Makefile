@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell nproc 2>/dev/null || echo 2)
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc') setup.py
-CPP := $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+NATIVE := $(shell find csrc -type f) setup.py
+CPP := $(shell git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh')
 
-.PHONY: demo test lint format build clean
+.PHONY: demo test cuda-test nvcc lint format build clean
 .DELETE_ON_ERROR:
 
 demo: .venv/built
@@ -14,6 +14,15 @@ demo: .venv/built
 
 test: .venv/built
 	$(BIN)/python -m pytest -n $(CORES)
+
+# The proof of the CUDA kernels on a machine without a GPU (docs/cuda.md).
+cuda-test: nvcc
+	$(BIN)/python -m pytest -n $(CORES) tests/cuda tests/gpu
+
+# A CUDA compiler for machines that have none: 100 MB from PyPI, no GPU and no driver needed.
+nvcc: .venv/built
+	command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || \
+	$(BIN)/pip install --quiet --constraint constraints.txt nvidia-cuda-nvcc nvidia-cuda-cccl
 
 lint: .venv/built
 	$(BIN)/ruff check .

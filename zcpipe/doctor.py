@@ -27,6 +27,7 @@ def examine() -> dict[str, str | int | bool | None]:
         "native library": library["path"],
         "instruction set": library.get("instruction_set"),
         "cuda kernels": library.get("cuda"),
+        "cuda runtime": _runtime(library.get("cuda_runtime")),
         "graph module": graph["path"],
         "cuda devices": torch.cuda.device_count(),
         "cores": os.cpu_count(),
@@ -39,3 +40,13 @@ def _state(build_info: Callable[[], _Info]) -> _Info:
         return build_info()
     except CapabilityError as error:
         return {"path": str(error)}
+
+
+def _runtime(built: str | bool | None) -> str | None:
+    """Say which driver the library's CUDA runtime needs: one of its own is not chosen by torch to fit the driver."""
+    if not isinstance(built, str):
+        return None
+    version, kind = built.split()
+    if kind == "shared":
+        return f"{version}, torch's"
+    return f"{version}, its own: needs a driver for CUDA {version.split('.')[0]} or newer"

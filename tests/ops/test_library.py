@@ -32,13 +32,14 @@ def test_build_info_describes_the_library(native):
     assert Path(info["path"]).name.startswith("_C")
     assert info["torch_target"] == "2.13"
     assert info["instruction_set"] in ("default", "x86-64-v3", "x86-64-v4")
-    assert info["cuda"] is False
+    assert info["cuda"] is (info["cuda_runtime"] is not None)
 
 
 def test_the_environment_can_force_the_twins(no_native):
     assert not available()
     assert build_info() == {
         "native": False, "path": None, "torch_target": None, "instruction_set": None, "cuda": None,
+        "cuda_runtime": None,
     }  # fmt: skip
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(avg_pool3x3(x), _avg_pool3x3(x))

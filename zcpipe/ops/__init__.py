@@ -11,6 +11,7 @@ from zcpipe.ops.batchnorm import batch_norm_train
 from zcpipe.ops.codes import hamming_distances, sign_codes
 from zcpipe.ops.convolution import conv_batch_norm_train
 from zcpipe.ops.moments import covariance, cross_moment
+from zcpipe.ops.null import null
 from zcpipe.ops.parameters import ParameterStatistics, parameter_statistics
 from zcpipe.ops.philox import Stream
 from zcpipe.ops.pool import avg_pool3x3
@@ -29,6 +30,7 @@ __all__ = [
     "cross_moment",
     "hamming_distances",
     "largest_singular_values",
+    "null",
     "parameter_statistics",
     "product_sums",
     "sign_codes",

@@ -54,15 +54,20 @@ def _check_kind(name: str, t: Tensor, x: Tensor) -> None:
         raise UsageError(f"{name}: got {t.dtype} on {t.device}, expected x's {x.dtype} on {x.device}")
 
 
-def use_native(*tensors: Tensor | None) -> bool:
-    """Whether an op on `tensors` goes to the native library.
+def use_native(op: str, *tensors: Tensor | None) -> bool:
+    """Whether the op of this name goes to the native library for `tensors`.
 
-    The library's kernels are for the CPU (and its fake kernels for meta tensors). They know no tangents, so that a
-    forward-mode derivative through them would silently be zero, and torch.func refuses them: both get the twin.
+    The library has every op for the CPU (and fake kernels for meta tensors), and for CUDA those that it was built
+    with. Its kernels know no tangents, so that a forward-mode derivative through them would silently be zero, and
+    torch.func refuses them: both get the twin.
     """
     if torch._C._are_functorch_transforms_active() or not _library.available():
         return False
-    return all(t is None or ((t.is_cpu or t.is_meta) and not _has_tangent(t)) for t in tensors)
+    return all(t is None or (_has_kernel(op, t) and not _has_tangent(t)) for t in tensors)
+
+
+def _has_kernel(op: str, t: Tensor) -> bool:
+    return t.is_cpu or t.is_meta or (t.is_cuda and _library.has_cuda(op))
 
 
 def _has_tangent(t: Tensor) -> bool:

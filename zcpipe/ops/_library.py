@@ -55,19 +55,29 @@ def build_info() -> dict[str, str | bool | None]:
 
     Returns:
         ``native`` (whether the ops use it), ``path``, ``torch_target`` (the oldest torch it serves),
-        ``instruction_set`` (``x86-64-v4``, ``x86-64-v3`` or ``default``, chosen from what this processor has) and
-        ``cuda`` (whether it holds CUDA kernels). The first is False and the others are None where no library is in
-        use.
+        ``instruction_set`` (``x86-64-v4``, ``x86-64-v3`` or ``default``, chosen from what this processor has),
+        ``cuda`` (whether it holds CUDA kernels) and ``cuda_runtime`` (of which CUDA, and whether that runtime is its
+        own: ``13.0 static``, which needs a driver of CUDA 13, or torch's: ``13.0 shared``). The first is False and
+        the others are None where no library is in use.
     """
+    names = ("path", "torch_target", "instruction_set", "cuda", "cuda_runtime")
     if not available():
-        return {"native": False, "path": None, "torch_target": None, "instruction_set": None, "cuda": None}
+        return {"native": False, **dict.fromkeys(names)}
+    cuda = has_cuda("avg_pool3x3")
     return {
         "native": True,
         "path": str(_load()),
         "torch_target": _TARGET_TORCH,
         "instruction_set": torch.ops.zcpipe.instruction_set(),
-        "cuda": torch._C._dispatch_has_kernel_for_dispatch_key("zcpipe::avg_pool3x3", "CUDA"),
+        "cuda": cuda,
+        "cuda_runtime": torch.ops.zcpipe.cuda_runtime() if cuda else None,
     }
+
+
+@functools.cache
+def has_cuda(op: str) -> bool:
+    """Say whether the loaded library holds a CUDA kernel for the op of this name."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"zcpipe::{op}", "CUDA")
 
 
 @functools.cache

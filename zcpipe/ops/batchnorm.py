@@ -51,7 +51,7 @@ def batch_norm_train(
     check_channels("weight", weight, x.shape[1], x)
     check_channels("bias", bias, x.shape[1], x)
     check_like("total", total, x.shape, x)
-    if not use_native(x, weight, bias, total):
+    if not use_native("batch_norm_train", x, weight, bias, total):
         return _batch_norm_train(x, weight, bias, total, eps, relu)
     return _native(x, weight, bias, total, eps, relu)
 

@@ -38,7 +38,7 @@ def sign_codes(
     if x.ndim < 2:
         raise UsageError(f"x: got shape {tuple(x.shape)}, expected two dimensions or more (N, ...)")
     x = x.detach()
-    if not use_native(x):
+    if not use_native("sign_codes", x):
         return _sign_codes(x)
     return torch.ops.zcpipe.sign_codes(x)  # type: ignore[no-any-return]
 
@@ -63,7 +63,7 @@ def hamming_distances(
         raise UsageError(f"codes: got {codes.dtype} of layout {codes.layout}, expected torch.int64, torch.strided")
     if codes.ndim != 2:
         raise UsageError(f"codes: got shape {tuple(codes.shape)}, expected two dimensions (samples, words)")
-    if not use_native(codes):
+    if not use_native("hamming_distances", codes):
         return _hamming_distances(codes)
     return torch.ops.zcpipe.hamming_distances(codes)  # type: ignore[no-any-return]
 

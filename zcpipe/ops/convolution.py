@@ -59,7 +59,7 @@ def conv_batch_norm_train(
     check_channels("norm_bias", norm_bias, shape[1], x)
     check_like("total", total, torch.Size(shape), x)
     native = x.dtype == torch.float32 and x.numel() > 0 and stride in (1, 2) and x.device.type in ("cpu", "meta")
-    if native and use_native(x, weight, norm_weight, norm_bias, total):
+    if native and use_native("conv_batch_norm_train", x, weight, norm_weight, norm_bias, total):
         return _native(x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output)
     return _conv_batch_norm_train(
         x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output

@@ -38,7 +38,7 @@ def covariance(
     if 0 in (x.shape[0], *x.shape[2:]):
         raise UsageError(f"x: got shape {tuple(x.shape)}, expected at least one position")
     x = x.detach()
-    if not use_native(x):
+    if not use_native("covariance", x):
         return _covariance(x)
     return torch.ops.zcpipe.covariance(x)  # type: ignore[no-any-return]
 
@@ -81,7 +81,7 @@ def cross_moment(
             f"a: got resolution {tuple(a.shape[2:])}, expected an integer multiple of b's {tuple(b.shape[2:])}"
         )
     a, b = a.detach(), b.detach()
-    if not use_native(a, b):
+    if not use_native("cross_moment", a, b):
         return _cross_moment(a, b)
     return torch.ops.zcpipe.cross_moment(a, b)  # type: ignore[no-any-return]
 

@@ -60,7 +60,7 @@ def parameter_statistics(
         if w.device != weights[0].device:
             raise UsageError(f"weights[{i}]: got device {w.device}, expected {weights[0].device} as weights[0]")
     with torch.no_grad():
-        if weights and use_native(*weights, *grads):
+        if weights and use_native("parameter_statistics", *weights, *grads):
             table = torch.ops.zcpipe.parameter_statistics(weights, grads)
         else:
             table = _parameter_statistics(weights, grads)

@@ -146,9 +146,11 @@ class Stream:
             values = getattr(_philox_twin, f"_{what}")(self.key, self.nonce, t.numel())
             dense = _tensor(values, t.dtype).view(t.shape)
         else:
-            op = getattr(torch.ops.zcpipe, f"philox_{what}_")
-            in_place = t.is_cpu and t.is_contiguous(memory_format=dense_format(t))
-            dense = t.detach() if in_place else torch.empty(t.shape, dtype=t.dtype, device="cpu")
+            name = f"philox_{what}_"
+            op = getattr(torch.ops.zcpipe, name)
+            device = t.device if t.is_cuda and _library.has_cuda(name) else torch.device("cpu")
+            in_place = t.device == device and t.is_contiguous(memory_format=dense_format(t))
+            dense = t.detach() if in_place else torch.empty(t.shape, dtype=t.dtype, device=device)
             op(dense, _signed(self.key), _signed(self.nonce))
             if in_place:
                 torch.autograd.graph.increment_version(t)

@@ -30,7 +30,7 @@ def avg_pool3x3(
         UsageError: `x` has another dtype or not four dimensions.
     """
     check_images("x", x)
-    if not use_native(x):
+    if not use_native("avg_pool3x3", x):
         return _avg_pool3x3(x)
     return _native(x)
 

@@ -39,7 +39,7 @@ def product_sums(
     if dz.dtype != z.dtype or dz.device != z.device:
         raise UsageError(f"dz: got {dz.dtype} on {dz.device}, expected z's {z.dtype} on {z.device}")
     z, dz = z.detach(), dz.detach()
-    if not use_native(z, dz):
+    if not use_native("product_sums", z, dz):
         return _product_sums(z, dz)
     return torch.ops.zcpipe.product_sums(z, dz)  # type: ignore[no-any-return]
 

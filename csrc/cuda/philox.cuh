@@ -1,0 +1,176 @@
+// Random words, normals and signs as functions of (key, nonce, logical element index): the CPU's bits. Free of torch.
+//
+// The expressions are those of common/philox.h and common/normal.h; what is decided here is only which thread computes
+// which block of the stream, so that no block is computed more often than must be and neighbouring threads write
+// neighbouring addresses.
+#pragma once
+
+#include "common/normal.h"
+#include "common/philox.h"
+#include "cuda/images.h"
+#include "cuda/launch.h"
+#include "cuda/vector.h"
+
+namespace zcpipe::gpu {
+
+enum PhiloxEvent { kPhiloxBlocks };  // blocks of the stream computed
+
+constexpr int kPhiloxThreads = 256;
+
+__device__ __forceinline__ Block counted_philox(StreamId id, uint64_t index) {
+    count_event(kPhiloxBlocks);
+    return philox(id, index);
+}
+
+__device__ __forceinline__ NormalPair normals_of(StreamId id, uint64_t index) {
+    const Block b = counted_philox(id, index);
+    return normal_pair(uint64_t{b.w1} << 32 | b.w0, uint64_t{b.w3} << 32 | b.w2);
+}
+
+// A thread for each block: out[4 i .. 4 i + 3].
+__global__ void philox_bits_kernel(int64_t* out, StreamId id, uint64_t first, uint64_t count) {
+    const uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (4 * i >= count) return;
+    const Block b = counted_philox(id, first + i);
+    const int64_t words[4] = {b.w0, b.w1, b.w2, b.w3};
+    for (uint64_t k = 0; k < 4 && 4 * i + k < count; ++k) out[4 * i + k] = words[k];
+}
+
+// A thread for each pair: out[2 i], out[2 i + 1].
+template <typename T>
+__global__ void philox_normal_kernel(T* out, StreamId id, uint64_t count) {
+    const uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (2 * i >= count) return;
+    const NormalPair pair = normals_of(id, i);
+    if (2 * i + 1 < count) {
+        store(out + 2 * i, Vector<T, 2>{T(pair.first), T(pair.second)});
+    } else {
+        out[2 * i] = T(pair.first);
+    }
+}
+
+// Where NHWC's thread works: neighbours have neighbouring channels, and `piece` counts along a channel's pixels.
+struct ChannelPiece {
+    uint32_t channel, piece;
+    uint64_t sample;
+
+    __device__ __forceinline__ ChannelPiece(uint32_t thread, uint32_t channels, uint32_t pieces)
+        : channel(thread % channels), piece(thread / channels % pieces), sample(thread / channels / pieces) {}
+};
+
+// NHWC: a thread for each pair that has an element in a channel of a sample. A pair on the border of two is computed
+// twice.
+template <typename T>
+__global__ void philox_normal_nhwc_kernel(T* out, StreamId id, uint32_t channels, uint32_t pixels, uint32_t pieces,
+                                          uint32_t threads) {
+    const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
+    if (thread >= threads) return;
+    const ChannelPiece at(thread, channels, pieces);
+    const uint64_t first = (at.sample * channels + at.channel) * pixels, end = first + pixels;  // logical
+    const uint64_t i = first / 2 + at.piece;
+    if (2 * i >= end) return;
+    const NormalPair pair = normals_of(id, i);
+    T* const to = out + at.sample * channels * pixels + at.channel;
+    if (2 * i >= first) to[(2 * i - first) * channels] = T(pair.first);
+    if (2 * i + 1 < end) to[(2 * i + 1 - first) * channels] = T(pair.second);
+}
+
+constexpr int kSignBlocks = 64;  // of the stream, to a block of threads: 8192 signs
+
+template <typename T>
+__device__ __forceinline__ T sign(uint32_t word, uint32_t bit) {
+    return (word >> bit & 1) != 0 ? T(1) : T(-1);
+}
+
+// The first threads compute the words, then all spread them: a block of the stream is 512 bytes of float32 signs,
+// which a thread alone could not write side by side with its neighbours.
+template <int kSize, typename T>
+__global__ void philox_rademacher_kernel(T* out, StreamId id, uint64_t count) {
+    uint32_t* const words = shared_memory<uint32_t>();
+    const uint64_t first = uint64_t{blockIdx.x} * kSignBlocks;
+    if (threadIdx.x < kSignBlocks) {
+        const Block b = counted_philox(id, first + threadIdx.x);
+        *reinterpret_cast<Vector<uint32_t, 4>*>(words + 4 * threadIdx.x) = {b.w0, b.w1, b.w2, b.w3};
+    }
+    __syncthreads();
+    const uint64_t left = count - 128 * first;
+    const uint32_t signs = left < 128 * kSignBlocks ? uint32_t(left) : 128 * kSignBlocks;
+    for (uint32_t i = threadIdx.x * kSize; i < signs; i += kPhiloxThreads * kSize) {
+        const uint32_t word = words[i / 32];
+        Vector<T, kSize> v;
+        ZCPIPE_UNROLL
+        for (uint32_t k = 0; k < kSize; ++k) v.data[k] = sign<T>(word, i % 32 + k);
+        store(out + 128 * first + i, v);
+    }
+}
+
+// NHWC: a thread for each 32 pixels of a channel of a sample, whose signs may straddle two words.
+template <typename T>
+__global__ void philox_rademacher_nhwc_kernel(T* out, StreamId id, uint32_t channels, uint32_t pixels, uint32_t pieces,
+                                              uint32_t threads) {
+    const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
+    if (thread >= threads) return;
+    const ChannelPiece at(thread, channels, pieces);
+    const uint32_t pixel = 32 * at.piece, width = pixels - pixel < 32 ? pixels - pixel : 32;
+    const uint64_t logical = (at.sample * channels + at.channel) * pixels + pixel;
+    const auto word_of = [](const Block& b, uint32_t k) {
+        return k < 2 ? (k == 0 ? b.w0 : b.w1) : (k == 2 ? b.w2 : b.w3);
+    };
+    const uint32_t k = uint32_t(logical / 32 % 4), skip = uint32_t(logical % 32);
+    const Block here = counted_philox(id, logical / 128);
+    uint64_t two = word_of(here, k);
+    if (skip + width > 32) {
+        const uint32_t next = k < 3 ? word_of(here, k + 1) : counted_philox(id, logical / 128 + 1).w0;
+        two |= uint64_t{next} << 32;
+    }
+    const uint32_t bits = uint32_t(two >> skip);
+    T* const to = out + (at.sample * pixels + pixel) * channels + at.channel;
+    for (uint32_t b = 0; b < width; ++b) to[size_t{b} * channels] = sign<T>(bits, b);
+}
+
+// out[i] = word i of the stream from block `first` on, for i in 0 .. count - 1, where 0 < count.
+inline void philox_bits(int64_t* out, StreamId id, uint64_t first, int64_t count, cudaStream_t stream) {
+    launch(
+        philox_bits_kernel,
+        {.grid = blocks_for((count + 3) / 4, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream},
+        out, id, first, uint64_t(count));
+}
+
+// out[i] = normal i of the stream, likewise.
+template <typename T>
+void philox_normal(T* out, StreamId id, int64_t count, cudaStream_t stream) {
+    launch(
+        philox_normal_kernel<T>,
+        {.grid = blocks_for((count + 1) / 2, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream},
+        out, id, uint64_t(count));
+}
+
+// The same for images in NHWC, where i counts in NCHW order.
+template <typename T>
+void philox_normal_nhwc(T* out, StreamId id, const Images& g, cudaStream_t stream) {
+    const int64_t pieces = g.pixels() / 2 + 1, threads = g.samples * pieces * g.channels;
+    launch(philox_normal_nhwc_kernel<T>,
+           {.grid = blocks_for(threads, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream}, out,
+           id, uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(pieces), uint32_t(threads));
+}
+
+// out[i] = sign i of the stream, for i in 0 .. count - 1, where 0 < count.
+template <typename T>
+void philox_rademacher(T* out, StreamId id, int64_t count, cudaStream_t stream) {
+    launch(vectorises(count, out) ? philox_rademacher_kernel<kWidest<T>, T> : philox_rademacher_kernel<1, T>,
+           {.grid = blocks_for(count, 128 * kSignBlocks),
+            .block = kPhiloxThreads,
+            .shared = 16 * kSignBlocks,
+            .stream = stream},
+           out, id, uint64_t(count));
+}
+
+template <typename T>
+void philox_rademacher_nhwc(T* out, StreamId id, const Images& g, cudaStream_t stream) {
+    const int64_t pieces = (g.pixels() + 31) / 32, threads = g.samples * pieces * g.channels;
+    launch(philox_rademacher_nhwc_kernel<T>,
+           {.grid = blocks_for(threads, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream}, out,
+           id, uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(pieces), uint32_t(threads));
+}
+
+}  // namespace zcpipe::gpu
