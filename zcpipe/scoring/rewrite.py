@@ -108,7 +108,7 @@ def _fused_chain(chain: nn.Module) -> Convolution | None:
         return None
     if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
         return None
-    return Convolution(conv, norm, relu_input, relu_output)
+    return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu_input, relu_output)
 
 
 def _replace_cell(cell: Dag, chains: _Chains) -> Callable[[Tensor], Tensor] | None:
