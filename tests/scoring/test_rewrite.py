@@ -7,7 +7,7 @@ from torch import nn
 from zcpipe.scoring import rewrite
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.rewrite import fast_operations
-from zcpipe.spaces.layers import add_to
+from zcpipe.spaces.layers import Dag, Op, add_to
 
 
 def conv(inputs=4, outputs=6, kernel=3, **options):
@@ -119,3 +119,57 @@ def test_everything_is_put_back_after_an_error():
         assert "forward" in vars(model[0]) and "forward" in vars(model[1])
         raise ZeroDivisionError
     assert not any({"forward", "forward_onto"} & set(vars(module)) for module in model.modules())
+
+
+class Halved(Op):
+    """A layer that computes something else than its chain."""
+
+    def forward_onto(self, x, total):
+        y = super().forward_onto(x, None) / 2
+        return y if total is None else total + y
+
+
+def cell(weighted=Op):
+    """Node 1 is a weighted layer's, node 2 the sum of a pool of node 1, a skip and another weighted layer."""
+    torch.manual_seed(0)
+    chains = [nn.Sequential(nn.ReLU(), conv(4, 4), nn.BatchNorm2d(4)) for _ in range(2)]
+    layers = {
+        "a": weighted(*chains[0]),
+        "b": nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+        "c": nn.Identity(),
+        "d": chains[1],
+    }
+    return Dag([(0, 1), (1, 2), (0, 2), (0, 2)], layers, output=2)
+
+
+@pytest.mark.parametrize("weighted", [Op, Halved])
+def test_a_cell_is_one_step_that_computes_the_same(weighted):
+    model = cell(weighted)
+    with untouched(all_of(model)):
+        expected = outcome(model, images())
+        with fast_operations(all_of(model)):
+            assert ("forward" in vars(model)) == (weighted is Op)
+            ours = outcome(model, images())
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("name", ["layers.a", "layers.a.op", "layers.a.op.1", "layers.b", "layers.c", "layers.d.2"])
+def test_hooks_anywhere_in_a_cell_are_called(name):
+    model = cell()
+    seen = []
+    model.get_submodule(name).register_forward_hook(lambda *_: seen.append(name))
+    with untouched(all_of(model)), fast_operations(all_of(model)):
+        model(images())
+    assert seen == [name]
+
+
+def test_a_cell_whose_parameters_want_gradients_gets_them():
+    model = cell().requires_grad_()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+    with fast_operations(all_of(model)):
+        model(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -27,6 +27,9 @@ from zcpipe.run.rows import UnitScorer
 from zcpipe.run.spec import RunSpec
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+# A network is some thousand objects without cycles: its last reference frees them, and collecting while it is built
+# and scored would only look at what is in use.
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
 def main(descriptor: int) -> None:
@@ -53,6 +56,8 @@ def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease]) -> 
     except ZcpipeError as error:
         connection.send(("refused", error))
         return
+    gc.freeze()  # the scorer stays too
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     connection.send(("ready", None))
     while True:
         for unit in inbox.get():

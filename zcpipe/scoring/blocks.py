@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
@@ -142,23 +143,7 @@ def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
     """Vector-Jacobian product of a block; zeros if its output does not depend on the previous map."""
     if not output.requires_grad:
         return torch.zeros_like(leaf)
-    seed = _Seed.apply(output, g_out)  # type: ignore[no-untyped-call]
-    (gradient,) = torch.autograd.grad(seed, leaf, allow_unused=True)
+    # What torch.autograd.grad calls, which first imports a computer algebra system to compare two shapes.
+    gradient: Tensor | None
+    (gradient,) = _engine_run_backward((output,), (g_out,), False, False, (leaf,), True, accumulate_grad=False)
     return torch.zeros_like(leaf) if gradient is None else gradient
-
-
-class _Seed(torch.autograd.Function):
-    """A scalar whose derivative by ``output`` is ``g_out``.
-
-    Given a cotangent, torch.autograd.grad first imports a computer algebra system to compare two shapes, which takes
-    longer than scoring a small network.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, g_out: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
-        ctx.g_out = g_out
-        return output.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return ctx.g_out, None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -81,21 +80,13 @@ class Convolution:
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
+    stride: int
+    padding: int
     relu_input: bool
     relu_output: bool
     makes_new = True
 
-    @cached_property
-    def stride(self) -> int:
-        """Of the convolution."""
-        return self.conv.stride[0]
-
-    @cached_property
-    def padding(self) -> int:
-        """Of the convolution, which is not a text."""
-        return int(self.conv.padding[0])
-
-    @cached_property
+    @property
     def _how(self) -> tuple[int, int, bool, bool]:
         return self.stride, self.padding, self.relu_input, self.relu_output
 

@@ -81,7 +81,8 @@ def _fill(parameter: Tensor | None, value: float) -> None:
 def _require_rules(layers: _Layers) -> None:
     """Refuse parameters that `initialise` would leave as they are; the first such layer is named."""
     for name, module in layers:
-        if not isinstance(module, (*_WEIGHTED, *_NORMS)) and any(p is not None for p in module._parameters.values()):
+        known = not module._parameters or isinstance(module, (*_WEIGHTED, *_NORMS))
+        if not known and any(parameter is not None for parameter in module._parameters.values()):
             raise UsageError(
                 f"no initialisation rule for layer {name!r} of type {type(module).__name__}; "
                 "give the model weights of its own and score it with zcpipe.score"

@@ -108,7 +108,7 @@ def _fused_chain(chain: nn.Module) -> Convolution | None:
         return None
     if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
         return None
-    return Convolution(conv, norm, relu_input, relu_output)
+    return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu_input, relu_output)
 
 
 def _replace_cell(cell: Dag, chains: _Chains) -> Callable[[Tensor], Tensor] | None:
@@ -121,7 +121,7 @@ def _replace_cell(cell: Dag, chains: _Chains) -> Callable[[Tensor], Tensor] | No
 
 
 def _cell_layer(layer: nn.Module, chains: _Chains) -> Layer | None:
-    inner = layer.op if isinstance(layer, Op) and type(layer).forward is Op.forward else layer
+    inner = layer.op if _is_op(layer) else layer
     if _has_hooks(layer) or _has_hooks(inner):
         return None
     if type(inner) is nn.Identity:
@@ -164,6 +164,11 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and not isinstance(module.padding, str)
         and all(a == b for pair in (module.kernel_size, module.stride, module.padding) for a, b in pairwise(pair))
     )
+
+
+def _is_op(module: nn.Module) -> TypeGuard[Op]:
+    kind = type(module)
+    return issubclass(kind, Op) and kind.forward is Op.forward and kind.forward_onto is Op.forward_onto
 
 
 def _is_avg_pool3x3(module: nn.Module) -> bool:
