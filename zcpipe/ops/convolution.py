@@ -175,4 +175,6 @@ _native = differentiable("conv_batch_norm_train", _backward, _save)
 def _register() -> None:
     torch.library.register_fake("zcpipe::conv_batch_norm_train", _fake)
     torch.library.register_fake("zcpipe::conv_batch_norm_train_backward", _fake_backward)
+    torch.library.register_fake("zcpipe::conv_batch_norm_train_onto", lambda *arguments: _fake(*arguments)[1:])
+    torch.library.register_fake("zcpipe::conv_batch_norm_train_backward_onto", lambda *arguments: None)
     torch.library.register_autograd("zcpipe::conv_batch_norm_train", _backward, setup_context=_save)

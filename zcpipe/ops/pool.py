@@ -62,5 +62,7 @@ _native = differentiable("avg_pool3x3", _backward)
 def _register() -> None:
     torch.library.register_fake("zcpipe::avg_pool3x3", _fake)
     torch.library.register_fake("zcpipe::avg_pool3x3_backward", _fake)
+    for op in ("avg_pool3x3_onto", "avg_pool3x3_backward_onto"):
+        torch.library.register_fake(f"zcpipe::{op}", lambda x, total: None)
     torch.library.register_autograd("zcpipe::avg_pool3x3", _backward)
     torch.library.register_autograd("zcpipe::avg_pool3x3_backward", _double_backward)
