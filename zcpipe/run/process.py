@@ -47,7 +47,7 @@ class WorkerProcess:
             self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
                 [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=_environment(),
+                env=worker_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -142,7 +142,7 @@ class WorkerProcess:
             self._tail.extend(line[-_LENGTH:] for line in rest)
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Return an environment in which the child imports what this process does, with one thread each."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - a text is wanted
     return {**_ALLOCATOR, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
