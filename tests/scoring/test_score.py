@@ -168,6 +168,24 @@ def test_in_place_activations_change_nothing(parts):
     assert inplace.values_by_name == plain.values_by_name
 
 
+def test_flags_of_a_class_work_like_those_of_a_module():
+    class InPlace(nn.Module):
+        inplace = True
+
+        def forward(self, x):
+            return nn.functional.relu(x, inplace=self.inplace)
+
+    x = torch.randn(2, 3, 7, 7)
+    torch.manual_seed(1)
+    convolutions = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    ours, plain = (
+        zcpipe.score(nn.Sequential(convolutions[0], act, convolutions[1]), x, "aznas", blocks=["0", "1", "2"])
+        for act in (InPlace(), nn.ReLU())
+    )
+    assert ours.status == "ok"
+    assert ours.values_by_name == plain.values_by_name
+
+
 def test_model_is_untouched_when_its_forward_fails():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 2)).eval()
     x = torch.randn(2, 3, 8, 8)
