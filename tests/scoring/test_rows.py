@@ -77,3 +77,14 @@ def test_columns_say_what_they_hold():
     assert columns["trainability@block"].slots == SPACE.block_slots("cifar10")[1:]
     assert columns["macs"].unit == "MAC"
     assert {columns[name].direction for name in FOUR} == {"higher"}
+
+
+def test_scores_without_the_native_library_are_the_same(monkeypatch):
+    """What is left is a ReLU that rounding flips now and then, which trainability sees."""
+    cell = SPACE.parse("|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_3x3~2|")
+    (native,) = scorer(batch_size=8).score(cell, [cell])
+    monkeypatch.setenv("ZCPIPE_NO_NATIVE", "1")
+    (twin,) = scorer(batch_size=8).score(cell, [cell])
+    for name, tolerance in (("expressivity", 1e-6), ("progressivity", 1e-5), ("trainability", 1e-4)):
+        assert native[name] == pytest.approx(twin[name], rel=tolerance)
+    assert native["complexity"] == twin["complexity"]
