@@ -2,6 +2,7 @@
 
     python -m benchmarks.ops                      # table
     python -m benchmarks.ops --json
+    python -m benchmarks.ops --device cuda        # on a machine with a GPU; ops without a kernel for it use their twins
 
 Every op is first compared with a float64 or twin result. Then ours and torch's run in turns, one thread, as often
 each time as takes a few milliseconds; the ratio is that of their CPU times within a turn: median, quartiles.
@@ -42,8 +43,8 @@ class Case(NamedTuple):
     tolerance: float  # of the largest error, relative to the largest exact value
 
 
-def _image(seed: int) -> Tensor:
-    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+def _image(seed: int, device: torch.device) -> Tensor:
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(device)
     return image.contiguous(memory_format=torch.channels_last)
 
 
@@ -51,8 +52,8 @@ def _rows(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 
-def _pooling() -> list[Case]:
-    x, grad = _image(1), _image(2)
+def _pooling(device: torch.device) -> list[Case]:
+    x, grad = _image(1, device), _image(2, device)
     geometry = ([3, 3], [1, 1], [1, 1], False, False, None)
 
     def pool(x: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ def _pooling() -> list[Case]:
     ]
 
 
-def _normalisation() -> list[Case]:
-    x, grad = _image(1), _image(2)
-    weight, bias, eps = torch.rand(SHAPE[1]) + 0.5, torch.rand(SHAPE[1]), 1e-5
+def _normalisation(device: torch.device) -> list[Case]:
+    x, grad = _image(1, device), _image(2, device)
+    weight, bias, eps = torch.rand(SHAPE[1], device=device) + 0.5, torch.rand(SHAPE[1], device=device), 1e-5
     _, mean, invstd = torch.ops.zcpipe.batch_norm_train(x, weight, bias, None, eps, False)
 
     def norm(*tensors: Tensor) -> Tensor:
@@ -108,11 +109,11 @@ def _normalisation() -> list[Case]:
     ]
 
 
-def _convolution(kernel: int) -> Case:
+def _convolution(kernel: int, device: torch.device) -> Case:
     """ReLU, convolution, batch norm and a sum, forward and the input's gradient."""
-    x, total, grad = _image(1), _image(2), _image(3)
+    x, total, grad = _image(1, device), _image(2, device), _image(3, device)
     channels = SHAPE[1]
-    weight = torch.randn(channels, channels, kernel, kernel, generator=torch.Generator().manual_seed(4))
+    weight = torch.randn(channels, channels, kernel, kernel, generator=torch.Generator().manual_seed(4)).to(device)
 
     def theirs(x: Tensor, weight: Tensor, total: Tensor, grad: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -133,11 +134,11 @@ def _convolution(kernel: int) -> Case:
     )
 
 
-def _random_numbers() -> list[Case]:
-    out, stream = _image(1), ops.Stream(key=1, nonce=2)
+def _random_numbers(device: torch.device) -> list[Case]:
+    out, stream = _image(1, device), ops.Stream(key=1, nonce=2)
 
     def numbers(draw: Callable[[int, int, int], object]) -> Tensor:
-        return torch.as_tensor(draw(stream.key, stream.nonce, out.numel())).view(SHAPE)
+        return torch.as_tensor(draw(stream.key, stream.nonce, out.numel())).view(SHAPE).to(device)
 
     return [
         Case(
@@ -157,9 +158,9 @@ def _random_numbers() -> list[Case]:
     ]
 
 
-def _moments() -> list[Case]:
-    x = _image(1)
-    a, b = _rows(x), _rows(_image(2))
+def _moments(device: torch.device) -> list[Case]:
+    x = _image(1, device)
+    a, b = _rows(x), _rows(_image(2, device))
 
     def covariance(rows: Tensor) -> Tensor:
         centred = rows - rows.mean(0, keepdim=True)
@@ -177,7 +178,7 @@ def _moments() -> list[Case]:
     ]
 
 
-def _layers() -> tuple[list[Tensor], list[Tensor]]:
+def _layers(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """Return an all-3x3 NAS-Bench-201 network's weights and, as torch's channels_last backward lays them, gradients."""
     shapes = [(16, 3, 3, 3)]
     for width in (16, 32, 64):
@@ -185,13 +186,13 @@ def _layers() -> tuple[list[Tensor], list[Tensor]]:
             shapes += [(width, width // 2, 3, 3), (width, width, 3, 3), (width, width // 2, 1, 1)]
         shapes += 30 * [(width, width, 3, 3)]
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(shape, generator=generator) for shape in shapes]
-    grads = [torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last) for shape in shapes]
-    return weights, grads
+    weights = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    grads = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    return weights, [grad.contiguous(memory_format=torch.channels_last) for grad in grads]
 
 
-def _parameters() -> list[Case]:
-    weights, grads = _layers()
+def _parameters(device: torch.device) -> list[Case]:
+    weights, grads = _layers(device)
     dense = [g.contiguous() for g in grads]
 
     def sums(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -216,8 +217,8 @@ def _parameters() -> list[Case]:
     ]
 
 
-def _products() -> list[Case]:
-    z, dz = _image(1), _image(2)
+def _products(device: torch.device) -> list[Case]:
+    z, dz = _image(1, device), _image(2, device)
     return [
         Case(
             "product_sums",
@@ -229,8 +230,8 @@ def _products() -> list[Case]:
     ]
 
 
-def _activation_codes() -> list[Case]:
-    x = _image(1)
+def _activation_codes(device: torch.device) -> list[Case]:
+    x = _image(1, device)
     codes, on = ops.sign_codes(x), (x > 0).flatten(1).float()
     return [
         Case("sign_codes", lambda: ops.sign_codes(x), lambda: (x > 0).flatten(1).float(), lambda: _sign_codes(x), 0),
@@ -244,18 +245,18 @@ def _activation_codes() -> list[Case]:
     ]
 
 
-def cases() -> list[Case]:
+def cases(device: torch.device) -> list[Case]:
     """Return every case, in the order of the table."""
     return [
-        *_pooling(),
-        *_normalisation(),
-        _convolution(1),
-        _convolution(3),
-        *_random_numbers(),
-        *_moments(),
-        *_parameters(),
-        *_products(),
-        *_activation_codes(),
+        *_pooling(device),
+        *_normalisation(device),
+        _convolution(1, device),
+        _convolution(3, device),
+        *_random_numbers(device),
+        *_moments(device),
+        *_parameters(device),
+        *_products(device),
+        *_activation_codes(device),
     ]
 
 
@@ -263,7 +264,7 @@ def gate(case: Case) -> float:
     """Return the case's largest error, relative to the largest exact value; stop if it is too large."""
     ours, exact = case.ours(), case.exact()
     if not exact.is_floating_point():
-        error = 0.0 if torch.equal(ours, exact) else float("inf")
+        error = 0.0 if torch.equal(ours.cpu(), exact.cpu()) else float("inf")
     else:
         error = float((ours.double() - exact.double()).abs().max() / exact.abs().max())
     if not error <= case.tolerance:
@@ -271,18 +272,25 @@ def gate(case: Case) -> float:
     return error
 
 
-def _seconds(run: Callable[[], object], times: int) -> float:
-    start = time.process_time()
+def _seconds(run: Callable[[], object], times: int, device: torch.device) -> float:
+    """CPU time of a run on the CPU; on a GPU the time until it is done."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    start = clock()
     for _ in range(times):
         run()
-    return (time.process_time() - start) / times
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    return (clock() - start) / times
 
 
-def measure(case: Case, turns: int) -> dict[str, float]:
-    """Return the case's median CPU times and the median and quartiles of their ratio."""
+def measure(case: Case, turns: int, device: torch.device) -> dict[str, float]:
+    """Return the case's median times and the median and quartiles of their ratio."""
     contenders = (case.ours, case.theirs)
-    times = [max(1, round(TURN / max(min(_seconds(run, 1) for _ in range(3)), 1e-6))) for run in contenders]
-    samples = [[_seconds(run, n) for run, n in zip(contenders, times, strict=True)] for _ in range(turns)]
+    times = [max(1, round(TURN / max(min(_seconds(run, 1, device) for _ in range(3)), 1e-6))) for run in contenders]
+    samples = [[_seconds(run, n, device) for run, n in zip(contenders, times, strict=True)] for _ in range(turns)]
     ratios = [theirs / ours for ours, theirs in samples]
     low, _, high = statistics.quantiles(ratios, n=4)
     ours, theirs = (1000 * statistics.median(column) for column in zip(*samples, strict=True))
@@ -294,14 +302,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--turns", type=int, default=15, help="of each contender, at least 2")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda[:i] with a library that was built for it")
     options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not (torch.cuda.is_available() and ops.build_info()["cuda"]):
+        parser.error("--device cuda: needs a GPU and a library built with FORCE_CUDA=1")
     if options.turns < 2:
         parser.error("--turns: expected at least 2")
     if not ops.available():
         sys.exit("the native library is not built")
     torch.set_num_threads(1)
-    gated = [(case, gate(case)) for case in cases()]
-    rows = {case.name: {**measure(case, options.turns), "relative_error": error} for case, error in gated}
+    gated = [(case, gate(case)) for case in cases(device)]
+    rows = {case.name: {**measure(case, options.turns, device), "relative_error": error} for case, error in gated}
     if options.json:
         print(json.dumps({"build": ops.build_info(), "turns": options.turns, "ops": rows}))
         return
