@@ -129,6 +129,8 @@ class BuildNative(BuildExtension):
         library = next(extension for extension in self.extensions if extension.name == "zcpipe._C")
         library.depends.append(str(choice))
         if toolkit is not None:
+            if not sources("cuda/*.cu"):
+                raise SystemExit("csrc/cuda has no source to compile: this copy of zcpipe is incomplete")
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
                 compiled = pool.map(lambda file: self.compile_cuda(file, command, choice), sources("cuda/*.cu"))
                 library.extra_objects += compiled

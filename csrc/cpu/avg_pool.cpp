@@ -112,6 +112,7 @@ Tensor pool_any(const Tensor& x, Direction direction) {
 void pool_onto(const Tensor& x, const Tensor& total, Direction direction) {
     const MemoryFormat format = format_of(total);
     check_target(total, x, "total");
+    STD_TORCH_CHECK(total.data_ptr() != x.data_ptr(), "total: is what is added to it; expected memory of its own");
     pool_into(total, torch::stable::contiguous(x, format), direction, true, format);
 }
 

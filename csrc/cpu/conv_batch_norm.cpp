@@ -136,7 +136,10 @@ struct Forward {
           norm_bias(checked_channels(norm_bias_any, layer.out.channels, x, "norm_bias")),
           z(empty_output()),
           mean(channel_tensor(x, layer.out.channels, ScalarType::Double)),
-          invstd(channel_tensor(x, layer.out.channels, ScalarType::Double)) {}
+          invstd(channel_tensor(x, layer.out.channels, ScalarType::Double)) {
+        STD_TORCH_CHECK(layer.out.values_per_channel() > 1,
+                        "x: expected more than one value per channel of the result");
+    }
 
     Tensor empty_output() const {
         const int64_t shape[] = {layer.out.samples, layer.out.channels, layer.convolution.out_height(),

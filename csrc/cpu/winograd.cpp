@@ -12,8 +12,10 @@
 namespace zcpipe {
 namespace {
 
-constexpr int64_t kPlaces = 16;       // of a 4x4 square
-constexpr int64_t kTilesAtOnce = 16;  // at least, so that a tile of products is full
+constexpr int64_t kPlaces = 16;  // of a 4x4 square
+
+// Tiles at once, at least, so that the products fill the vector registers.
+int64_t tiles_at_once(int64_t result_channels) { return most_blocks() > 1 && result_channels > kBlock ? 8 : 16; }
 
 // A block's channels side by side; the compiler splits it where vectors are shorter.
 typedef float Channels __attribute__((vector_size(kBlock * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -144,7 +146,7 @@ Winograd::Winograd(int64_t source_channels, int64_t result_channels, int64_t hei
       width_(width),
       tile_rows_((height + 1) / 2),
       tile_columns_((width + 1) / 2),
-      rows_at_once_(std::min(tile_rows_, (kTilesAtOnce + tile_columns_ - 1) / tile_columns_)),
+      rows_at_once_(std::min(tile_rows_, (tiles_at_once(result_channels) + tile_columns_ - 1) / tile_columns_)),
       weights_(kPlaces * source_channels * blocks_of(result_channels) * kBlock) {
     float* panel = weights_.data();
     for_panels(result_channels, [&](int64_t first, int64_t blocks) {

@@ -192,3 +192,16 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_a_sum_of_another_shape_is_refused():
     with pytest.raises(UsageError, match=r"^total: got shape \(2, 3, 4, 5\), expected \(2, 3, 4, 4\)"):
         batch_norm_train(torch.zeros(2, 3, 4, 4), total=torch.zeros(2, 3, 4, 5))
+
+
+def test_a_parameter_that_depends_on_the_images_is_followed_once():
+    x = images((2, 3, 4, 4)).requires_grad_()
+
+    def value(op):
+        return (op(x, x.mean((0, 2, 3))) ** 2).sum()
+
+    for create_graph in (False, True):
+        ours, theirs = (
+            torch.autograd.grad(value(op), x, create_graph=create_graph)[0] for op in (batch_norm_train, twin)
+        )
+        torch.testing.assert_close(ours, theirs)

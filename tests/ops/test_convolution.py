@@ -215,3 +215,16 @@ def test_direct_calls_are_guarded_too(native):
         op(ZEROS.double(), KERNEL, None, None, None, EPS, 1, 1, False, False)
     with pytest.raises(RuntimeError, match="stride: got 3, expected 1 or 2"):
         op(ZEROS, KERNEL, None, None, None, EPS, 3, 1, False, False)
+
+
+def test_a_kernel_that_depends_on_the_images_is_followed_once(native):
+    x, kernel, *_ = (t.float() for t in tensors(CASES[0]))
+    x.requires_grad_()
+    how = {"stride": 1, "padding": 1, "relu_input": False, "relu_output": False}
+
+    for create_graph in (False, True):
+        grads = [
+            torch.autograd.grad((op(x, kernel * (1 + x.mean()), **how) ** 3).sum(), x, create_graph=create_graph)[0]
+            for op in (conv_batch_norm_train, twin)
+        ]
+        torch.testing.assert_close(*grads, atol=1e-3 * float(grads[1].detach().abs().max()), rtol=1e-3)

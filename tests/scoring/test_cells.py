@@ -175,3 +175,36 @@ def test_a_sum_that_does_not_fit_is_named():
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.conv_batch_norm_train_onto(x, weight, None, None, total, 1e-5, 1, 0, False, False)
+
+
+def test_one_value_per_channel_is_refused_as_everywhere():
+    cell = cell_of([(0, 1), (0, 1)], ["conv1", "skip"], 1)
+    x = torch.zeros(1, CHANNELS, 1, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with (
+        untouched(all_of(cell)),
+        fast_operations(all_of(cell)),
+        pytest.raises(RuntimeError, match="more than one value"),
+    ):
+        cell(x)
+
+
+def test_edges_that_lead_nowhere_cost_and_keep_nothing(steps):
+    cell = cell_of([(0, 1), (1, 2)], ["conv3", "pool"], 1)
+    with untouched(all_of(cell)), fast_operations(all_of(cell)):
+        y = cell(images(0).requires_grad_())
+    assert steps
+    assert len(y.grad_fn.kept) == 1
+
+
+def test_forward_mode_goes_another_way(steps):
+    cell = cell_of([(0, 1), (0, 1)], ["conv3", "skip"], 1)
+    with untouched(all_of(cell)), fast_operations(all_of(cell)):
+        _, tangent = torch.func.jvp(cell, (images(0),), (images(1),))
+    assert not steps and tangent.any()
+
+
+def test_a_sum_is_never_added_to_itself():
+    x = images(0)
+    for op in ("avg_pool3x3_onto", "avg_pool3x3_backward_onto"):
+        with pytest.raises(RuntimeError, match="total: is what is added to it"):
+            getattr(torch.ops.zcpipe, op)(x, x)

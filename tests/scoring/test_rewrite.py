@@ -124,9 +124,8 @@ def test_everything_is_put_back_after_an_error():
 class Halved(Op):
     """A layer that computes something else than its chain."""
 
-    def forward_onto(self, x, total):
-        y = super().forward_onto(x, None) / 2
-        return y if total is None else total + y
+    def forward(self, x):
+        return super().forward(x) / 2
 
 
 def cell(weighted=Op):
@@ -173,3 +172,98 @@ def test_a_cell_whose_parameters_want_gradients_gets_them():
     with fast_operations(all_of(model)):
         model(images()).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def altered(model, change):
+    change(model)
+    return model
+
+
+def patch(name):
+    def change(model):
+        part = model.get_submodule(name)
+        forward = part.forward
+        part.forward = lambda x: forward(x) * 3
+
+    return change
+
+
+ALTERATIONS = {
+    "a convolution's own forward": patch("layers.a.op.1"),
+    "a pool's own forward": patch("layers.b"),
+    "a chain's own forward": patch("layers.d"),
+    "an op's own forward": patch("layers.a"),
+    "a backward hook": lambda m: m.layers["d"].register_full_backward_hook(lambda _m, g, _o: (g[0] * 5,)),
+    "an integer stride": lambda m: setattr(m.layers["d"][1], "stride", 1),
+    "an integer padding": lambda m: setattr(m.layers["a"].op[1], "padding", 1),
+    "another kind of convolution": lambda m: m.layers["d"].__setitem__(1, Doubled(4, 4, 3, padding=1, bias=False)),
+    "another kind of cell": lambda m: setattr(m, "__class__", Negative),
+    "a divisor": lambda m: setattr(m.layers["b"], "divisor_override", 4),
+    "a stride of three": lambda m: (setattr(m.layers["b"], "stride", 1), setattr(m.layers["b"], "ceil_mode", True)),
+}
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Negative(Dag):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_what_is_not_stock_counts(name):
+    model = altered(cell(), ALTERATIONS[name])
+    with untouched(all_of(model)):
+        expected = outcome(model, images())
+        with fast_operations(all_of(model)):
+            ours = outcome(model, images())
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_hooks_on_all_modules_are_called():
+    model = nn.Sequential(*CHAINS["conv norm"]())
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        with untouched(all_of(model)), fast_operations(all_of(model)):
+            model(images())
+    finally:
+        handle.remove()
+    assert nn.Conv2d in seen and nn.BatchNorm2d in seen
+
+
+def test_modules_that_will_be_hooked_are_called(fused):
+    model = nn.Sequential(*CHAINS["relu conv norm"]())
+    with untouched(all_of(model)), fast_operations(all_of(model), called=["1"]):
+        model(images())
+    assert not fused
+
+
+def test_the_layout_is_what_it_would_be(fused):
+    model = nn.Sequential(*CHAINS["conv norm"]())
+    x = images().contiguous()
+    with untouched(all_of(model)), fast_operations(all_of(model)):
+        assert model(x).is_contiguous()
+        assert not fused
+        assert model(images()).is_contiguous(memory_format=torch.channels_last)
+    assert fused
+
+
+def test_an_image_that_does_not_fit_is_refused_in_the_modules_words():
+    model = nn.Sequential(*CHAINS["conv norm"]())
+    with untouched(all_of(model)), fast_operations(all_of(model)):
+        with pytest.raises(RuntimeError, match="to have 4 channels, but got 5"):
+            model(torch.zeros(2, 5, 7, 7).contiguous(memory_format=torch.channels_last))
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            model(torch.zeros(1, 4, 1, 1).contiguous(memory_format=torch.channels_last))
+
+
+def test_a_layer_outside_any_pass_is_an_ordinary_module():
+    layer, seen = Op(conv(4, 4), nn.BatchNorm2d(4)), []
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    add_to(torch.zeros(3, 4, 7, 7), layer, images()).sum().backward()
+    assert seen == ["backward"]

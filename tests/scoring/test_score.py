@@ -330,3 +330,55 @@ def test_params_and_macs_of_any_module():
     scores = zcpipe.score(model, torch.randn(2, 3, 8, 8), "params,macs")
     assert scores["params"] == 216 + 16 + 8 * 36 * 5 + 5
     assert scores["macs"] == 216 * 36 + 8 * 36 * 5
+
+
+class _Keeping(nn.Module):
+    """Keeps an average of its inputs the usual way: another tensor in the buffer's place."""
+
+    inplace = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(()))
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        self.average = 0.9 * self.average + 0.1 * x.mean()
+        return self.conv(x)
+
+
+class _Fixed(_Keeping):
+    @property
+    def inplace(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [_Keeping, _Fixed])
+def test_buffers_put_in_place_of_others_and_flags_of_classes_are_put_back(kind):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), kind())
+    before, attributes = model[1].average, set(vars(model[1]))
+    assert zcpipe.score(model, torch.randn(4, 3, 8, 8), blocks=["0", "1"]).status == "ok"
+    assert model[1].average is before and before == 0
+    assert set(vars(model[1])) == attributes
+
+
+@pytest.mark.parametrize("block", ["1.0", "1.1", "1.2", "1"])
+def test_a_block_may_lie_inside_a_chain(block):
+    chain = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), chain)
+    assert zcpipe.score(model, torch.randn(4, 3, 8, 8), blocks=["0", block]).status == "ok"
+
+
+def test_automatic_casting_is_the_callers_affair():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    x = torch.randn(4, 3, 8, 8)
+    plain = zcpipe.score(model, x, blocks=["0", "1"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dict(zcpipe.score(model, x, blocks=["0", "1"])) == dict(plain)
+
+
+def test_a_network_that_fails_is_a_result_not_an_exception():
+    chain = nn.Sequential(nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), chain)
+    scores = zcpipe.score(model, torch.randn(4, 3, 8, 8), "expressivity", blocks=["0", "1"])
+    assert scores.status == "error" and "channels" in scores.failures[0].message

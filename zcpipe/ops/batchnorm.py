@@ -63,9 +63,8 @@ def _batch_norm_train(
         y = x.clone(memory_format=dense_format(x))
     else:
         # In double precision: torch's sums of float32 images are off by more than the native op's.
-        wide = (t if t is None else t.double() for t in (x, weight, bias))
-        images, scales, shifts = wide
-        y = F.batch_norm(images, None, None, scales, shifts, training=True, eps=eps).to(x.dtype)
+        scales, shifts = (t if t is None else t.double() for t in (weight, bias))
+        y = F.batch_norm(x.double(), None, None, scales, shifts, training=True, eps=eps).to(x.dtype)
     y = F.relu(y) if relu else y
     return y if total is None else total + y
 
@@ -103,8 +102,10 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]: 
     grads: tuple[Tensor | None, ...]
     if torch.is_grad_enabled() and math.prod(x.shape):
         # A second derivative will be asked for: the twin knows it, the native backward does not.
-        y = _batch_norm_train(x, weight, bias, None, ctx.eps, ctx.relu)
-        asked = [t for t, needed in zip((x, weight, bias), needs, strict=True) if needed]
+        # Aliases, because a parameter may depend on x: the way through it is autograd's to follow, not ours.
+        aliases: list[Any] = [t if t is None else t.view_as(t) for t in (x, weight, bias)]
+        y = _batch_norm_train(*(*aliases, None, ctx.eps, ctx.relu))
+        asked = [t for t, needed in zip(aliases, needs, strict=True) if needed]
         found = iter(torch.autograd.grad(y, asked, grad, create_graph=True) if asked else ())
         grads = tuple(next(found) if needed else None for needed in needs)
     elif any(needs):

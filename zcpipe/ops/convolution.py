@@ -160,8 +160,9 @@ def _composed(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | 
     again = torch.is_grad_enabled()
     arguments: tuple[Any, ...] = ctx.saved_tensors[:4]
     with torch.enable_grad():
-        if not again:
-            arguments = tuple(t if t is None else t.detach().requires_grad_() for t in arguments)
+        # Aliases, because a parameter may depend on x: the way through it is autograd's to follow, not ours.
+        alias = Tensor.view_as if again else _leaf
+        arguments = tuple(t if t is None else alias(t, t) for t in arguments)
         y = _conv_batch_norm_train(*(*arguments, None, ctx.eps, *ctx.how))
         asked = [t for t, needed in zip(arguments, needs, strict=True) if needed]
         found = iter(torch.autograd.grad(y, asked, grad, create_graph=again))
@@ -169,6 +170,10 @@ def _composed(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | 
 
 
 _native = differentiable("conv_batch_norm_train", _backward, _save)
+
+
+def _leaf(t: Tensor, _: Tensor) -> Tensor:
+    return t.detach().requires_grad_()
 
 
 @on_load

@@ -51,8 +51,8 @@ def cross_moment(
 
     Where `a` has r times the resolution of `b`, each r x r square of its pixels is one position with r r Ca channels
     (space-to-depth): channel (row of the square, column, channel of `a`). Products of float32 are added up in float32
-    for at most 128 positions, everything else in double precision. A statistic, not a layer: it is not differentiated,
-    and inputs that require gradients are detached.
+    for at most 128 positions, and overflow where it does; everything else is added in double precision. A statistic,
+    not a layer: it is not differentiated, and inputs that require gradients are detached.
 
     Args:
         a: rows or a map, float32 or float64, of any strides; contiguous rows and channels_last maps are read as they

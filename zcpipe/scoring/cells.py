@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zcpipe.ops import available
+from zcpipe.ops._check import use_native
 from zcpipe.spaces.layers import Dag
 
 _native = torch.ops.zcpipe
@@ -111,26 +111,38 @@ class Convolution:
         return g if total is None else g.add_(total)
 
 
+_Step = tuple[int, int, Layer]  # source, target, what leads from one to the other
+
+
 def fast_cell(cell: Dag, layers: Sequence[Layer]) -> Callable[[Tensor], Tensor] | None:
     """Return a forward for a cell whose edges are `layers`; None if its output is not memory of its own.
 
-    It is for float32 images on the CPU; others go to the cell itself.
+    It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
+    native operations do not know.
     """
-    if not _makes_output(cell, layers):
+    steps = _useful(cell, layers)
+    arriving = [layer for _, target, layer in steps if target == cell.output]
+    if len(arriving) < 2 and not any(layer.makes_new for layer in arriving):
         return None
     original: Callable[[Tensor], Tensor] = cell.forward
 
     def forward(x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.dtype != torch.float32 or not x.is_cpu or x.numel() == 0 or not available():
-            return original(x)
-        return _Cell.apply(x, cell, layers)  # type: ignore[no-any-return,no-untyped-call]
+        fits = x.ndim == 4 and x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
+        if fits and x.is_contiguous(memory_format=torch.channels_last) and use_native("avg_pool3x3", x):
+            return _Cell.apply(x, steps, cell.output)  # type: ignore[no-any-return,no-untyped-call]
+        return original(x)
 
     return forward
 
 
-def _makes_output(cell: Dag, layers: Sequence[Layer]) -> bool:
-    arriving = [layer for (_, target), layer in zip(cell.edges, layers, strict=True) if target == cell.output]
-    return len(arriving) > 1 or any(layer.makes_new for layer in arriving)
+def _useful(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
+    """Return the edges that lead to the output, in order."""
+    useful, steps = {cell.output}, []
+    for (source, target), layer in zip(reversed(cell.edges), reversed(layers), strict=True):
+        if target in useful:
+            useful.add(source)
+            steps.append((source, target, layer))
+    return steps[::-1]
 
 
 class _Nodes:
@@ -153,28 +165,26 @@ class _Nodes:
 
 class _Cell(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cell: Dag, layers: Sequence[Layer]) -> Tensor:  # noqa: ANN401
-        nodes = _Nodes(0, x.contiguous(memory_format=torch.channels_last))
-        ctx.cell, ctx.layers, ctx.kept = cell, layers, []
+    def forward(ctx: Any, x: Tensor, steps: Sequence[_Step], output: int) -> Tensor:  # noqa: ANN401
+        nodes = _Nodes(0, x)
+        ctx.steps, ctx.output, ctx.kept = steps, output, []
         with torch._C._AutoDispatchBelowAutograd():
-            for (source, target), layer in zip(cell.edges, layers, strict=True):
+            for source, target, layer in steps:
                 total, own = nodes.so_far(target)
                 value, kept = layer.forward(nodes.values[source], total, own)
                 nodes.put(target, value, own or layer.makes_new or total is not None)
                 ctx.kept.append(kept)
-        return nodes.values[cell.output]
+        return nodes.values[output]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # noqa: ANN401
-        grads = _Nodes(ctx.cell.output, grad.contiguous(memory_format=torch.channels_last))
-        steps = zip(reversed(ctx.cell.edges), reversed(ctx.layers), reversed(ctx.kept), strict=True)
+        grads = _Nodes(ctx.output, grad.contiguous(memory_format=torch.channels_last))
         with torch._C._AutoDispatchBelowAutograd():
-            for (source, target), layer, kept in steps:
-                if target in grads.values:  # otherwise the output does not depend on it
-                    total, own = grads.so_far(source)
-                    value = layer.backward(kept, grads.values[target], total, own)
-                    grads.put(source, value, own or layer.makes_new or total is not None)
+            for (source, target, layer), kept in zip(reversed(ctx.steps), reversed(ctx.kept), strict=True):
+                total, own = grads.so_far(source)
+                value = layer.backward(kept, grads.values[target], total, own)
+                grads.put(source, value, own or layer.makes_new or total is not None)
         return grads.values.get(0), None, None
 
 

@@ -12,7 +12,8 @@ from zcpipe.errors import UsageError
 
 # These write their buffers only while they track running statistics, which a pass switches off.
 _STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_Attribute = tuple[nn.Module, str, bool]
+_INHERITED = object()  # stands for a flag that the module's class has and the module has not
+_Attribute = tuple[nn.Module, str, object]
 
 
 @contextmanager
@@ -36,13 +37,10 @@ def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     modes = [(module, "training", module.training) for module in parts]
     flags = _flags(parts)
     wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
-    buffers = [
-        (buffer, buffer.clone())
-        for module in parts
-        if module._buffers and type(module) not in _STOCK_NORMS
-        for buffer in module._buffers.values()
-        if buffer is not None
-    ]
+    # Forwards write to buffers, and put others in their place.
+    holders = [module for module in parts if module._buffers and type(module) not in _STOCK_NORMS]
+    buffers = [(module, dict(module._buffers)) for module in holders]
+    contents = [(b, b.clone()) for _, held in buffers for b in held.values() if b is not None]
     random_state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(0)
@@ -56,25 +54,32 @@ def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
         _set(flags)
         for parameter, value in wanted:
             parameter.requires_grad_(value)
+        for module, held in buffers:
+            module._buffers.clear()
+            module._buffers.update(held)
         with torch.no_grad():
-            for buffer, saved in buffers:
+            for buffer, saved in contents:
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
         torch.set_rng_state(random_state)
 
 
 def _flags(modules: Collection[nn.Module]) -> list[_Attribute]:
-    """Return the flags that a pass switches off, wherever a module or its class has one."""
-    flags = []
+    """Return the flags that a pass switches off, wherever a module or its class has one; properties are left alone."""
+    flags: list[_Attribute] = []
     for name in ("inplace", "track_running_stats"):
         # Asking nn.Module for an attribute that it lacks is slow; few classes have one of these of their own.
-        classes = {kind for kind in set(map(type, modules)) if hasattr(kind, name)}
-        holders = [module for module in modules if name in vars(module) or type(module) in classes]
-        flags += [(m, name, value) for m in holders if isinstance(value := getattr(m, name), bool)]
+        classes = {kind for kind in set(map(type, modules)) if isinstance(getattr(kind, name, None), bool)}
+        for module in modules:
+            value = vars(module).get(name, _INHERITED if type(module) in classes else None)
+            if isinstance(value, bool) or value is _INHERITED:
+                flags.append((module, name, value))
     return flags
 
 
 def _set(attributes: Iterable[_Attribute]) -> None:
     for module, name, value in attributes:
-        if getattr(module, name) is not value:  # most are right already, and nn.Module is slow to set them
+        if value is _INHERITED:
+            vars(module).pop(name, None)
+        elif getattr(module, name) is not value:  # most are right already, and nn.Module is slow to set them
             setattr(module, name, value)

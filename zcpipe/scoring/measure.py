@@ -117,7 +117,9 @@ def _block_pass(
     result: Measurement,
 ) -> None:
     modules = dict(model.named_modules())
-    with untouched(modules), fast_operations(modules):
+    # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
+    plain = torch.autocast(inputs[0].device.type, enabled=False)
+    with untouched(modules), plain, fast_operations(modules, called=blocks):
         measured = block_statistics(model, modules, inputs, blocks, statistics_of(proxies), probe)
     result.statistics |= measured.statistics
     for proxy in proxies:

@@ -2,54 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
+from zcpipe.errors import UsageError
 from zcpipe.ops import avg_pool3x3, batch_norm_train, conv_batch_norm_train
 from zcpipe.scoring.cells import Convolution, Identity, Layer, Pool, fast_cell
-from zcpipe.spaces.layers import Dag, Op
+from zcpipe.spaces.layers import Dag, Op, has_hooks
 
 _FLOATS = (torch.float32, torch.float64)
 
 # A module's output added to a sum, or by itself for None.
 _Onto = Callable[[Tensor, Tensor | None], Tensor]
-# The fused operation of each module that has one.
-_Chains = Mapping[nn.Module, Convolution]
 
 
 @contextmanager
-def fast_operations(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def fast_operations(modules: Mapping[str, nn.Module], called: Collection[str] = ()) -> Iterator[None]:
     """Inside, modules that a native operation can stand in for call it; afterwards they are as before.
 
     Single pools and batch norms are swapped, and chains of [ReLU,] convolution, batch norm [, ReLU] that make a whole
-    ``nn.Sequential``. Each also gets a method ``forward_onto(x, total)``, which adds its output to a sum in one go (see
-    `zcpipe.spaces.layers.add_to`). Cells that are a `Dag` of such layers become one step of autograd each.
+    ``nn.Sequential`` or `Op`. Each also gets an attribute ``forward_onto(x, total)``, which adds its output to a sum in
+    one go (see `zcpipe.spaces.layers.add_to`). Cells that are a `Dag` of such layers become one step of autograd each.
 
-    Meant for a model already in the state of its pass: what counts is whether a module is in train mode inside.
-    Modules with hooks of their own stay as they are.
+    Meant for a model already in the state of its pass: what counts is whether a module is in train mode inside. Modules
+    with hooks or a ``forward`` of their own stay as they are, and under hooks on all modules nothing is swapped. Do not
+    copy modules inside: a copy would keep what the original got.
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
+        called: names of modules that must be called as modules, because somebody will hook them.
     """
     swapped = []
-    chains = {module: chain for module in modules.values() if (chain := _fused_chain(module)) is not None}
-    frozen = not any(p.requires_grad for m in modules.values() for p in m._parameters.values() if p is not None)
     try:
-        for module in modules.values():
-            if "forward" in vars(module):
-                continue
-            # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
-            if (onto := _replacement(module, chains)) is not None:
-                vars(module).update(forward=_alone(onto), forward_onto=onto)
-                swapped.append(module)
-            elif frozen and isinstance(module, Dag) and (cell := _replace_cell(module, chains)) is not None:
-                vars(module)["forward"] = cell
-                swapped.append(module)
+        if not torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+            rewriter = _Rewriter(modules, called)
+            for module in modules.values():
+                attributes = {} if "forward" in vars(module) else rewriter.attributes(module)
+                if attributes:
+                    # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
+                    vars(module).update(attributes)
+                    swapped.append(module)
         yield
     finally:
         for module in swapped:
@@ -57,20 +54,84 @@ def fast_operations(modules: Mapping[str, nn.Module]) -> Iterator[None]:
             vars(module).pop("forward_onto", None)
 
 
+class _Rewriter:
+    """What the modules of one network are swapped for."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], called: Collection[str]) -> None:
+        self._called = {modules[name] for name in called if name in modules}
+        self._frozen = not any(
+            p.requires_grad for m in modules.values() for p in m._parameters.values() if p is not None
+        )
+        self._chains: dict[nn.Module, Convolution] = {}
+        for module in modules.values():
+            if type(module) is nn.Sequential and (chain := self._fused_chain(module)) is not None:
+                self._chains[module] = chain
+
+    def attributes(self, module: nn.Module) -> dict[str, Callable[..., Tensor]]:
+        """Return the attributes that a module gets, ``forward`` among them; none where nothing fits."""
+        onto = self._onto(module)
+        if onto is not None:
+            return {"forward": _alone(onto), "forward_onto": onto}
+        cell = self._cell(module) if self._frozen and isinstance(module, Dag) else None
+        return {} if cell is None else {"forward": cell}
+
+    def _onto(self, module: nn.Module) -> _Onto | None:
+        inner = module.op if self._is_bare_op(module) else module
+        if inner in self._chains:
+            return _for_images(module, _run_chain(self._chains[inner]), _is_channels_last)
+        if _is_avg_pool3x3(module):
+            return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
+        if _is_batch_norm(module):
+            norm = module
+            return _for_images(
+                norm, lambda x, total: batch_norm_train(x, norm.weight, norm.bias, norm.eps, total=total)
+            )
+        return None
+
+    def _fused_chain(self, chain: nn.Sequential) -> Convolution | None:
+        """Return a whole chain of [ReLU,] convolution, batch norm [, ReLU], None for any other."""
+        parts = list(chain)
+        middle = [part for part in parts if type(part) is not nn.ReLU]
+        if len(middle) != 2 or not all(map(self._is_plain, parts)):
+            return None
+        conv, norm = middle
+        at = parts.index(conv)
+        relu_input, relu_output = at == 1, len(parts) - at == 3
+        if parts[at : at + 2] != middle or len(parts) != 2 + relu_input + relu_output:
+            return None
+        if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
+            return None
+        return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu_input, relu_output)
+
+    def _cell(self, cell: Dag) -> Callable[[Tensor], Tensor] | None:
+        """Return the fast forward of a cell, None if one of its layers has none."""
+        if type(cell).forward is not Dag.forward:
+            return None
+        layers = [self._cell_layer(layer) for layer in cell.layers.values()]
+        known = [layer for layer in layers if layer is not None]
+        return fast_cell(cell, known) if len(known) == len(layers) else None
+
+    def _cell_layer(self, layer: nn.Module) -> Layer | None:
+        inner = layer.op if self._is_bare_op(layer) else layer
+        if not (self._is_plain(layer) and self._is_plain(inner)):
+            return None
+        if type(inner) is nn.Identity:
+            return Identity()
+        if _is_avg_pool3x3(inner):
+            return Pool()
+        chain = self._chains.get(inner)
+        return chain if chain is not None and chain.stride in (1, 2) else None
+
+    def _is_plain(self, module: nn.Module) -> bool:
+        """Whether calling a module runs the forward of its class and nothing else."""
+        return not (has_hooks(module) or "forward" in vars(module) or module in self._called)
+
+    def _is_bare_op(self, module: nn.Module) -> TypeGuard[Op]:
+        return isinstance(module, Op) and type(module).forward is Op.forward and self._is_plain(module.op)
+
+
 def _alone(onto: _Onto) -> Callable[[Tensor], Tensor]:
     return lambda x: onto(x, None)
-
-
-def _replacement(module: nn.Module, chains: _Chains) -> _Onto | None:
-    """Return what a native operation gives this module, None if none fits."""
-    if module in chains:
-        return _for_images(module, _run_chain(chains[module]))
-    if _is_avg_pool3x3(module):
-        return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
-    if _is_batch_norm(module):
-        norm = module
-        return _for_images(norm, lambda x, total: batch_norm_train(x, norm.weight, norm.bias, norm.eps, total=total))
-    return None
 
 
 def _run_chain(chain: Convolution) -> _Onto:
@@ -93,55 +154,24 @@ def _run_chain(chain: Convolution) -> _Onto:
     return onto
 
 
-def _fused_chain(chain: nn.Module) -> Convolution | None:
-    """Return a whole chain of [ReLU,] convolution, batch norm [, ReLU], None for any other."""
-    if type(chain) is not nn.Sequential:
-        return None
-    parts = list(chain)
-    middle = [part for part in parts if type(part) is not nn.ReLU]
-    if len(middle) != 2 or any(map(_has_hooks, parts)):
-        return None
-    conv, norm = middle
-    at = parts.index(conv)
-    relu_input, relu_output = at == 1, len(parts) - at == 3
-    if parts[at : at + 2] != middle or len(parts) != 2 + relu_input + relu_output:
-        return None
-    if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
-        return None
-    return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu_input, relu_output)
-
-
-def _replace_cell(cell: Dag, chains: _Chains) -> Callable[[Tensor], Tensor] | None:
-    """Return the fast forward of a cell, None if one of its layers has none."""
-    if type(cell).forward is not Dag.forward:
-        return None
-    layers = [_cell_layer(layer, chains) for layer in cell.layers.values()]
-    known = [layer for layer in layers if layer is not None]
-    return fast_cell(cell, known) if len(known) == len(layers) else None
-
-
-def _cell_layer(layer: nn.Module, chains: _Chains) -> Layer | None:
-    inner = layer.op if _is_op(layer) else layer
-    if _has_hooks(layer) or _has_hooks(inner):
-        return None
-    if type(inner) is nn.Identity:
-        return Identity()
-    if _is_avg_pool3x3(inner):
-        return Pool()
-    chain = chains.get(inner)
-    return chain if chain is not None and chain.stride in (1, 2) else None
-
-
-def _for_images(module: nn.Module, onto: _Onto) -> _Onto:
-    """Use an operation for float images and the module itself for whatever else comes."""
+def _for_images(module: nn.Module, onto: _Onto, fits: Callable[[Tensor], bool] = lambda x: True) -> _Onto:
+    """Use an operation for float images that fit, and the module itself for whatever else comes."""
     original: Callable[[Tensor], Tensor] = module.forward
 
     def checked(x: Tensor, total: Tensor | None) -> Tensor:
-        if x.ndim == 4 and x.dtype in _FLOATS:
-            return onto(x, total)
+        if x.ndim == 4 and x.dtype in _FLOATS and fits(x):
+            try:
+                return onto(x, total)
+            except UsageError:  # an image that does not fit the layer: it says so in its own words
+                pass
         return _added(total, original(x))
 
     return checked
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether a convolution's output is channels_last too, as the fused operation's always is."""
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _added(total: Tensor | None, y: Tensor) -> Tensor:
@@ -161,14 +191,11 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and module.groups == 1
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and all(a == b for pair in (module.kernel_size, module.stride, module.padding) for a, b in pairwise(pair))
+        and all(
+            isinstance(pair, tuple) and len(pair) == 2 and pair[0] == pair[1]
+            for pair in (module.kernel_size, module.stride, module.padding)
+        )
     )
-
-
-def _is_op(module: nn.Module) -> TypeGuard[Op]:
-    kind = type(module)
-    return issubclass(kind, Op) and kind.forward is Op.forward and kind.forward_onto is Op.forward_onto
 
 
 def _is_avg_pool3x3(module: nn.Module) -> bool:
@@ -179,10 +206,4 @@ def _is_avg_pool3x3(module: nn.Module) -> bool:
         and not module.count_include_pad
         and not module.ceil_mode
         and module.divisor_override is None
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

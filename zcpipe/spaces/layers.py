@@ -59,14 +59,21 @@ def replica(module: M) -> M:
     return twin
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than running its ``forward``."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def add_to(total: Tensor | None, layer: nn.Module, x: Tensor) -> Tensor:
     """Return ``total + layer(x)``, or ``layer(x)`` for None.
 
-    A layer may know how to do both in one go: it then has a method ``forward_onto(x, total)``, which the scoring's fast
-    passes give to layers for a while. Layers with hooks are called as always.
+    A layer may know how to do both in one go: the scoring's fast passes give layers an attribute
+    ``forward_onto(x, total)`` for a while. Layers with hooks are called as always.
     """
-    onto = None if layer._forward_hooks or layer._forward_pre_hooks else getattr(layer, "forward_onto", None)
-    if onto is not None:
+    onto = vars(layer).get("forward_onto")
+    if onto is not None and not has_hooks(layer):
         result: Tensor = onto(x, total)
         return result
     y: Tensor = layer(x)
@@ -82,11 +89,8 @@ class Op(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         """Run the chain."""
-        return self.forward_onto(x, None)
-
-    def forward_onto(self, x: Tensor, total: Tensor | None) -> Tensor:  # [N, C, H, W]
-        """Run the chain and add the result to a sum."""
-        return add_to(total, self.op, x)
+        result: Tensor = self.op(x)
+        return result
 
 
 class Dag(nn.Module):
