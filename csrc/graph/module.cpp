@@ -34,17 +34,19 @@ Wiring make_wiring(const std::vector<std::pair<int, std::string>>& operations, s
 }
 
 // The operations of each cell, row by row.
-const uint8_t* rows_of(const Wiring& wiring, const Cells& cells) {
+// A copy: other threads may write to the array once the interpreter is let go.
+std::vector<uint8_t> rows_of(const Wiring& wiring, const Cells& cells) {
     if (cells.ndim() != 2 || size_t(cells.shape(1)) != wiring.edges.size())
         throw std::invalid_argument("cells: expected one column per edge");
-    const uint8_t* data = cells.data();
-    for (py::ssize_t i = 0; i < cells.size(); ++i)
-        if (data[i] >= wiring.operations.size()) throw std::invalid_argument("cells: unknown operation");
-    return data;
+    std::vector<uint8_t> rows(cells.data(), cells.data() + cells.size());
+    for (uint8_t operation : rows)
+        if (operation >= wiring.operations.size()) throw std::invalid_argument("cells: unknown operation");
+    return rows;
 }
 
 std::vector<std::string> canonical_texts(const Wiring& wiring, const Cells& cells) {
-    const uint8_t* data = rows_of(wiring, cells);
+    const std::vector<uint8_t> rows = rows_of(wiring, cells);
+    const uint8_t* data = rows.data();
     const size_t count = size_t(cells.shape(0)), edges = wiring.edges.size();
     py::gil_scoped_release release;
     std::vector<std::string> texts;
@@ -61,7 +63,8 @@ std::vector<std::string> canonical_texts(const Wiring& wiring, const Cells& cell
 }
 
 py::array_t<bool> live(const Wiring& wiring, const Cells& cells) {
-    const uint8_t* data = rows_of(wiring, cells);
+    const std::vector<uint8_t> rows = rows_of(wiring, cells);
+    const uint8_t* data = rows.data();
     const size_t count = size_t(cells.shape(0)), edges = wiring.edges.size();
     py::array_t<bool> out({count, edges});
     bool* to = out.mutable_data();
