@@ -5,6 +5,7 @@ import torch
 
 from zcpipe import ops
 from zcpipe.ops.moments import _covariance, _cross_moment
+from zcpipe.ops.spectra import _by_shape, _eigenvalues, _largest
 
 SHAPES = [(2, 3, 6, 8), (1, 16, 8, 8), (64, 16, 32, 32), (3, 17, 10, 4), (4, 5, 2, 2), (2, 70, 8, 6), (40, 200, 2, 2)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -104,3 +105,49 @@ def test_neither_waits_for_the_device_nor_breaks_a_capture(device, name):
 def test_a_constant_map_has_no_covariance(device, layout, dtype):
     x = torch.randn(1, 20, 1, 1, dtype=dtype, device=device).expand(3, 20, 9, 9).contiguous(memory_format=layout)
     assert not ops.covariance(x).any()
+
+
+class TestSpectra:
+    SIZES = (1, 2, 3, 16, 17, 32, 63, 64, 65, 100)  # the last two go to torch.linalg
+
+    def matrices(self, device, dtype):
+        return [torch.randn(n, n + 3, dtype=dtype, device=device) for n in self.SIZES]
+
+    def test_eigenvalues_are_lapacks(self, device, dtype):
+        grams = [m @ m.T for m in self.matrices(device, dtype)]
+        expected = _by_shape(grams, _eigenvalues)
+        for ours, theirs in zip(ops.symmetric_eigenvalues(grams), expected, strict=True):
+            assert ours.dtype == dtype
+            close(ours, theirs, dtype)
+
+    def test_largest_singular_values_are_lapacks(self, device, dtype):
+        matrices = self.matrices(device, dtype)
+        matrices += [m.T for m in matrices] + [1e30 * m for m in matrices]
+        expected = _by_shape(matrices, _largest)
+        for ours, theirs in zip(ops.largest_singular_values(matrices), expected, strict=True):
+            assert ours.dtype == dtype and ours.shape == ()
+            torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=0)
+
+    def test_a_matrix_that_is_not_finite_spoils_no_other(self, device, dtype):
+        one = torch.eye(3, dtype=dtype, device=device)
+        first, second = ops.symmetric_eigenvalues([one, one / 0])
+        assert torch.equal(first, torch.ones_like(first)) and second.isnan().all()
+
+    def test_mixed_dtypes_and_gradients_find_their_way(self, device):
+        a, b = torch.eye(3, device=device), torch.eye(4, dtype=torch.float64, device=device).requires_grad_()
+        first, second = ops.symmetric_eigenvalues([a, b])
+        assert first.dtype == torch.float32 and second.dtype == torch.float64
+        second.sum().backward()
+        assert torch.equal(b.grad, torch.eye(4, dtype=torch.float64, device=device))
+
+    def test_a_launch_can_be_captured(self, device):
+        matrices = self.matrices(device, torch.float64)[:7]
+        ops.largest_singular_values(matrices)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            values = ops.largest_singular_values(matrices)
+        matrices[3].copy_(torch.randn_like(matrices[3]))
+        graph.replay()
+        for ours, theirs in zip(values, _by_shape(matrices, _largest), strict=True):
+            close(ours, theirs, torch.float64)
