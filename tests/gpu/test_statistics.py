@@ -5,6 +5,7 @@ import torch
 
 from zcpipe import ops
 from zcpipe.ops.moments import _covariance, _cross_moment
+from zcpipe.ops.parameters import _parameter_statistics
 from zcpipe.ops.spectra import _by_shape, _eigenvalues, _largest
 
 SHAPES = [(2, 3, 6, 8), (1, 16, 8, 8), (64, 16, 32, 32), (3, 17, 10, 4), (4, 5, 2, 2), (2, 70, 8, 6), (40, 200, 2, 2)]
@@ -105,6 +106,30 @@ def test_neither_waits_for_the_device_nor_breaks_a_capture(device, name):
 def test_a_constant_map_has_no_covariance(device, layout, dtype):
     x = torch.randn(1, 20, 1, 1, dtype=dtype, device=device).expand(3, 20, 9, 9).contiguous(memory_format=layout)
     assert not ops.covariance(x).any()
+
+
+class TestParameterStatistics:
+    SHAPES = ((16, 3, 3, 3), (64, 64, 3, 3), (10, 64), (5,), (0, 3), (512, 512, 3, 3))
+
+    def equals_the_twin(self, weights, grads):
+        ours = torch.stack(tuple(ops.parameter_statistics(weights, grads)), 1)
+        twin = _parameter_statistics(weights, grads)
+        scale = twin.abs().amax(1, keepdim=True).clamp_min(1.0)
+        torch.testing.assert_close(ours / scale, twin / scale, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+    def test_equal_the_twin(self, device, dtype, layout):
+        def tensors(layout):
+            drawn = [torch.randn(shape, dtype=dtype, device=device) for shape in self.SHAPES]
+            return [t.contiguous(memory_format=layout) if t.ndim == 4 else t for t in drawn]
+
+        self.equals_the_twin(tensors(layout), tensors(layout))
+        self.equals_the_twin(tensors(layout), tensors(torch.contiguous_format))
+
+    def test_of_many_layers_of_two_dtypes(self, device):
+        dtypes = (torch.float32, torch.float64)
+        pairs = [torch.randn(2, 7 * k, dtype=dtypes[k % 2], device=device) for k in range(300)]
+        self.equals_the_twin([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
 class TestSpectra:

@@ -95,7 +95,7 @@ def _parts(op: str, values: Tensor, matrices: Sequence[Tensor]) -> tuple[Tensor,
     """Divide what a launch gave among its matrices."""
     if op == "largest_singular_values":
         return values.unbind()
-    parts: tuple[Tensor, ...] = torch.split(values, [matrix.shape[0] for matrix in matrices])  # type: ignore[no-untyped-call]
+    parts: tuple[Tensor, ...] = torch.split(values, [matrix.shape[0] for matrix in matrices])
     return parts
 
 
