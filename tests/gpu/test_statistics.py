@@ -6,6 +6,7 @@ import torch
 from zcpipe import ops
 from zcpipe.ops.moments import _covariance, _cross_moment
 from zcpipe.ops.parameters import _parameter_statistics
+from zcpipe.ops.products import _product_sums
 from zcpipe.ops.spectra import _by_shape, _eigenvalues, _largest
 
 SHAPES = [(2, 3, 6, 8), (1, 16, 8, 8), (64, 16, 32, 32), (3, 17, 10, 4), (4, 5, 2, 2), (2, 70, 8, 6), (40, 200, 2, 2)]
@@ -27,6 +28,9 @@ STATISTICS = {
     "covariance of slices": (ops.covariance, _covariance, lambda x: (every_other_column(x),)),
     "cross_moment": (ops.cross_moment, _cross_moment, lambda x: (x, x[:, : 1 + x.shape[1] // 2])),
     "cross_moment of another resolution": (ops.cross_moment, _cross_moment, lambda x: (x, halved(x))),
+    "product_sums": (ops.product_sums, _product_sums, lambda x: (x, x.roll(1, 0))),
+    "product_sums of tokens": (ops.product_sums, _product_sums, lambda x: (x.flatten(2), x.sin().flatten(2))),
+    "product_sums of rows": (ops.product_sums, _product_sums, lambda x: (x.flatten(1), x.sin().flatten(1))),
 }
 every_statistic = pytest.mark.parametrize("name", STATISTICS)
 
