@@ -25,7 +25,7 @@ def halved(x):
 # name: (public function, twin, its tensors from images)
 STATISTICS = {
     "covariance": (ops.covariance, _covariance, lambda x: (x,)),
-    "covariance of rows": (ops.covariance, _covariance, lambda x: (x.flatten(1),)),
+    "covariance of rows": (ops.covariance, _covariance, lambda x: (x.flatten(1)[:, :90],)),
     "covariance of slices": (ops.covariance, _covariance, lambda x: (every_other_column(x),)),
     "cross_moment": (ops.cross_moment, _cross_moment, lambda x: (x, x[:, : 1 + x.shape[1] // 2])),
     "cross_moment of another resolution": (ops.cross_moment, _cross_moment, lambda x: (x, halved(x))),
