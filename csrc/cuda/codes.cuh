@@ -50,12 +50,21 @@ __global__ void sign_codes_interleaved_kernel(uint32_t* codes, const T* x, uint3
     const T* const from = x + size_t{sample} * size;
     const uint32_t first = half * kWarp, count = first >= size ? 0 : size - first < kWarp ? size - first : kWarp;
     uint32_t c = first / pixels, p = first % pixels, bits = 0;
-    for (uint32_t k = 0; k < count; ++k) {
-        bits |= uint32_t{from[size_t{p} * channels + c] > T(0)} << k;
-        count_event(kCodeElements);
-        if (++p == pixels) {
-            p = 0;
-            ++c;
+    if (count == kWarp && p + kWarp <= pixels) {  // of one channel: loads that need not wait for one another
+        const T* const run = from + size_t{p} * channels + c;
+        ZCPIPE_UNROLL
+        for (uint32_t k = 0; k < kWarp; ++k) {
+            bits |= uint32_t{run[size_t{k} * channels] > T(0)} << k;
+            count_event(kCodeElements);
+        }
+    } else {
+        for (uint32_t k = 0; k < count; ++k) {
+            bits |= uint32_t{from[size_t{p} * channels + c] > T(0)} << k;
+            count_event(kCodeElements);
+            if (++p == pixels) {
+                p = 0;
+                ++c;
+            }
         }
     }
     codes[size_t{sample} * halves + half] = bits;
