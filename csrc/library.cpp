@@ -45,6 +45,10 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
     m.def("covariance(Tensor x) -> Tensor");
     m.def("cross_moment(Tensor a, Tensor b) -> Tensor");
 
+    // For CUDA alone: the CPU has LAPACK.
+    m.def("symmetric_eigenvalues(Tensor[] matrices) -> Tensor");
+    m.def("largest_singular_values(Tensor[] matrices) -> Tensor");
+
     m.def("parameter_statistics(Tensor[] weights, Tensor[] grads) -> Tensor");
     m.def("product_sums(Tensor z, Tensor dz) -> Tensor");
 

@@ -17,6 +17,7 @@ ENTRY = re.compile(
     r"Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+CUDA_ALONE = {"cuda_runtime", "symmetric_eigenvalues", "largest_singular_values"}
 MOST_REGISTERS = 128  # of 256 threads a block: two blocks fit
 
 
@@ -52,7 +53,7 @@ def test_registers_leave_room_for_two_blocks(kernels):
     assert max(int(k["registers"]) for k in kernels) <= MOST_REGISTERS
 
 
-def test_the_library_loads_and_holds_every_op_for_both_devices(cuda_build):
+def test_the_library_loads_and_holds_every_op_for_its_devices(cuda_build):
     registered = {
         name for file in FILES for name in re.findall(r'm\.impl\("(\w+)"', (ROOT / f"csrc/cuda/{file}.cu").read_text())
     }
@@ -61,7 +62,7 @@ import torch
 torch.ops.load_library({str(next((cuda_build / "lib").glob("zcpipe/_C*.so")))!r})
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for op in {sorted(registered - {"cuda_runtime"})}:
-    assert has(f"zcpipe::{{op}}", "CUDA") and has(f"zcpipe::{{op}}", "CPU"), op
+    assert has(f"zcpipe::{{op}}", "CUDA") and has(f"zcpipe::{{op}}", "CPU") is (op not in {CUDA_ALONE}), op
 print(torch.ops.zcpipe.cuda_runtime())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -69,6 +70,7 @@ print(torch.ops.zcpipe.cuda_runtime())
     version, kind = done.stdout.split()
     assert re.fullmatch(r"\d+\.\d+", version) and kind == ("static" if torch.version.cuda is None else "shared")
     assert {"null", "avg_pool3x3", "avg_pool3x3_backward", "batch_norm_train", "philox_normal_"} <= registered
+    assert registered >= CUDA_ALONE
 
 
 def setup_fails(**environment):

@@ -63,3 +63,12 @@ def test_a_wrong_matrix_is_named(op):
         op([torch.zeros(0, 0)])
     with pytest.raises(UsageError, match=r"expected a square matrix"):
         symmetric_eigenvalues([torch.zeros(2, 3)])
+
+
+def test_meta_matrices_have_the_shapes_of_spectra(native):
+    """The kernels are for CUDA alone, so their fake kernels are asked by themselves."""
+    matrices = [torch.empty(size, device="meta") for size in [(3, 3), (5, 5)]]
+    values = torch.ops.zcpipe.symmetric_eigenvalues(matrices)
+    assert values.shape == (8,) and values.dtype == torch.float64
+    values = torch.ops.zcpipe.largest_singular_values([*matrices, torch.empty(2, 7, device="meta")])
+    assert values.shape == (3,) and values.dtype == torch.float64

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from zcpipe.errors import UsageError
-from zcpipe.ops._check import check_float
+from zcpipe.ops._check import check_float, use_native
+from zcpipe.ops._library import on_load
+
+_MOST_ROWS = 64  # of the matrices that the CUDA kernels take (kMostSpectrum in csrc/cuda/spectra.cuh)
 
 
 def symmetric_eigenvalues(
     matrices: Sequence[Tensor],  # [C, C] each
 ) -> list[Tensor]:  # [C] each
-    """Eigenvalues of symmetric matrices, ascending, by LAPACK.
+    """Eigenvalues of symmetric matrices, ascending.
 
-    Matrices of one shape are computed together.
+    By LAPACK, matrices of one shape together. On a CUDA device those of up to 64 rows are computed in one launch, by
+    Jacobi rotations in double precision and without waiting for the device; larger ones, and those that require
+    gradients, go to torch.linalg there too.
 
     Args:
         matrices: float32 or float64, of any sizes; only their lower triangles are read. One that is not finite gives
@@ -33,7 +38,7 @@ def symmetric_eigenvalues(
         _check_matrix(f"matrices[{i}]", matrix)
         if matrix.shape[0] != matrix.shape[1]:
             raise UsageError(f"matrices[{i}]: got shape {tuple(matrix.shape)}, expected a square matrix")
-    return _by_shape(matrices, _eigenvalues)
+    return _spectra(matrices, "symmetric_eigenvalues", _eigenvalues)
 
 
 def largest_singular_values(
@@ -41,7 +46,9 @@ def largest_singular_values(
 ) -> list[Tensor]:  # [] each
     """Largest singular value of each matrix, as the root of the largest eigenvalue of its smaller Gram matrix.
 
-    Matrices of one shape are computed together.
+    By LAPACK, matrices of one shape together. On a CUDA device those whose smaller side is up to 64 are computed in one
+    launch, by Jacobi rotations in double precision and without waiting for the device; larger ones, and those that
+    require gradients, go to torch.linalg there too.
 
     Args:
         matrices: float32 or float64, of any shapes. One that is not finite gives NaN.
@@ -54,13 +61,47 @@ def largest_singular_values(
     """
     for i, matrix in enumerate(matrices):
         _check_matrix(f"matrices[{i}]", matrix)
-    return _by_shape(matrices, _largest)
+    return _spectra(matrices, "largest_singular_values", _largest)
 
 
 def _check_matrix(name: str, matrix: Tensor) -> None:
     check_float(name, matrix)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise UsageError(f"{name}: got shape {tuple(matrix.shape)}, expected a matrix with at least one element")
+
+
+def _spectra(
+    matrices: Sequence[Tensor],
+    op: str,
+    compute: Callable[[Tensor], Tensor],  # [k, A, B] -> [k, C] or [k]
+) -> list[Tensor]:
+    """Compute small CUDA matrices in a launch for each device, and all others by shape."""
+    results: dict[int, Tensor] = {}
+    launches: dict[torch.device, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        if _for_kernel(op, matrix):
+            launches.setdefault(matrix.device, []).append(i)
+    for members in launches.values():
+        flat = getattr(torch.ops.zcpipe, op)([matrices[i].detach() for i in members])
+        of_dtype = {dtype: flat.to(dtype) for dtype in {matrices[i].dtype for i in members}}
+        parts = {dtype: _parts(op, values, [matrices[i] for i in members]) for dtype, values in of_dtype.items()}
+        results.update((i, parts[matrices[i].dtype][k]) for k, i in enumerate(members))
+    others = [i for i in range(len(matrices)) if i not in results]
+    results.update(zip(others, _by_shape([matrices[i] for i in others], compute), strict=True))
+    return [results[i] for i in range(len(matrices))]
+
+
+def _parts(op: str, values: Tensor, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Divide what a launch gave among its matrices."""
+    if op == "largest_singular_values":
+        return values.unbind()
+    parts: tuple[Tensor, ...] = torch.split(values, [matrix.shape[0] for matrix in matrices])
+    return parts
+
+
+def _for_kernel(op: str, matrix: Tensor) -> bool:
+    differentiated = matrix.requires_grad and torch.is_grad_enabled()
+    return matrix.is_cuda and min(matrix.shape) <= _MOST_ROWS and not differentiated and use_native(op, matrix)
 
 
 def _by_shape(matrices: Sequence[Tensor], compute: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -96,3 +137,17 @@ def _largest(stack: Tensor) -> Tensor:  # [k, A, B] -> [k]
     gram = stack @ stack.mT if stack.shape[1] <= stack.shape[2] else stack.mT @ stack
     result: Tensor = scale * torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0.0).sqrt()
     return result
+
+
+def _fake_eigenvalues(matrices: Sequence[Tensor]) -> Tensor:
+    return matrices[0].new_empty(sum(matrix.shape[0] for matrix in matrices), dtype=torch.float64)
+
+
+def _fake_largest(matrices: Sequence[Tensor]) -> Tensor:
+    return matrices[0].new_empty(len(matrices), dtype=torch.float64)
+
+
+@on_load
+def _register() -> None:
+    torch.library.register_fake("zcpipe::symmetric_eigenvalues", _fake_eigenvalues)
+    torch.library.register_fake("zcpipe::largest_singular_values", _fake_largest)

@@ -1,0 +1,196 @@
+// Eigenvalues and largest singular values on the shim, against the spectra that matrices were made from.
+
+#include "cuda/spectra.cuh"
+
+#include "proof.h"
+
+namespace {
+
+using namespace zcpipe;
+using Doubles = std::vector<double>;
+using Wide = std::vector<long double>;
+
+constexpr int kThreads = 64;
+
+// m [rows, columns] times a product of reflections from the right, or from the left, in long double.
+void reflect(Wide& m, int64_t rows, int64_t columns, bool left, unsigned seed) {
+    const int64_t n = left ? rows : columns, others = left ? columns : rows;
+    const int64_t step = left ? columns : 1, next = left ? 1 : columns;
+    for (unsigned turn = 0; turn < 3; ++turn) {
+        const Doubles v = proof::normals<double>(n, seed + turn);
+        long double norm = 0;
+        for (const double x : v) norm += static_cast<long double>(x) * x;
+        for (int64_t o = 0; o < others; ++o) {
+            long double dot = 0;
+            for (int64_t i = 0; i < n; ++i) dot += v[i] * m[o * next + i * step];
+            for (int64_t i = 0; i < n; ++i) m[o * next + i * step] -= 2 * v[i] * dot / norm;
+        }
+    }
+}
+
+// A matrix with these singular values; a symmetric one with these eigenvalues.
+Wide made_of(const Doubles& values, int64_t rows, int64_t columns, bool symmetric) {
+    Wide m(rows * columns);
+    for (size_t i = 0; i < values.size(); ++i) m[i * columns + i] = values[i];
+    reflect(m, rows, columns, true, 1);
+    reflect(m, rows, columns, false, symmetric ? 1 : 7);
+    return m;
+}
+
+// Matrices as a device would have them, each with a neighbour that no one may read.
+template <typename T>
+struct Given {
+    std::vector<std::vector<T>> data;
+    std::vector<gpu::Matrix> table;
+    uint32_t results = 0;
+
+    void add(const Wide& m, int64_t rows, int64_t columns, bool transposed, bool symmetric) {
+        std::vector<T> values(m.size());
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j)
+                values[transposed ? j * rows + i : i * columns + j] = T(m[i * columns + j]);
+        data.push_back(values);
+        table.push_back({data.back().data(), transposed ? 1 : columns, transposed ? rows : 1, uint32_t(rows),
+                         uint32_t(columns), results, sizeof(T) == 8});
+        results += symmetric ? uint32_t(rows) : 1;
+    }
+};
+
+// Positive and negative, some of them near to one another, some the same, one zero.
+Doubles spectrum(int64_t n) {
+    Doubles values = proof::normals<double>(n, unsigned(n));
+    if (n > 4) {
+        values[1] = values[0] * (1 + 1e-9);
+        values[2] = values[3];
+        values[4] = 0;
+    }
+    return values;
+}
+
+template <typename T>
+void eigenvalues_are_right(const std::vector<int64_t>& sizes, double scale, int64_t most_sweeps) {
+    Given<T> given;
+    Doubles expected;
+    for (const int64_t n : sizes) {
+        Doubles values = spectrum(n);
+        Wide m = made_of(values, n, n, true);
+        for (long double& x : m) x *= scale;
+        for (double& x : values) x *= scale;
+        // Only lower triangles are read.
+        if (n > 1) m[1] += scale;
+        given.add(m, n, n, false, true);
+        std::sort(values.begin(), values.end());
+        expected.insert(expected.end(), values.begin(), values.end());
+    }
+    Doubles out = proof::unwritten<double>(given.results);
+    proof::counters = {};
+    gpu::spectra<true>(out.data(), given.table, nullptr, kThreads);
+    for (double& x : out) x /= scale;
+    for (double& x : expected) x /= scale;
+    const double off = proof::distance(out, expected);
+    EXPECT(off < (sizeof(T) == 4 ? 2e-6 : 2e-14), "off by %g at %g", off, scale);
+    EXPECT(proof::counters.launches == 1 && proof::counters.blocks == int64_t(sizes.size()), "%ld launches",
+           long(proof::counters.launches));
+    const int64_t sweeps = proof::counters.events[gpu::kSpectrumSweeps];
+    EXPECT(sweeps <= most_sweeps * int64_t(sizes.size()), "%ld sweeps of %ld matrices", long(sweeps),
+           long(sizes.size()));
+}
+
+template <typename T>
+void largest_are_right(const std::vector<std::pair<int64_t, int64_t>>& sizes, double scale) {
+    Given<T> given;
+    Doubles expected;
+    for (const auto& [rows, columns] : sizes)
+        for (const bool transposed : {false, true}) {
+            Doubles values = spectrum(std::min(rows, columns));
+            Wide m = made_of(values, rows, columns, false);
+            for (long double& x : m) x *= scale;
+            given.add(m, rows, columns, transposed, false);
+            double most = 0;
+            for (const double x : values) most = std::max(most, std::abs(x));
+            expected.push_back(most);
+        }
+    Doubles out = proof::unwritten<double>(given.results);
+    proof::counters = {};
+    gpu::spectra<false>(out.data(), given.table, nullptr, kThreads);
+    for (size_t i = 0; i < out.size(); ++i) out[i] /= scale * expected[i];
+    const double off = proof::distance(out, Doubles(out.size(), 1.0));
+    EXPECT(off < (sizeof(T) == 4 ? 2e-6 : 2e-14), "off by %g at %g", off, scale);
+    EXPECT(proof::counters.launches == 1 && proof::counters.blocks == int64_t(out.size()), "%ld launches",
+           long(proof::counters.launches));
+}
+
+void diagonal_matrices_take_one_sweep_and_no_rotation() {
+    const int64_t n = 7;
+    Wide m(n * n);
+    Doubles expected;
+    for (int64_t i = 0; i < n; ++i) {
+        m[i * n + i] = (3 * i) % n - 0.1L;
+        expected.push_back(double(i - 0.1L));
+    }
+    Given<double> given;
+    given.add(m, n, n, false, true);
+    given.add(Wide(9), 3, 3, false, true);
+    expected.insert(expected.end(), 3, 0.0);
+    Doubles out = proof::unwritten<double>(n + 3);
+    proof::counters = {};
+    gpu::spectra<true>(out.data(), given.table, nullptr, kThreads);
+    EXPECT(out == expected, "diagonal");
+    EXPECT(proof::counters.events[gpu::kSpectrumSweeps] == 2 && proof::counters.events[gpu::kSpectrumRotations] == 0,
+           "%ld rotations", long(proof::counters.events[gpu::kSpectrumRotations]));
+    // Two rows have one pair: it is diagonal after one rotation, which the second sweep finds.
+    Given<double> two;
+    two.add({1, 2, 2, 1}, 2, 2, false, true);
+    proof::counters = {};
+    gpu::spectra<true>(out.data(), two.table, nullptr, kThreads);
+    EXPECT(std::abs(out[0] + 1) < 1e-15 && std::abs(out[1] - 3) < 1e-15, "%g %g", out[0], out[1]);
+    EXPECT(proof::counters.events[gpu::kSpectrumSweeps] == 2 && proof::counters.events[gpu::kSpectrumRotations] == 1,
+           "%ld rotations", long(proof::counters.events[gpu::kSpectrumRotations]));
+}
+
+void not_a_number_spoils_its_own_matrix_alone() {
+    for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+        Given<double> given, rows;
+        const Wide one = {1, 0, 0, 1}, spoilt = {1, bad, bad, 1};
+        for (const Wide& m : {one, spoilt, one}) {
+            given.add(m, 2, 2, false, true);
+            rows.add(m, 1, 4, false, false);
+        }
+        Doubles out = proof::unwritten<double>(6), largest = proof::unwritten<double>(3);
+        gpu::spectra<true>(out.data(), given.table, nullptr, kThreads);
+        gpu::spectra<false>(largest.data(), rows.table, nullptr, kThreads);
+        for (int i = 0; i < 6; ++i) EXPECT(i / 2 == 1 ? std::isnan(out[i]) : out[i] == 1, "%d: %g", i, out[i]);
+        for (int i = 0; i < 3; ++i)
+            EXPECT(i == 1 ? std::isnan(largest[i]) : std::abs(largest[i] - std::sqrt(2)) < 1e-15, "%g", largest[i]);
+    }
+}
+
+// More matrices than a launch's table holds.
+void long_lists_take_more_launches() {
+    Given<float> given;
+    for (int i = 0; i < gpu::kMatricesAtOnce + 3; ++i) given.add({static_cast<long double>(i)}, 1, 1, false, true);
+    Doubles out = proof::unwritten<double>(given.results);
+    proof::counters = {};
+    gpu::spectra<true>(out.data(), given.table, nullptr, 32);
+    for (size_t i = 0; i < out.size(); ++i) EXPECT(out[i] == double(i), "%ld: %g", long(i), out[i]);
+    EXPECT(proof::counters.launches == 2, "%ld launches", long(proof::counters.launches));
+}
+
+void cases() {
+    eigenvalues_are_right<double>({1, 2, 3, 8, 5, 16, 17}, 1, 7);
+    eigenvalues_are_right<double>({64}, 1, 9);
+    eigenvalues_are_right<double>({6, 31}, 0x1p1000, 8);
+    eigenvalues_are_right<double>({6, 9}, 0x1p-1000, 7);
+    eigenvalues_are_right<float>({6, 12}, 1, 7);
+    largest_are_right<double>({{1, 1}, {3, 5}, {5, 3}, {1, 70}, {64, 65}, {8, 40}}, 1);
+    largest_are_right<double>({{4, 4}, {3, 9}}, 0x1p1000);
+    largest_are_right<double>({{4, 4}, {3, 9}}, 0x1p-1000);
+    largest_are_right<float>({{4, 4}, {9, 3}}, 1e30);
+    diagonal_matrices_take_one_sweep_and_no_rotation();
+    not_a_number_spoils_its_own_matrix_alone();
+    long_lists_take_more_launches();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return proof::run(argc, argv, cases); }
