@@ -4,6 +4,8 @@ BIN := .venv/bin
 CORES := $(shell nproc 2>/dev/null || echo 2)
 NATIVE := $(shell find csrc -type f) setup.py
 CPP := $(shell git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh')
+# A plain path entry: with setuptools' finder, a script beside the clone would import the clone's folder instead.
+EDITABLE := --quiet --no-build-isolation --config-settings editable_mode=compat
 
 .PHONY: demo test cuda-test nvcc lint format build clean
 .DELETE_ON_ERROR:
@@ -36,19 +38,19 @@ format: .venv/built
 	$(BIN)/clang-format -i $(CPP)
 
 build: .venv/installed
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/pip install $(EDITABLE) --no-deps --editable .
 	touch .venv/built
 
 .venv/built: .venv/installed $(NATIVE)
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/pip install $(EDITABLE) --no-deps --editable .
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("zcpipe needs Python 3.11 or newer; make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy pybind11 torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
-	touch $@
+	$(BIN)/pip install $(EDITABLE) --constraint constraints.txt --editable '.[dev]'
+	touch $@ .venv/built
 
 clean:
 	rm -rf .venv build dist zcpipe.egg-info zcpipe/_C*.so zcpipe/_graph*.so

@@ -263,6 +263,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="repetitions over the 24 cells")
     parser.add_argument("--peer", type=Path, help="a checkout of the published AZ-NAS code")
     options = parser.parse_args()
+    if options.rounds < 1 or options.batch_size < 2:
+        parser.error("--rounds must be at least 1 and --batch-size at least 2")
+    if options.peer and not (options.peer / "NB201" / "ZeroShotProxy").is_dir():
+        parser.error(f"--peer: {options.peer} is no checkout of AZ-NAS (it has no NB201/ZeroShotProxy)")
     _as_a_worker()
     torch.set_num_threads(1)
     spec = spec_of(options.batch_size)

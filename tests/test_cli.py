@@ -1,5 +1,6 @@
 """The command line as scripts use it: output, JSON shapes, exit codes, one clear line for whatever goes wrong."""
 
+import dataclasses
 import json
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from zcpipe import get_space
 from zcpipe.cli import main
+from zcpipe.registry import discover
 
 SPACE = get_space("nasbench201")
 
@@ -229,3 +231,59 @@ def test_truth_import_reads_official_files(zcpipe, data, tmp_path):
     code, _, err = zcpipe("truth", "import", "nats", tmp_path / "absent", "--out", tmp_path / "x.parquet")
     assert code == 4
     assert "absent" in err
+
+
+def test_a_partial_truth_is_said(zcpipe, table, truth, tmp_path):
+    half = tmp_path / "half.parquet"
+    pq.write_table(pq.read_table(truth).slice(0, 7), half)
+    code, out, err = zcpipe("correlate", table, "--truth", half, "--target", "acc")
+    assert code == 0 and "aznas" in out
+    assert "5 of 12 architectures have no truth" in err
+
+
+def test_ranking_by_what_the_table_lacks_names_what_it_holds(zcpipe, tmp_path):
+    directory = tmp_path / "sizes"
+    assert zcpipe("run", *RUN, "--proxies", "complexity", "--out", directory, "-q")[0] == 0
+    code, _, err = zcpipe("rank", directory)
+    assert code == 2
+    assert "the table holds complexity, params, macs: name some with --proxies" in err
+    assert zcpipe("rank", directory, "--proxies", "macs,complexity")[0] == 0
+
+
+def test_why_proxies_failed_is_said(zcpipe, tmp_path, monkeypatch):
+    from zcpipe.proxies import aznas
+
+    def boo(statistics):
+        raise ValueError("boo")
+
+    broken = [dataclasses.replace(p, reduce=boo) if p.name == "trainability" else p for p in aznas.PROXIES]
+    monkeypatch.setattr(aznas, "PROXIES", tuple(broken))
+    discover.cache_clear()
+    try:
+        directory = tmp_path / "broken"
+        code, _, err = zcpipe("run", *RUN, "--proxies", "trainability", "--out", directory, "-q")
+        assert code == 3 and "12 rows: trainability: ValueError: boo" in err
+        code, out, _ = zcpipe("status", directory)
+        assert code == 0 and "12 rows: trainability: ValueError: boo" in out
+        code, _, err = zcpipe("rank", directory, "--proxies", "trainability")
+        assert code == 4 and "no architecture of the table has values of all of trainability" in err
+    finally:
+        monkeypatch.undo()
+        discover.cache_clear()
+
+
+def test_a_table_is_refused_to_a_proxy_that_means_something_else_now(zcpipe, tmp_path, monkeypatch):
+    from zcpipe.proxies import aznas
+
+    directory = tmp_path / "changed"
+    assert zcpipe("run", *RUN, "--proxies", "trainability", "--out", directory, "-q")[0] == 0
+    changed = [dataclasses.replace(p, direction="lower") if p.name == "trainability" else p for p in aznas.PROXIES]
+    monkeypatch.setattr(aznas, "PROXIES", tuple(changed))
+    discover.cache_clear()
+    try:
+        code, _, err = zcpipe("run", *RUN, "--proxies", "trainability", "--out", directory, "-q")
+        assert code == 4
+        assert "direction of trainability is 'higher' there and 'lower' here" in err
+    finally:
+        monkeypatch.undo()
+        discover.cache_clear()

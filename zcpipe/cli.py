@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,8 @@ EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
 5 missing capability; 130 interrupted, finished shards are committed.
 """
+
+_REASONS = 3  # of failures that are printed
 
 app = typer.Typer(
     name="zcpipe",
@@ -108,7 +111,19 @@ def run(
         counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
         typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
     if summary.failed:
+        from zcpipe.table import status as read_status
+
+        for line in _reasons(read_status(summary.path).reasons):
+            typer.echo(line, err=True)
         raise typer.Exit(3)
+
+
+def _reasons(reasons: Mapping[str, int]) -> list[str]:
+    """Return the most frequent reasons of failures as lines, and where the others are."""
+    most = list(itertools.islice(reasons.items(), _REASONS))
+    lines = [f"{count} rows: {reason}" for reason, count in most]
+    left = len(reasons) - len(most)
+    return [*lines, f"{left} more reasons are in the column failures"] if left else lines
 
 
 def _selection(sample: int | None, range_: str | None, archs: Path | None) -> Any:  # noqa: ANN401 - validated next
@@ -142,6 +157,8 @@ def status(directory: TableDir, as_json: Json = False) -> None:
     state = "complete" if found.complete else f"{found.planned - found.rows} to go"
     typer.echo(f"{found.rows} of {found.planned} rows in {found.shards} shards: {state}")
     typer.echo(", ".join(f"{count} {name}" for name, count in found.by_status.items()) or "no rows yet")
+    for line in _reasons(found.reasons):
+        typer.echo(line)
 
 
 @app.command(epilog="Example: zcpipe rank runs/demo --top 10 --method linear --proxies expressivity,trainability")
@@ -191,6 +208,9 @@ def correlate(
     table = open_table(directory)
     known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
     rows = correlate_table(table, known, target, _aggregates(aggregate or []))
+    lacking = sum(math.isnan(value) for value in known)
+    if lacking:
+        typer.echo(f"{lacking} of {len(known)} architectures have no truth in {truth}", err=True)
     if as_json:
         _print_json({"target": target, "rows": [_finite(asdict(row)) for row in rows]})
         return

@@ -382,3 +382,14 @@ def test_a_network_that_fails_is_a_result_not_an_exception():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), chain)
     scores = zcpipe.score(model, torch.randn(4, 3, 8, 8), "expressivity", blocks=["0", "1"])
     assert scores.status == "error" and "channels" in scores.failures[0].message
+
+
+def test_what_is_no_tensor_and_no_sequence_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    with pytest.raises(UsageError, match="inputs must be torch tensors, got ndarray"):
+        zcpipe.score(model, [np.zeros((2, 3, 8, 8))], blocks=["0", "1"])
+    with pytest.raises(UsageError, match="blocks must be a sequence of module names, got the text '01'"):
+        zcpipe.score(model, torch.randn(2, 3, 8, 8), blocks="01")
+    mixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten())
+    failure = zcpipe.score(mixed, torch.randn(2, 3, 8, 8), "trainability", blocks=["0", "1"]).failures[0]
+    assert "maps of one kind" in failure.message

@@ -67,6 +67,11 @@ def local_jacobian(g_in: Tensor, g_out: Tensor) -> Tensor | None:  # maps -> [r 
     # Almost every block differs within the first sample; only candidates are compared whole.
     if g_in.shape == g_out.shape and torch.equal(g_in[:1], g_out[:1]) and torch.equal(g_in, g_out):
         return None
+    if g_in.ndim != g_out.ndim:
+        raise UsageError(
+            f"trainability needs maps of one kind, "
+            f"got {tuple(g_in.shape)} before and {tuple(g_out.shape)} after a block"
+        )
     if g_in.ndim == 4:
         strides = [before // max(after, 1) for before, after in zip(g_in.shape[2:], g_out.shape[2:], strict=True)]
         if strides[0] != strides[1] or g_in.shape[2:] != tuple(strides[0] * size for size in g_out.shape[2:]):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zcpipe.errors import UsageError
-from zcpipe.proxies import groups, resolve
+from zcpipe.errors import DataError, UsageError, unknown_name
+from zcpipe.proxies import groups
 from zcpipe.rank.aggregate import Floats, aggregate
 from zcpipe.rank.correlation import correlate
 from zcpipe.rank.selection import top
@@ -39,13 +39,19 @@ def rank_table(table: Table, method: str, proxies: str, k: int) -> tuple[int, li
         The size of the population (rows in which none of the proxies failed) and the best rows, best first.
 
     Raises:
-        UsageError: an unknown method or proxy, or one that the table lacks; ``k`` is not positive.
+        UsageError: an unknown method, or a proxy that the table lacks; ``k`` is not positive.
+        DataError: no row has all of the proxies.
     """
     if k < 1:
         raise UsageError(f"--top needs a positive number of rows, got {k}")
-    names = [proxy.name for proxy in resolve(proxies)]
+    names = _columns(table, proxies)
     values = table.values(names)
     scores = aggregate(method, values, table.directions(names))
+    if np.isnan(scores).all():
+        raise DataError(
+            f"no architecture of the table has values of all of {', '.join(names)}; "
+            "zcpipe status says why proxies failed"
+        )
     rows = table.to_arrow(["index", "arch"])
     best = top(scores, k)
     indices, archs = rows["index"].to_pylist(), rows["arch"].to_pylist()
@@ -54,6 +60,18 @@ def rank_table(table: Table, method: str, proxies: str, k: int) -> tuple[int, li
         for place, i in enumerate(best.tolist(), start=1)
     ]
     return int(np.count_nonzero(~np.isnan(scores))), ranked
+
+
+def _columns(table: Table, proxies: str) -> list[str]:
+    """Expand groups of proxies to columns of a table, which outlive the packages that computed them."""
+    known = groups()
+    asked = [member for name in proxies.split(",") for member in known.get(name.strip(), (name.strip(),)) if member]
+    held = [column.name for column in table.columns if column.kind in ("proxy", "count")]
+    for name in asked or [""]:
+        if name not in held:
+            error = unknown_name("proxy", name, held)
+            raise UsageError(f"{error}; the table holds {', '.join(held)}: name some with --proxies")
+    return list(dict.fromkeys(asked))
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,7 @@ def correlate_table(
     scores = table.values(names)
     four = groups()["aznas"]
     made = [("aznas", "logrank", four), ("aznas_linear", "linear", four)] if set(four) <= set(names) else []
-    made += [(name, "logrank", tuple(p.name for p in resolve(given))) for name, given in aggregates.items()]
+    made += [(name, "logrank", tuple(_columns(table, given))) for name, given in aggregates.items()]
     for name, method, members in made:
         if name in scores:
             raise UsageError(f"aggregate {name!r} would hide a column of that name; give it another")

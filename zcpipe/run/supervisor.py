@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from zcpipe.run.rows import Failed, Row, RowFrame, build, check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, WorkList, plan
 from zcpipe.run.workers import WorkersExecutor
+from zcpipe.scoring.columns import Column
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.schema import STATUSES, Header
 from zcpipe.table.store import Rows, Store, check_identity, find_header, locked, scan
@@ -172,7 +173,7 @@ def _prepare(spec: RunSpec, out: Path | None) -> _Job:
     _check_columns(out, present, [column.name for column in columns])
     own = {name: present.spec[name] for name in ("proxies", "classes_per_shard")}
     adopted = RunSpec.model_validate({**spec.model_dump(), **own})
-    _check_same_columns(out, present, [column.name for column in ClassScorer(adopted).columns])
+    _check_same_columns(out, present, ClassScorer(adopted).columns)
     return _Job(adopted, out, present, plan(adopted))
 
 
@@ -183,10 +184,17 @@ def _check_columns(out: Path, present: Header, asked: list[str]) -> None:
         raise DataError(f"the table {out} has no columns {', '.join(lacking)}; score these proxies into another --out")
 
 
-def _check_same_columns(out: Path, present: Header, computed: list[str]) -> None:
+def _check_same_columns(out: Path, present: Header, computed: Sequence[Column]) -> None:
     """A table cannot grow by rows of other columns, as a later version of a proxy might make them."""
-    if computed != [column.name for column in present.columns]:
-        raise DataError(f"the table {out} was made by proxies that have changed since; score into another --out")
+    there, here = ({column.name: asdict(column) for column in columns} for columns in (present.columns, computed))
+    changed = [f"{name} is there only in one" for name in there.keys() ^ here.keys()]
+    for name in there.keys() & here.keys():
+        differing = [key for key, value in there[name].items() if here[name][key] != value]
+        changed += [f"{key} of {name} is {there[name][key]!r} there and {here[name][key]!r} here" for key in differing]
+    if changed:
+        raise DataError(
+            f"the table {out} was made by proxies that have changed since ({min(changed)}); score into another --out"
+        )
 
 
 def _compute(

@@ -95,6 +95,9 @@ def score(
 def _check_inputs(batch: Sequence[Tensor]) -> None:
     if torch.is_inference_mode_enabled():
         raise UsageError("scoring needs gradients: call zcpipe.score outside torch.inference_mode()")
+    foreign = next((type(tensor).__name__ for tensor in batch if not isinstance(tensor, Tensor)), None)
+    if foreign is not None:
+        raise UsageError(f"inputs must be torch tensors, got {foreign}")
     if not batch or any(tensor.ndim == 0 or tensor.shape[0] == 0 for tensor in batch):
         raise UsageError("inputs must be one or more tensors with at least one sample in their first dimension")
     if any(tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) for tensor in batch):
@@ -105,6 +108,8 @@ def _block_names(model: nn.Module, blocks: Sequence[str] | None) -> tuple[str, .
     names = getattr(model, "block_names", None) if blocks is None else blocks
     if names is None:
         raise UsageError("these proxies read block maps: pass blocks=[names of modules, in the order they run]")
+    if isinstance(names, str):
+        raise UsageError(f"blocks must be a sequence of module names, got the text {names!r}")
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"blocks must be at least two different module names, got {list(names)}")
     unknown = [name for name in names if name not in dict(model.named_modules())]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zcpipe.table.schema import STATUSES
-from zcpipe.table.store import latest_run, require_header, scan, shard_paths
+from zcpipe.table.store import latest_run, read_columns, require_header, scan, shard_paths
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Status:
     planned: int
     shards: int
     by_status: dict[str, int]
+    reasons: dict[str, int]  # "proxy: what went wrong" -> rows, the most frequent first; ``*`` is every proxy of a pass
 
     @property
     def complete(self) -> bool:
@@ -47,4 +48,13 @@ def status(path: str | Path) -> Status:
         planned=int(latest_run(directory).get("planned", len(rows.index))),
         shards=len(shard_paths(directory)),
         by_status={name: found[name] for name in STATUSES if found[name]},
+        reasons={} if set(found) <= {"ok"} else _reasons(directory),
     )
+
+
+def _reasons(directory: Path) -> dict[str, int]:
+    counted: Counter[str] = Counter()
+    for path in shard_paths(directory):
+        for failures in read_columns(path, ["failures"])["failures"].to_pylist():
+            counted.update(f"{failure['proxy']}: {failure['message']}" for failure in failures)
+    return dict(counted.most_common())
