@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import pyarrow as pa
@@ -287,3 +288,8 @@ def test_a_table_is_refused_to_a_proxy_that_means_something_else_now(zcpipe, tmp
     finally:
         monkeypatch.undo()
         discover.cache_clear()
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, zcpipe.cli; assert 'torch' not in sys.modules and 'score' in dir(zcpipe.cli.zcpipe)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -279,6 +279,7 @@ def parent_and_state(path: Path) -> tuple[str, str]:
 
 def test_ctrl_c_commits_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAZARD_ELSE", "nap")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs behind them
     rows = 0
 
     def interrupt(event: Event) -> None:
@@ -288,8 +289,11 @@ def test_ctrl_c_commits_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
             rows += 1
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(spec(), tmp_path, on_event=interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(spec(), tmp_path, on_event=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert open_table(tmp_path).to_arrow()["index"].to_pylist() == list(range(8))
     assert status(tmp_path).planned == 24 and not status(tmp_path).complete
     assert run(spec(), tmp_path).present == 8
