@@ -5,7 +5,8 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 NATIVE := $(shell find csrc -type f) setup.py
 CPP := $(shell git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh')
 # A plain path entry: with setuptools' finder, a script beside the clone would import the clone's folder instead.
-EDITABLE := --quiet --no-build-isolation --config-settings editable_mode=compat
+# (setuptools warns of that mode at length.)
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation --config-settings editable_mode=compat
 
 .PHONY: demo test cuda-test nvcc lint format build clean
 .DELETE_ON_ERROR:
@@ -38,18 +39,18 @@ format: .venv/built
 	$(BIN)/clang-format -i $(CPP)
 
 build: .venv/installed
-	$(BIN)/pip install $(EDITABLE) --no-deps --editable .
+	$(INSTALL) --no-deps --editable .
 	touch .venv/built
 
 .venv/built: .venv/installed $(NATIVE)
-	$(BIN)/pip install $(EDITABLE) --no-deps --editable .
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("zcpipe needs Python 3.11 or newer; make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy pybind11 torch
-	$(BIN)/pip install $(EDITABLE) --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	touch $@ .venv/built
 
 clean:

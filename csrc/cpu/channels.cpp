@@ -150,36 +150,47 @@ ZCPIPE_INLINE void map_gradient(T* out, const T* g, const T* x, GradientMap<T> g
 }
 
 template <bool kRelu>
-ZCPIPE_INLINE void map_gradient_to_blocks(float* out, int64_t block_stride, const float* g, const float* x,
-                                          GradientMap<float> map, Affine<float> norm, int64_t pixels,
-                                          int64_t channels) {
+ZCPIPE_INLINE void map_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map,
+                                          Affine<float> norm, int64_t rows, int64_t columns, int64_t channels) {
     constexpr int64_t kBlock = 16;
-    for (int64_t c = 0; c < channels; c += kBlock, out += block_stride) {
+    for (int64_t c = 0; c < channels; c += kBlock, out.data += out.block_stride) {
         const int64_t n = std::min(kBlock, channels - c);
-        const auto put = [&](int64_t p, int64_t l) ZCPIPE_INLINED {
-            const int64_t i = p * channels + c + l;
-            const float d = x[i] - norm.centre[c + l];
-            const float h = !kRelu || d * norm.scale[c + l] + norm.shift[c + l] > 0 ? g[i] : 0.0f;
-            out[p * kBlock + l] = h * map.gain[c + l] + (d * map.scale[c + l] + map.shift[c + l]);
+        // Copies, which nothing written can change: they stay in registers.
+        float m[kBlock] = {}, s[kBlock] = {}, t[kBlock] = {}, gain[kBlock] = {}, scale[kBlock] = {}, shift[kBlock] = {};
+        std::copy_n(norm.centre + c, n, m);
+        std::copy_n(norm.scale + c, n, s);
+        std::copy_n(norm.shift + c, n, t);
+        std::copy_n(map.gain + c, n, gain);
+        std::copy_n(map.scale + c, n, scale);
+        std::copy_n(map.shift + c, n, shift);
+        const auto value = [&](int64_t i, int64_t l) ZCPIPE_INLINED {
+            const float d = x[i + l] - m[l];
+            const float h = !kRelu || d * s[l] + t[l] > 0 ? g[i + l] : 0.0f;
+            return h * gain[l] + (d * scale[l] + shift[l]);
         };
-        for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t row = 0; row < rows; ++row) {
+            float* to = out.data + row * out.row_stride;
+            const int64_t first = row * columns * channels + c;
             if (n == kBlock) {
+                for (int64_t p = 0; p < columns; ++p) {
 #pragma omp simd
-                for (int64_t l = 0; l < kBlock; ++l) put(p, l);
+                    for (int64_t l = 0; l < kBlock; ++l) to[p * kBlock + l] = value(first + p * channels, l);
+                }
             } else {
-                for (int64_t l = 0; l < n; ++l) put(p, l);
+                for (int64_t p = 0; p < columns; ++p)
+                    for (int64_t l = 0; l < n; ++l) to[p * kBlock + l] = value(first + p * channels, l);
             }
         }
     }
 }
 
-ZCPIPE_CLONES void map_gradient_to_blocks_of(float* out, int64_t block_stride, const float* g, const float* x,
-                                             GradientMap<float> map, Affine<float> norm, bool relu, int64_t pixels,
+ZCPIPE_CLONES void map_gradient_to_blocks_of(Blocks out, const float* g, const float* x, GradientMap<float> map,
+                                             Affine<float> norm, bool relu, int64_t rows, int64_t columns,
                                              int64_t channels) {
     if (relu)
-        map_gradient_to_blocks<true>(out, block_stride, g, x, map, norm, pixels, channels);
+        map_gradient_to_blocks<true>(out, g, x, map, norm, rows, columns, channels);
     else
-        map_gradient_to_blocks<false>(out, block_stride, g, x, map, norm, pixels, channels);
+        map_gradient_to_blocks<false>(out, g, x, map, norm, rows, columns, channels);
 }
 
 template <typename T>
@@ -257,9 +268,9 @@ void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T
     map_gradient_of(out, g, x, map, norm, relu, pixels, channels);
 }
 
-void apply_gradient_to_blocks(float* out, int64_t block_stride, const float* g, const float* x, GradientMap<float> map,
-                              Affine<float> norm, bool relu, int64_t pixels, int64_t channels) {
-    map_gradient_to_blocks_of(out, block_stride, g, x, map, norm, relu, pixels, channels);
+void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map, Affine<float> norm,
+                              bool relu, int64_t rows, int64_t columns, int64_t channels) {
+    map_gradient_to_blocks_of(out, g, x, map, norm, relu, rows, columns, channels);
 }
 
 template <typename T>

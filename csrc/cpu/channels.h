@@ -38,9 +38,13 @@ template <typename T>
 void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
                     int64_t channels);
 
-// The same for a row of pixels, in blocks of 16 channels `block_stride` apart: [block][pixel][16].
-void apply_gradient_to_blocks(float* out, int64_t block_stride, const float* g, const float* x, GradientMap<float> map,
-                              Affine<float> norm, bool relu, int64_t pixels, int64_t channels);
+// The same for an image of rows and columns, into blocks of 16 channels: [row][block][column][16] with these strides.
+struct Blocks {
+    float* data;
+    int64_t row_stride, block_stride;
+};
+void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map, Affine<float> norm,
+                              bool relu, int64_t rows, int64_t columns, int64_t channels);
 
 // out = 0 where x is not positive. For any elements.
 template <typename T>

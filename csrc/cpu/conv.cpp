@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "common/simd.h"
-#include "cpu/channels.h"
 #include "cpu/conv_tiles.h"
 
 namespace zcpipe {
@@ -127,10 +126,11 @@ const ImageConvolution::Tap& ImageConvolution::first_tap(const Part& part) const
     return transposed_ ? part.taps.back() : part.taps.front();
 }
 
-void ImageConvolution::load(float* scratch, const float* source, bool relu) const {
+void ImageConvolution::load(float* scratch, const float* image, bool relu) const {
+    const Blocks blocks = source(scratch);
     for (int64_t i = 0; i < source_height_; ++i)
-        spread_row(row(scratch, i), block_stride(), source + i * source_width_ * source_channels_, source_width_,
-                   source_channels_, relu);
+        spread_row(blocks.data + i * blocks.row_stride, blocks.block_stride,
+                   image + i * source_width_ * source_channels_, source_width_, source_channels_, relu);
 }
 
 void ImageConvolution::run(Target target, float* scratch) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/buffer.h"
+#include "cpu/channels.h"
 #include "cpu/winograd.h"
 
 namespace zcpipe {
@@ -35,15 +36,15 @@ class ImageConvolution {
 
     int64_t scratch_size() const { return source_size() + work_size_; }  // floats
 
-    // Where row i of the source goes in the scratch, which is zero before the first image and lies at a multiple of 64
-    // bytes: [block][column][16], blocks block_stride() apart.
-    float* row(float* scratch, int64_t i) const { return scratch + (margin_ + i) * row_stride() + margin_ * 16; }
-    int64_t block_stride() const { return columns_ * 16; }
+    // Where the source goes in the scratch, which is zero before the first image and lies at a multiple of 64 bytes.
+    Blocks source(float* scratch) const {
+        return {scratch + margin_ * (row_stride() + 16), row_stride(), block_stride()};
+    }
 
-    // Fills the source's rows from an NHWC image; with `relu`, its negative elements count as zero.
-    void load(float* scratch, const float* source, bool relu) const;
+    // Fills the source from an NHWC image; with `relu`, its negative elements count as zero.
+    void load(float* scratch, const float* image, bool relu) const;
 
-    // Makes the result once the source's rows are in the scratch.
+    // Makes the result once the source is in the scratch.
     void run(Target target, float* scratch) const;
 
   private:
@@ -60,6 +61,7 @@ class ImageConvolution {
 
     int64_t source_size() const { return rows_ * row_stride(); }
     int64_t row_stride() const { return blocks_ * block_stride(); }
+    int64_t block_stride() const { return columns_ * 16; }
     void add_part(const Convolution& c, int64_t row_phase, int64_t column_phase);
     void pack(Part& part, const Convolution& c, const float* weight) const;
     void try_winograd(const Convolution& c, const float* weight);

@@ -92,13 +92,10 @@ void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const T
     const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), true);
     layer.for_ranges(0, [&](int64_t begin, int64_t end) {
         Buffer<float> scratch(image.scratch_size());
-        const int64_t width = layer.convolution.out_width(), row = width * out.channels;
+        const Convolution& c = layer.convolution;
         for (int64_t i = begin; i < end; ++i) {
-            for (int64_t h = 0; h < layer.convolution.out_height(); ++h) {
-                const int64_t at = i * out.size() + h * row;
-                apply_gradient_to_blocks(image.row(scratch.data(), h), image.block_stride(), g + at, conv + at,
-                                         map.at(0), norm.at(0), relu_output, width, out.channels);
-            }
+            apply_gradient_to_blocks(image.source(scratch.data()), g + i * out.size(), conv + i * out.size(), map.at(0),
+                                     norm.at(0), relu_output, c.out_height(), c.out_width(), out.channels);
             image.run({to + i * in.size(), onto, relu_input ? from + i * in.size() : nullptr}, scratch.data());
         }
     });
