@@ -55,8 +55,10 @@ ZCPIPE_INLINE void pool_image(T* out, const T* in, T* sums, const T* zeros, Imag
         for (int s = 0; s < 3; ++s) {
             const T column = kForward ? shares[s] : T(1);
 #pragma omp simd
-            for (int64_t i = bounds[s]; i < bounds[s + 1]; ++i)
-                to[i] = (kOnto ? to[i] : T(0)) + (middle[i - C] + middle[i] + middle[i + C]) * column;
+            for (int64_t i = bounds[s]; i < bounds[s + 1]; ++i) {
+                const T mean = (middle[i - C] + middle[i] + middle[i + C]) * column;
+                to[i] = kOnto ? to[i] + mean : mean;
+            }
         }
     }
 }
