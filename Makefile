@@ -42,8 +42,9 @@ build: .venv/installed
 	$(INSTALL) --no-deps --editable .
 	touch .venv/built
 
+# Setting up builds too: nothing is built again unless something is newer than that.
 .venv/built: .venv/installed $(NATIVE)
-	$(INSTALL) --no-deps --editable .
+	test -e $@ && test -z "$$(find $^ -newer $@)" || $(INSTALL) --no-deps --editable .
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
