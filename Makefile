@@ -44,7 +44,7 @@ build: .venv/installed
 
 # Setting up builds too: nothing is built again unless something is newer than that.
 .venv/built: .venv/installed $(NATIVE)
-	test -e $@ && test -z "$$(find $^ -newer $@)" || $(INSTALL) --no-deps --editable .
+	@test -e $@ && test -z "$$(find $^ -newer $@)" || $(INSTALL) --no-deps --editable .
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
