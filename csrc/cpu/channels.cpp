@@ -193,20 +193,18 @@ ZCPIPE_CLONES void map_gradient_to_blocks_of(Blocks out, const float* g, const f
         map_gradient_to_blocks<false>(out, g, x, map, norm, rows, columns, channels);
 }
 
-template <typename T>
-ZCPIPE_INLINE void mask(T* out, const T* x, int64_t count) {
+ZCPIPE_CLONES void mask(float* out, const float* x, int64_t count) {
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) out[i] = x[i] > T(0) ? out[i] : T(0);
+    for (int64_t i = 0; i < count; ++i) out[i] = x[i] > 0 ? out[i] : 0.0f;
 }
 
-template <typename T>
-ZCPIPE_INLINE void add(T* out, const T* values, const T* x, int64_t count) {
+ZCPIPE_CLONES void add(float* out, const float* values, const float* x, int64_t count) {
     if (x == nullptr) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) out[i] += values[i];
     } else {
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) out[i] += x[i] > T(0) ? values[i] : T(0);
+        for (int64_t i = 0; i < count; ++i) out[i] += x[i] > 0 ? values[i] : 0.0f;
     }
 }
 
@@ -237,9 +235,7 @@ ZCPIPE_INLINE void add(T* out, const T* values, const T* x, int64_t count) {
             map_gradient<true>(out, g, x, map, norm, pixels, channels);                                                \
         else                                                                                                           \
             map_gradient<false>(out, g, x, map, norm, pixels, channels);                                               \
-    }                                                                                                                  \
-    ZCPIPE_CLONES void mask_of(T* out, const T* x, int64_t count) { mask(out, x, count); }                             \
-    ZCPIPE_CLONES void add_of(T* out, const T* values, const T* x, int64_t count) { add(out, values, x, count); }
+    }
 
 ZCPIPE_CHANNEL_KERNELS(float)
 ZCPIPE_CHANNEL_KERNELS(double)
@@ -273,23 +269,15 @@ void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, Gradie
     map_gradient_to_blocks_of(out, g, x, map, norm, relu, rows, columns, channels);
 }
 
-template <typename T>
-void mask_negative(T* out, const T* x, int64_t count) {
-    mask_of(out, x, count);
-}
+void mask_negative(float* out, const float* x, int64_t count) { mask(out, x, count); }
 
-template <typename T>
-void add_positive(T* out, const T* values, const T* x, int64_t count) {
-    add_of(out, values, x, count);
-}
+void add_positive(float* out, const float* values, const float* x, int64_t count) { add(out, values, x, count); }
 
-#define ZCPIPE_INSTANTIATE(T)                                                                                \
-    template void add_moments(double*, double*, const T*, const T*, int64_t, int64_t);                       \
-    template void add_gradients(double*, double*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);    \
-    template void apply(T*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);                          \
-    template void apply_gradient(T*, const T*, const T*, GradientMap<T>, Affine<T>, bool, int64_t, int64_t); \
-    template void mask_negative(T*, const T*, int64_t);                                                      \
-    template void add_positive(T*, const T*, const T*, int64_t);
+#define ZCPIPE_INSTANTIATE(T)                                                                             \
+    template void add_moments(double*, double*, const T*, const T*, int64_t, int64_t);                    \
+    template void add_gradients(double*, double*, const T*, const T*, Affine<T>, bool, int64_t, int64_t); \
+    template void apply(T*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);                       \
+    template void apply_gradient(T*, const T*, const T*, GradientMap<T>, Affine<T>, bool, int64_t, int64_t);
 
 ZCPIPE_INSTANTIATE(float)
 ZCPIPE_INSTANTIATE(double)

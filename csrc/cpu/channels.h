@@ -47,11 +47,9 @@ void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, Gradie
                               bool relu, int64_t rows, int64_t columns, int64_t channels);
 
 // out = 0 where x is not positive. For any elements.
-template <typename T>
-void mask_negative(T* out, const T* x, int64_t count);
+void mask_negative(float* out, const float* x, int64_t count);
 
 // out += values; unless `x` is null, only where it is positive. For any elements.
-template <typename T>
-void add_positive(T* out, const T* values, const T* x, int64_t count);
+void add_positive(float* out, const float* values, const float* x, int64_t count);
 
 }  // namespace zcpipe

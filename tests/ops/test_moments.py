@@ -1,5 +1,6 @@
 """covariance and cross_moment: second moments over positions, in double precision."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -202,6 +203,22 @@ def test_the_number_of_threads_changes_nothing(native):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+def test_sums_of_small_integers_lose_nothing(native):
+    """128 products of float32 below 2^16 are exact, and so is what double precision makes of them."""
+    x = torch.from_numpy(np.random.default_rng(0).integers(-(2**8), 2**8, (5000, 17)).astype(np.float32))
+    exact = x.numpy().astype(np.int64).T @ x.numpy().astype(np.int64)
+    assert np.array_equal((cross_moment(x, x) * 5000).round().numpy(), exact)
+    wide = x.double() * 2**16  # products below 2^48
+    assert np.array_equal((cross_moment(wide, wide) * 5000 / 2**32).round().numpy(), exact)
+
+
+def test_float32_cross_moments_are_more_accurate_than_torchs(native):
+    a, b = normal((60_000, 16), torch.float32, 1), normal((60_000, 16), torch.float32, 2)
+    exact = moment_by_definition(a, b)
+    ours, theirs = cross_moment(a, b) - exact, (a.T @ b / len(a)).double() - exact
+    assert float(ours.square().mean()) <= float(theirs.square().mean())
 
 
 @pytest.mark.parametrize("fold", [1, 2, 3])
