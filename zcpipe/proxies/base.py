@@ -1,29 +1,95 @@
-"""What a proxy and a statistic are: declarations that the scoring plans from and the table keeps."""
+"""What a proxy and a statistic are: declarations that the scoring plans from and the table keeps.
+
+A statistic says what it reads off a pass; the planner (`zcpipe.scoring.plan`) takes care that everything that can be
+read off one pass is. The kinds of statistics, from the most shared to the most free:
+
+- `MapStatistic`, `JacobianStatistic`: block maps and local Jacobians (one number per block);
+- `GradientStatistic`, `OutputStatistic`: weights, outputs and their gradients under the loss (one per layer);
+- `WeightStatistic`: weights alone, no pass (one per layer);
+- `InputGradientStatistic`, `ActivationStatistic`: gradients at the input and the inputs of ReLUs (one per network);
+- `CustomStatistic`: a function of the network, with passes of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from zcpipe.errors import UsageError
+from zcpipe.ops import ParameterStatistics, parameter_statistics
+from zcpipe.ops.philox import Stream
 
 Direction = Literal["higher", "lower", "none"]
 Scope = Literal["function", "full"]
 Cost = Literal["static", "cheap", "second-order", "per-sample"]
+Node = Literal["block", "layer", "network"]
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The conditions of a pass. Proxies of equal recipe share one pass."""
+    """The conditions of a pass. Proxies of equal recipe share one pass.
 
-    init: Literal["kaiming_normal"]  # how `run` draws the weights; see zcpipe.scoring.init
-    inputs: Literal["noise"]  # i.i.d. standard normal images
-    norm: Literal["batch"]  # batch norm uses the statistics of the batch (train mode)
+    `zcpipe.score` scores a network with the weights and the batch that it is given, so ``init`` and ``inputs`` are what
+    `zcpipe run` prepares; only a recipe with ``redraws`` replaces weights in both.
+
+    Attributes:
+        init: how the weights are drawn; see `zcpipe.scoring.init`. "kaiming_normal": AZ-NAS; "default": as torch's own
+            layers do; "normal": standard normals.
+        inputs: "noise": i.i.d. standard normal images, no labels; "data": the run's images and labels (noise and random
+            labels unless the run says otherwise); "ones": one image of ones; "none": no pass at all.
+        norm: "batch": train mode, normalisation by the batch's statistics; "sample": the same for each sample alone;
+            "running": eval mode; "drop": normalisation layers are left out.
+        absolute: parameters and buffers are replaced by their absolute values and everything is computed in float64.
+        redraws: the definition itself draws the weights: also `zcpipe.score` does, and puts the model's own back.
+    """
+
+    init: Literal["kaiming_normal", "default", "normal"]
+    inputs: Literal["noise", "data", "ones", "none"]
+    norm: Literal["batch", "sample", "running", "drop"]
+    absolute: bool = False
+    redraws: bool = False
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The weights of all layers, in the order of ``modules()``, and the gradient of a scalar for each.
+
+    True gradients are those here times exp(``log_scale``).
+    """
+
+    weights: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    log_scale: float = 0.0
+
+    @cached_property
+    def sums(self) -> ParameterStatistics:
+        """Sums over each layer, all taken in one call."""
+        return parameter_statistics(self.weights, self.gradients)
+
+
+@dataclass(frozen=True)
+class LayerOutputs:
+    """What was read off a layer's outputs: moments of each of its calls, and its weight."""
+
+    moments: Sequence[Tensor]
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """The gradient of the sum of all outputs at the input, one row a sample."""
+
+    rows: Tensor  # [N, D]
+    targets: Tensor | None  # [N], class numbers
+    outputs: int  # width of the network's output
 
 
 @dataclass(frozen=True)
@@ -39,6 +105,7 @@ class MapStatistic:
     unit: str
     moments: Callable[[Tensor], Tensor]
     finish: Callable[[Sequence[Tensor]], Sequence[float]]
+    node: Node = field(default="block", init=False)
 
 
 @dataclass(frozen=True)
@@ -54,29 +121,148 @@ class JacobianStatistic:
     unit: str
     moments: Callable[[Tensor, Tensor], Tensor | None]
     finish: Callable[[Sequence[Tensor | None]], Sequence[float]]
+    node: Node = field(default="block", init=False)
 
 
-Statistic = MapStatistic | JacobianStatistic
+@dataclass(frozen=True)
+class GradientStatistic:
+    """One number per layer from its weight and the weight's gradient.
+
+    The gradient is that of the loss; under an ``absolute`` recipe that of the sum of all outputs.
+    """
+
+    name: str
+    unit: str
+    of: Callable[[Gradients], Sequence[float] | Values]
+    node: Node = field(default="layer", init=False)
+
+
+@dataclass(frozen=True)
+class OutputStatistic:
+    """One number per layer from its output and the loss's gradient there, in two steps.
+
+    ``moments`` takes both, of one shape, [N, C, H, W], [N, T, C] or [N, C], as soon as the gradient exists and returns
+    a small tensor; ``finish`` takes a layer's.
+    """
+
+    name: str
+    unit: str
+    moments: Callable[[Tensor, Tensor], Tensor]
+    finish: Callable[[LayerOutputs], float]
+    node: Node = field(default="layer", init=False)
+
+
+@dataclass(frozen=True)
+class WeightStatistic:
+    """One number per layer from its weight alone; ``of`` takes the weights of all layers."""
+
+    name: str
+    unit: str
+    of: Callable[[Sequence[Tensor]], Sequence[float] | Values]
+    node: Node = field(default="layer", init=False)
+
+
+@dataclass(frozen=True)
+class InputGradientStatistic:
+    """One number per network from the gradient of the sum of its outputs at the input."""
+
+    name: str
+    unit: str
+    of: Callable[[InputGradient], float]
+    node: Node = field(default="network", init=False)
+
+
+@dataclass(frozen=True)
+class ActivationStatistic:
+    """One number per network from what enters its ReLU modules, in two steps.
+
+    ``moments`` takes the input of one ReLU call, [N, ...], during the forward and returns a small tensor (it may be the
+    network's running total, given as the second argument: None at first). ``finish`` takes the last total.
+    """
+
+    name: str
+    unit: str
+    moments: Callable[[Tensor, Tensor | None], Tensor]
+    finish: Callable[[Tensor], float]
+    node: Node = field(default="network", init=False)
+
+
+class Network(Protocol):
+    """A network in the state of its pass, as a `CustomStatistic` gets it: frozen, out of place, nothing hooked.
+
+    What is done to it (gradients asked for, hooks, modes) must be undone.
+    """
+
+    model: nn.Module
+    inputs: Sequence[Tensor]  # [N, ...] each
+    targets: Tensor | None
+
+    @property
+    def layers(self) -> Mapping[str, Tensor]:
+        """Weights of all layers by name, in the order of ``modules()``."""
+        ...
+
+    @property
+    def gradients(self) -> Gradients:
+        """Gradients of the loss for ``layers``, computed once for all statistics of the recipe."""
+        ...
+
+    def loss(self, output: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the scalar loss of an output; targets of a part of the batch for a part of it."""
+        ...
+
+    def stream(self, purpose: str) -> Stream:
+        """Return the random numbers for a purpose, always the same for this network."""
+        ...
+
+
+@dataclass(frozen=True)
+class CustomStatistic:
+    """A function of the network that runs passes of its own: per-sample gradients, curvature, other inputs.
+
+    ``measure`` returns one number per layer or block, or one for the network, as ``node`` says.
+    """
+
+    name: str
+    unit: str
+    node: Node
+    measure: Callable[[Network], Sequence[float] | Values]
+
+
+Statistic = (
+    MapStatistic
+    | JacobianStatistic
+    | GradientStatistic
+    | OutputStatistic
+    | WeightStatistic
+    | InputGradientStatistic
+    | ActivationStatistic
+    | CustomStatistic
+)
 
 
 @dataclass(frozen=True)
 class Proxy:
     """One number per architecture: a reduction of statistics, or a count of the full architecture.
 
-    ``reduce`` receives the declared statistics by name as float64 arrays over the nodes; static proxies declare none
-    and receive ``params`` and ``macs``. It returns the raw value, -inf where the definition says so.
+    ``reduce`` receives the declared statistics by name as float64 arrays over the nodes (of length 1 for those of the
+    whole network); proxies without any receive ``params`` and ``macs``. It returns the raw value, -inf where the
+    definition says so.
+
+    ``scope`` says whether architectures of one key share the value ("function") or dead layers count too ("full").
     """
 
     name: str
     direction: Direction
     scope: Scope
     cost: Cost
-    recipe: Recipe | None  # None for static proxies
+    recipe: Recipe | None  # None for counts
     statistics: tuple[Statistic, ...]
-    reduce: Callable[[Mapping[str, NDArray[np.float64]]], float]
+    reduce: Callable[[Mapping[str, Values]], float]
     unit: str
     formula: str
     paper: str
+    targets: bool = False  # whether it needs labels (and then a loss)
 
 
 def positions_of(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N, C]
@@ -90,3 +276,13 @@ def positions_of(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N,
             f"block maps must be [N, C, H, W], tokens [N, T, C] or vectors [N, C], got shape {tuple(feature.shape)}"
         )
     return feature.flatten(0, 1) if feature.ndim == 3 else feature
+
+
+def only(name: str) -> Callable[[Mapping[str, Values]], float]:
+    """Return the reduction of a proxy that is one statistic of the whole network."""
+    return lambda statistics: float(statistics[name][0])
+
+
+def total(name: str) -> Callable[[Mapping[str, Values]], float]:
+    """Return the reduction of a proxy that is the sum of a statistic over its nodes."""
+    return lambda statistics: float(np.sum(statistics[name]))

@@ -1,0 +1,86 @@
+"""Zero-Cost Proxies for Lightweight NAS (Abdelfattah et al., ICLR 2021): what weights and the loss's gradient give.
+
+All come from one forward on a batch of images with labels, train mode, torch's default weights, and one backward pass
+of the mean loss; layers are all convolutions and linear layers, biases and norm layers left out. The sums are over
+layers: `grad_norm` is the sum of the layers' norms, not the norm of all gradients (AZ-NAS's copy takes that one).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zcpipe.ops import product_sums
+from zcpipe.proxies.base import (
+    Gradients,
+    GradientStatistic,
+    LayerOutputs,
+    OutputStatistic,
+    Proxy,
+    Recipe,
+    Values,
+    total,
+)
+
+PAPER = "Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021"
+RECIPE = Recipe(init="default", inputs="data", norm="batch")
+
+
+def _norms(gradients: Gradients) -> Values:
+    return np.sqrt(gradients.sums.squared_gradients.cpu().numpy())
+
+
+def _products(gradients: Gradients) -> Values:
+    values: Values = gradients.sums.products.cpu().numpy()
+    return values
+
+
+def _magnitudes(gradients: Gradients) -> Values:
+    values: Values = gradients.sums.magnitudes.cpu().numpy()
+    return values
+
+
+def _channel_saliency(z: Tensor, dz: Tensor) -> Tensor:  # maps -> [C] float64
+    """Half the mean over samples of the squared sum over positions of z * dL/dz (the Fisher term of each channel)."""
+    return product_sums(z, dz).square().mean(0) / 2
+
+
+def _fan_in_weighted(layer: LayerOutputs) -> float:
+    """Sum over channels, each counted once per weight that makes it, as the published code does."""
+    if not layer.moments:
+        return 0.0
+    channels = torch.stack(list(layer.moments)).sum(0)
+    return float(channels.abs().sum()) * layer.weight[0].numel()
+
+
+def _proxy(statistic: GradientStatistic | OutputStatistic, formula: str, paper: str = PAPER) -> Proxy:
+    return Proxy(
+        name=statistic.name,
+        direction="higher",
+        scope="function",
+        cost="cheap",
+        recipe=RECIPE,
+        statistics=(statistic,),
+        reduce=total(statistic.name),
+        unit="",
+        formula=formula,
+        paper=paper,
+        targets=True,
+    )
+
+
+PROXIES = (
+    _proxy(GradientStatistic("grad_norm", "", _norms), "sum over layers of |g|_2, g the loss's gradient of the weight"),
+    _proxy(
+        GradientStatistic("snip", "", _magnitudes),
+        "sum of |g w| over all weights",
+        "Lee et al., SNIP, ICLR 2019; as a proxy: " + PAPER,
+    ),
+    _proxy(GradientStatistic("plain", "", _products), "sum of g w over all weights, signed"),
+    _proxy(
+        OutputStatistic("fisher", "", _channel_saliency, _fan_in_weighted),
+        "sum over layers and channels of fan-in * 1/2 mean_n (sum_hw z dL/dz)^2, z the layer's output",
+        "Turner et al., BlockSwap, ICLR 2020; as a proxy: " + PAPER,
+    ),
+)
