@@ -264,17 +264,25 @@ def spaces(as_json: Json = False) -> None:
     _print_records(records, as_json)
 
 
-@app.command()
+@app.command(epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite --protocol fused")
 def proxies(
     pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    plan: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Show the passes that these proxies or groups share.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="With --plan: paper or fused.")] = "paper",
     as_json: Json = False,
 ) -> None:
-    """List the proxies that are installed: direction, scope, cost class, formula and paper."""
-    from zcpipe.proxies import get_proxy, list_proxies
+    """List the proxies that are installed: direction, scope, cost class, recipe, needs, formula and paper."""
+    from zcpipe.proxies import describe, get_proxy, list_proxies, resolve
+    from zcpipe.scoring.plan import describe as describe_plan
 
-    found = [get_proxy(name) for name in list_proxies(pattern)]
-    fields = ("name", "direction", "scope", "cost", "unit", "formula", "paper")
-    _print_records([{field: getattr(proxy, field) for field in fields} for proxy in found], as_json)
+    if plan is not None:
+        if protocol not in ("paper", "fused"):
+            raise UsageError(f"--protocol must be paper or fused, got {protocol!r}")
+        _print_records(describe_plan(resolve(plan), protocol), as_json)
+        return
+    _print_records([describe(get_proxy(name)) for name in list_proxies(pattern)], as_json)
 
 
 @app.command()
@@ -301,6 +309,10 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
     typer.echo(f"done             {plan['done']}")
     typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
     typer.echo(f"columns          {', '.join(plan['schema'])}")
+    for one in plan["passes"]:
+        recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
+        typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
+        typer.echo(f"  feeds          {', '.join(one['proxies'])}")
 
 
 def _print_records(records: Sequence[dict[str, Any]], as_json: bool) -> None:

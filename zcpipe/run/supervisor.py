@@ -19,7 +19,9 @@ from zcpipe.run.rows import Failed, Row, RowFrame, build, check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, WorkList, plan
 from zcpipe.run.workers import WorkersExecutor
+from zcpipe.proxies import resolve
 from zcpipe.scoring.columns import Column
+from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.schema import STATUSES, Header
 from zcpipe.table.store import Rows, Store, check_identity, find_header, locked, scan
@@ -141,6 +143,7 @@ def describe(
         "shards": whole.shards,
         "done": len(present),
         "todo": {"architectures": left.rows, "classes": left.classes, "shards": left.shards},
+        "passes": describe_plan(resolve(job.spec.proxies), job.spec.protocol),
         "schema": {field.name: str(field.type) for field in job.header.schema},
     }
 

@@ -107,7 +107,7 @@ class _Walk:
     def _measure(self, name: str, output: Tensor) -> None:
         if self._leaf is not None and self._jacobian_statistics:
             g_out = self._probe(name, output)
-            g_in = _local_gradient(output, self._leaf, g_out)
+            g_in = local_gradient(output, self._leaf, g_out)
             for jacobian in self._jacobian_statistics:
                 self._keep(jacobian, g_in, g_out)
         feature = positions_of(output.detach())
@@ -139,7 +139,7 @@ class _Walk:
         return BlockResult(values, self._errors)
 
 
-def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
+def local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
     """Vector-Jacobian product of a block; zeros if its output does not depend on the previous map."""
     if not output.requires_grad:
         return torch.zeros_like(leaf)
