@@ -66,7 +66,10 @@ class Endless:
     def block_slots(self, dataset: str) -> tuple[str, ...]:
         return ("first", "second")
 
-    def build(self, arch: Member, dataset: str) -> Built:
+    def layer_slots(self, dataset: str) -> tuple[str, ...]:
+        return ("first", "second")
+
+    def build(self, arch: Member, dataset: str, *, full: bool = False) -> Built:
         _act(_told(arch), arch)
         width = 2 + arch.number // 2
         with torch.device("meta"):
