@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -264,13 +264,13 @@ def spaces(as_json: Json = False) -> None:
     _print_records(records, as_json)
 
 
-@app.command(epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite --protocol fused")
+@app.command(epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused")
 def proxies(
     pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
     plan: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Show the passes that these proxies or groups share.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="With --plan: paper or fused.")] = "paper",
+    protocol: Annotated[Literal["paper", "fused"], typer.Option(help="With --plan: whose recipes.")] = "paper",
     as_json: Json = False,
 ) -> None:
     """List the proxies that are installed: direction, scope, cost class, recipe, needs, formula and paper."""
@@ -278,8 +278,6 @@ def proxies(
     from zcpipe.scoring.plan import describe as describe_plan
 
     if plan is not None:
-        if protocol not in ("paper", "fused"):
-            raise UsageError(f"--protocol must be paper or fused, got {protocol!r}")
         _print_records(describe_plan(resolve(plan), protocol), as_json)
         return
     _print_records([describe(get_proxy(name)) for name in list_proxies(pattern)], as_json)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zcpipe
+from networks import assert_untouched, fingerprint
 from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 
@@ -91,81 +92,6 @@ def test_identity_cell_is_worst_in_trainability():
     assert scores["trainability"] == -math.inf
     assert scores.status == "ok"
     assert math.isfinite(scores["expressivity"])
-
-
-class Residual(nn.Module):
-    """A block with whatever may trip scoring: in-place activation, buffers, dropout, a shared convolution."""
-
-    def __init__(self, channels, inplace, norm, dropout):
-        super().__init__()
-        norms = {"batch": nn.BatchNorm2d, "group": lambda c: nn.GroupNorm(1, c), "none": lambda c: nn.Identity()}
-        self.norm, self.act = norms[norm](channels), nn.ReLU(inplace=inplace)
-        self.conv, self.drop = nn.Conv2d(channels, channels, 3, padding=1), nn.Dropout(dropout)
-
-    def forward(self, x):
-        return x + self.drop(self.conv(self.act(self.norm(self.conv(x)))))
-
-
-networks = st.builds(
-    lambda *parts: parts,
-    st.integers(1, 5),
-    st.integers(2, 4),
-    st.sampled_from(["batch", "group", "none"]),
-    st.sampled_from([0.0, 0.3]),
-    st.booleans(),
-)
-
-
-def small_network(parts, inplace):
-    channels, depth, norm, dropout, train = parts
-    torch.manual_seed(3)
-    blocks = [Residual(channels, inplace, norm, dropout) for _ in range(depth)]
-    return nn.Sequential(nn.Conv2d(3, channels, 3), *blocks).train(train)
-
-
-def assert_untouched(model, before):
-    after = fingerprint(model)
-    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
-    assert after[1:-1] == before[1:-1]
-    assert torch.equal(after[-1], before[-1])
-
-
-def fingerprint(model):
-    return (
-        {key: value.clone() for key, value in model.state_dict().items()},
-        [module.training for module in model.modules()],
-        [sorted(vars(module)) for module in model.modules()],
-        [getattr(module, "inplace", None) for module in model.modules()],
-        [getattr(module, "track_running_stats", None) for module in model.modules()],
-        [len(module._forward_hooks) for module in model.modules()],
-        [(p.requires_grad, p.grad is None, p.data_ptr(), p.stride()) for p in model.parameters()],
-        torch.get_rng_state(),
-    )
-
-
-@settings(max_examples=20)
-@given(networks, st.integers(0, 5), st.sampled_from(zcpipe.list_proxies()))
-def test_every_proxy_leaves_model_and_random_state_untouched(parts, frozen, proxy):
-    model = small_network(parts, inplace=True)
-    for parameter in list(model.parameters())[:frozen]:
-        parameter.requires_grad_(False)
-    x = torch.randn(4, 3, 7, 7)
-    before, x_before = fingerprint(model), x.clone()
-    blocks = [str(i) for i in range(len(model))]
-    first = zcpipe.score(model, x, proxies=proxy, blocks=blocks)
-    assert_untouched(model, before)
-    assert torch.equal(x, x_before)
-    assert zcpipe.score(model, x, proxies=proxy, blocks=blocks).values_by_name == first.values_by_name
-
-
-@settings(max_examples=10)
-@given(networks)
-def test_in_place_activations_change_nothing(parts):
-    parts = (*parts[:3], 0.0, parts[4])
-    x = torch.randn(4, 3, 7, 7)
-    blocks = [str(i) for i in range(parts[1] + 1)]
-    inplace, plain = (zcpipe.score(small_network(parts, flag), x, proxies="aznas", blocks=blocks) for flag in (True, False))
-    assert inplace.values_by_name == plain.values_by_name
 
 
 def test_flags_of_a_class_work_like_those_of_a_module():

@@ -77,10 +77,11 @@ class Gradients:
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """What was read off a layer's outputs: moments of each of its calls, and its weight."""
+    """What was read off a layer's outputs: moments of each of its calls, its weight, and the size of the batch."""
 
     moments: Sequence[Tensor]
     weight: Tensor
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,13 @@ class GradientStatistic:
 class OutputStatistic:
     """One number per layer from its output and the loss's gradient there, in two steps.
 
-    ``moments`` takes both, of one shape, [N, C, H, W], [N, T, C] or [N, C], as soon as the gradient exists and returns
-    a small tensor; ``finish`` takes a layer's.
+    ``moments`` takes the sums of their product over positions, [N, C] in float64, as soon as the gradient exists, and
+    returns a small tensor, which should be a sum over samples; ``finish`` takes those of a layer's calls.
     """
 
     name: str
     unit: str
-    moments: Callable[[Tensor, Tensor], Tensor]
+    moments: Callable[[Tensor], Tensor]
     finish: Callable[[LayerOutputs], float]
     node: Node = field(default="layer", init=False)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zcpipe.ops import product_sums
 from zcpipe.proxies.base import (
     Gradients,
     GradientStatistic,
@@ -41,17 +40,17 @@ def _magnitudes(gradients: Gradients) -> Values:
     return values
 
 
-def _channel_saliency(z: Tensor, dz: Tensor) -> Tensor:  # maps -> [C] float64
-    """Half the mean over samples of the squared sum over positions of z * dL/dz (the Fisher term of each channel)."""
-    return product_sums(z, dz).square().mean(0) / 2
+def _squares(products: Tensor) -> Tensor:  # [N, C] -> [C]
+    """Sum over samples of the squared sum over positions of z * dL/dz."""
+    return products.square().sum(0)
 
 
 def _fan_in_weighted(layer: LayerOutputs) -> float:
-    """Sum over channels, each counted once per weight that makes it, as the published code does."""
+    """Half the mean over samples, each channel counted once per weight that makes it, as the published code does."""
     if not layer.moments:
         return 0.0
-    channels = torch.stack(list(layer.moments)).sum(0)
-    return float(channels.abs().sum()) * layer.weight[0].numel()
+    channels = float(torch.stack(list(layer.moments)).sum())
+    return channels / (2 * layer.samples) * layer.weight[0].numel()
 
 
 def _proxy(statistic: GradientStatistic | OutputStatistic, formula: str, paper: str = PAPER) -> Proxy:
@@ -79,8 +78,14 @@ PROXIES = (
     ),
     _proxy(GradientStatistic("plain", "", _products), "sum of g w over all weights, signed"),
     _proxy(
-        OutputStatistic("fisher", "", _channel_saliency, _fan_in_weighted),
+        OutputStatistic("fisher", "", _squares, _fan_in_weighted),
         "sum over layers and channels of fan-in * 1/2 mean_n (sum_hw z dL/dz)^2, z the layer's output",
         "Turner et al., BlockSwap, ICLR 2020; as a proxy: " + PAPER,
     ),
 )
+
+_SIX = ("grad_norm", "snip", "grasp", "fisher", "synflow", "jacob_cov")
+GROUPS = {
+    "zero_cost_nas": _SIX,  # the six of the paper
+    "nasbench_suite_zero": (*_SIX, "plain", "epe_nas", "l2_norm", "nwot", "zen", "params", "macs"),  # Krishnakumar 2022
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from zcpipe.errors import UsageError
 from zcpipe.proxies.base import (
@@ -60,8 +60,10 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
             those whose definition prescribes its own (absolute weights, weights drawn anew, a batch norm per sample).
 
     Raises:
-        UsageError: two proxies mean different statistics by one name.
+        UsageError: two proxies mean different statistics by one name, or there is no such protocol.
     """
+    if protocol not in get_args(Protocol):
+        raise UsageError(f"protocol must be {' or '.join(get_args(Protocol))}, got {protocol!r}")
     groups: dict[Recipe, list[Proxy]] = {}
     for proxy in proxies:
         if proxy.statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,7 +110,7 @@ class ClassScorer:
         """Return the statistics of a member in its own slots."""
         full = {s.name for p in self._own for s in p.statistics}
         slots = self._space.layer_slots(self._spec.dataset)
-        moved = self._space.correspondence(representative, member, self._spec.dataset)
+        moved = cache(partial(self._space.correspondence, representative, member, self._spec.dataset))
         values: dict[str, object] = {}
         for column in self.columns:
             if column.kind == "statistic":
@@ -118,7 +119,7 @@ class ClassScorer:
                 mean = _mean_statistic(name, found)
                 if mean is not None and node == "layer":
                     placed = _in_slots(mean, found[0].layers[name], slots)
-                    mean = placed if name in full else _moved(placed, slots, moved)
+                    mean = placed if name in full else _moved(placed, slots, moved())
                 values[column.name] = None if mean is None else mean.astype(np.float32)
         return values
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, UsageError, unknown_name
+from zcpipe.ops import product_sums
 from zcpipe.proxies.base import (
     ActivationStatistic,
     GradientStatistic,
@@ -179,9 +180,10 @@ class _Sweeps:
                 except _OverwrittenError:  # autograd would show a traceback of its own; said after the sweep
                     self._overwritten = True
                     return
+                products = product_sums(*_channels_second(z, gradient, self._network.modules[name]))
                 for statistic in self._outputs:
                     moments = self._output_moments[statistic.name].setdefault(name, [])
-                    self._try(statistic, lambda s=statistic, m=moments: m.append(s.moments(z, gradient)))
+                    self._try(statistic, lambda s=statistic, m=moments, p=products: m.append(s.moments(p)))
 
             output.register_hook(on_gradient)
             return output.clone() if self._copies else output
@@ -190,6 +192,9 @@ class _Sweeps:
 
     def _on_relu(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0].detach()
+        if len(x) != len(self._network.inputs[0]):
+            error = UnsupportedError(f"a ReLU sees {len(x)} samples, the batch has {len(self._network.inputs[0])}")
+            self._errors |= {statistic.name: error for statistic in self._relus}
         for statistic in self._relus:
             self._try(statistic, lambda s=statistic: self._totals.update({s.name: s.moments(x, self._totals[s.name])}))
 
@@ -216,7 +221,8 @@ class _Sweeps:
             raise UnsupportedError(f"the output of layer {unseen[0]!r} cannot be seen: it is not computed by a module")
         moments = self._output_moments[statistic.name]
         layers = self._network.layers
-        return [statistic.finish(LayerOutputs(moments.get(name, []), layers[name].detach())) for name in layers]
+        samples = len(self._network.inputs[0])
+        return [statistic.finish(LayerOutputs(moments.get(n, []), layers[n].detach(), samples)) for n in layers]
 
     def _sweep_inputs(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         if not self._inputs:
@@ -289,3 +295,9 @@ class _Sweeps:
         except Exception as error:
             self._errors[statistic.name] = error
 
+
+def _channels_second(z: Tensor, dz: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Lay a layer's output and gradient out as `product_sums` reads them: images, rows, or tokens with channels last."""
+    if isinstance(layer, nn.Linear):
+        return (z, dz) if z.ndim in (2, 3) else (z.flatten(1, -2), dz.flatten(1, -2))
+    return (z, dz) if z.ndim == 4 else (z.flatten(2).unsqueeze(3), dz.flatten(2).unsqueeze(3))
