@@ -96,6 +96,17 @@ class Space(Hashable, Protocol[A]):
         """
         ...
 
+    def correspondence(self, representative: A, member: A, dataset: str) -> Mapping[str, str]:
+        """Say which layer of one architecture is which of another with the same key.
+
+        With the weights of its counterparts ``member`` computes what ``representative`` does. An architecture that
+        shares its key with no other has itself for a counterpart: every slot is mapped to itself.
+
+        Returns:
+            For each slot of ``member`` that a layer fills once dead ones are left out, in order, the representative's.
+        """
+        ...
+
     def build(self, arch: A, dataset: str, *, full: bool = False) -> Built:
         """Build the network of ``arch`` for ``dataset`` on the CPU or the meta device; a recipe fills its weights.
 

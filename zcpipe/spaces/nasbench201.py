@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
-from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, live_edges
+from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, correspondence, live_edges
 from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, replica
 from zcpipe.spaces.permutation import permuted
 
@@ -175,6 +175,21 @@ class NasBench201:
         """Return the 98 slots: stem, six edges of every cell, three layers of every reduction, classifier."""
         return _SLOTS
 
+    def correspondence(self, representative: Cell, member: Cell, dataset: str) -> dict[str, str]:
+        """Return for each slot that the pruned network of ``member`` fills, in order, that of ``representative``.
+
+        Raises:
+            UsageError: the cells have different keys.
+        """
+        matches = _matches(representative, member)
+        slots: dict[str, str] = {}
+        for position, (slot, edge) in enumerate(zip(_SLOTS, _EDGE_OF_SLOT, strict=True)):
+            if edge is None:
+                slots[slot] = slot
+            elif edge in matches:
+                slots[slot] = _SLOTS[position - edge + matches[edge]]
+        return slots
+
     def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE, *, full: bool = False) -> Built:
         """Build the network without the edges that cannot influence its output; weights are zero until initialised.
 
@@ -241,6 +256,12 @@ def _layer_names() -> Iterator[str]:
 
 
 _SLOTS = tuple(_layer_names())
+_EDGE_OF_SLOT = tuple(int(slot[-1]) if ".layers." in slot else None for slot in _SLOTS)
+
+
+@lru_cache(maxsize=1 << 14)
+def _matches(representative: Cell, member: Cell) -> dict[int, int]:
+    return correspondence(_WIRING, _numbers(representative), _numbers(member))
 
 
 class _ReluConvBn(Op):

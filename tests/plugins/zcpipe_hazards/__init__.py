@@ -69,6 +69,9 @@ class Endless:
     def layer_slots(self, dataset: str) -> tuple[str, ...]:
         return ("first", "second")
 
+    def correspondence(self, representative: Member, member: Member, dataset: str) -> dict[str, str]:
+        return {slot: slot for slot in self.layer_slots(dataset)}
+
     def build(self, arch: Member, dataset: str, *, full: bool = False) -> Built:
         _act(_told(arch), arch)
         width = 2 + arch.number // 2
