@@ -43,8 +43,8 @@ class Recipe:
     Attributes:
         init: how the weights are drawn; see `zcpipe.scoring.init`. "kaiming_normal": AZ-NAS; "default": as torch's own
             layers do; "normal": standard normals.
-        inputs: "noise": i.i.d. standard normal images, no labels; "data": the run's images and labels (noise and random
-            labels unless the run says otherwise); "ones": one image of ones; "none": no pass at all.
+        inputs: "noise": i.i.d. standard normal images and random labels; "data": the run's images and labels (noise
+            and random labels unless the run says otherwise); "ones": one image of ones; "none": no pass at all.
         norm: "batch": train mode, normalisation by the batch's statistics; "sample": the same for each sample alone;
             "running": eval mode; "drop": normalisation layers are left out.
         absolute: parameters and buffers are replaced by their absolute values and everything is computed in float64.
@@ -206,6 +206,10 @@ class Network(Protocol):
     @property
     def gradients(self) -> Gradients:
         """Gradients of the loss for ``layers``, computed once for all statistics of the recipe."""
+        ...
+
+    def batch_loss(self, output: object) -> Tensor:
+        """Return the scalar loss of the whole batch, given what the model returned."""
         ...
 
     def loss(self, output: Tensor, targets: Tensor | None) -> Tensor:

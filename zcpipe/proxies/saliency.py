@@ -7,18 +7,24 @@ layers: `grad_norm` is the sum of the layers' norms, not the norm of all gradien
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import (
+    CustomStatistic,
     Gradients,
     GradientStatistic,
     LayerOutputs,
+    Network,
     OutputStatistic,
     Proxy,
     Recipe,
     Values,
+    only,
     total,
 )
 
@@ -53,6 +59,23 @@ def _fan_in_weighted(layer: LayerOutputs) -> float:
     return channels / (2 * layer.samples) * layer.weight[0].numel()
 
 
+def _norm_of_all(network: Network) -> list[float]:
+    """The norm of the loss's gradients of all parameters, biases and norm layers included, as one vector."""
+    parameters = [p for p in network.model.parameters() if p.is_floating_point()]
+    if not parameters:
+        raise UnsupportedError("the network has no parameters")
+    for parameter in parameters:
+        parameter.requires_grad_()
+    try:
+        with torch.enable_grad():
+            loss = network.batch_loss(network.model(*network.inputs))
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return [math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))]
+
+
 def _proxy(statistic: GradientStatistic | OutputStatistic, formula: str, paper: str = PAPER) -> Proxy:
     return Proxy(
         name=statistic.name,
@@ -81,6 +104,19 @@ PROXIES = (
         OutputStatistic("fisher", "", _squares, _fan_in_weighted),
         "sum over layers and channels of fan-in * 1/2 mean_n (sum_hw z dL/dz)^2, z the layer's output",
         "Turner et al., BlockSwap, ICLR 2020; as a proxy: " + PAPER,
+    ),
+    Proxy(
+        name="grad_norm_global",
+        direction="higher",
+        scope="function",
+        cost="cheap",
+        recipe=Recipe(init="kaiming_normal", inputs="noise", norm="batch"),
+        statistics=(CustomStatistic("grad_norm_global", "", "network", _norm_of_all),),
+        reduce=only("grad_norm_global"),
+        unit="",
+        formula="|g|_2, g the loss's gradients of all parameters together",
+        paper="Lin et al., Zen-NAS, ICCV 2021 (its grad_norm); also in the code of AZ-NAS",
+        targets=True,
     ),
 )
 

@@ -163,7 +163,7 @@ class BuiltSubject:
 
     def batch(self, recipe: Recipe) -> Batch:
         """Return noise, or the run's images and labels."""
-        return self._batches.of(self._repeat, noise=recipe.inputs == "noise")
+        return self._batches.of(self._repeat, noise=recipe.inputs != "data")
 
     def stream(self, purpose: str) -> Stream:
         """Return the random numbers of the architecture's key for a purpose."""
@@ -191,14 +191,14 @@ class Batches:
         if known not in self._kept:
             if len(self._kept) == _BATCHES_KEPT:
                 self._kept.clear()
-            self._kept[known] = self._noise(repeat, labelled=not noise)
+            self._kept[known] = self._noise(repeat)
         return self._kept[known]
 
-    def _noise(self, repeat: int, labelled: bool) -> Batch:
+    def _noise(self, repeat: int) -> Batch:
         spec = self._spec
         classes = get_space(spec.space).datasets[spec.dataset].classes
         labels = Stream.of(spec.seed, spec.space, "run", repeat, "labels").integers(spec.batch_size, classes)
-        return Batch([noise_batch(spec, repeat)], labels.to(spec.device) if labelled else None)
+        return Batch([noise_batch(spec, repeat)], labels.to(spec.device))
 
 
 def noise_batch(spec: RunSpec, repeat: int) -> Tensor:  # [N, C, H, W]
