@@ -264,7 +264,9 @@ def spaces(as_json: Json = False) -> None:
     _print_records(records, as_json)
 
 
-@app.command(epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused")
+@app.command(
+    epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused"
+)
 def proxies(
     pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
     plan: Annotated[

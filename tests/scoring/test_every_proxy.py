@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import assert_untouched, fingerprint, networks, small_network
 from torch import nn
 
 import zcpipe
-from networks import assert_untouched, fingerprint, networks, small_network
 
 PROXIES = zcpipe.list_proxies()
 PER_CASE = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])

@@ -34,9 +34,7 @@ class Bottleneck(nn.Module):
         self.bn2, self.bn3 = nn.BatchNorm2d(width), nn.BatchNorm2d(4 * width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = nn.Sequential(
-            nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
-        )
+        self.downsample = nn.Sequential(nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
 
     def forward(self, x):
         y = self.relu(self.bn1(self.conv1(x)))
@@ -96,7 +94,12 @@ MISSING = {
     "mlp": {},
     "resnet": {},
     "vit": {"fisher": "is not computed by a module", "nwot": "no ReLU", "linear_regions": "no ReLU", "swap": "no ReLU"},
-    "lstm": {"jacob_cov": "integers", "epe_nas": "integers", "nwot": "no ReLU", "fisher": "is not computed by a module"},
+    "lstm": {
+        "jacob_cov": "integers",
+        "epe_nas": "integers",
+        "nwot": "no ReLU",
+        "fisher": "is not computed by a module",
+    },
 }
 
 

@@ -6,12 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from networks import assert_untouched, fingerprint
 from torch import nn
 
 import zcpipe
-from networks import assert_untouched, fingerprint
 from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 
@@ -175,7 +173,9 @@ def test_blocks_in_the_wrong_order_are_named():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     before = fingerprint(model)
     with pytest.raises(UsageError, match="expected '1', got '0'"):
-        zcpipe.score(model, torch.randn(2, 3, 8, 8, generator=torch.Generator()), proxies="expressivity", blocks=["1", "0"])
+        zcpipe.score(
+            model, torch.randn(2, 3, 8, 8, generator=torch.Generator()), proxies="expressivity", blocks=["1", "0"]
+        )
     assert_untouched(model, before)
 
 

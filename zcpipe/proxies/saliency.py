@@ -33,7 +33,8 @@ RECIPE = Recipe(init="default", inputs="data", norm="batch")
 
 
 def _norms(gradients: Gradients) -> Values:
-    return np.sqrt(gradients.sums.squared_gradients.cpu().numpy())
+    norms: Values = np.sqrt(gradients.sums.squared_gradients.cpu().numpy())
+    return norms
 
 
 def _products(gradients: Gradients) -> Values:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.proxies import resolve
 from zcpipe.run.executor import Executor, Lease, Outcome
 from zcpipe.run.inprocess import InProcessExecutor
 from zcpipe.run.rows import Failed, Row, RowFrame, build, check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, WorkList, plan
 from zcpipe.run.workers import WorkersExecutor
-from zcpipe.proxies import resolve
 from zcpipe.scoring.columns import Column
 from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.scoring.rows import ClassScorer

@@ -77,7 +77,7 @@ class _Walk:
 
     def __init__(self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource) -> None:
         self._blocks = blocks
-        self._statistics = statistics
+        self._statistics = [s for s in statistics if isinstance(s, MapStatistic | JacobianStatistic)]
         self._map_statistics = [s for s in statistics if isinstance(s, MapStatistic)]
         self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
         self._probe = probe
@@ -114,7 +114,7 @@ class _Walk:
         for statistic in self._map_statistics:
             self._keep(statistic, feature)
 
-    def _keep(self, statistic: Statistic, *tensors: Tensor) -> None:
+    def _keep(self, statistic: MapStatistic | JacobianStatistic, *tensors: Tensor) -> None:
         """Take one block's moments; a failure costs the proxies that read the statistic, not the whole pass."""
         if statistic.name in self._errors:
             return

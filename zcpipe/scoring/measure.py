@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -107,7 +108,7 @@ def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol =
     """
     result = Measurement()
     for group in plan(proxies, protocol):
-        _guarded(group.proxies, result, lambda g=group: _run_group(subject, g, result))
+        _guarded(group.proxies, result, partial(_run_group, subject, group, result))
     counted = [proxy for proxy in proxies if not proxy.statistics]
     if counted:
         _guarded(counted, result, lambda: _count(counted, subject.size, result))

@@ -19,6 +19,7 @@ from zcpipe.proxies.base import Recipe
 from zcpipe.scoring.columns import COUNTS, Column, columns_of
 from zcpipe.scoring.init import initialise
 from zcpipe.scoring.measure import Batch, Failure, Measurement, measure, philox_probes, status_of
+from zcpipe.scoring.network import Loss
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture, Size, slot_of
 
@@ -127,7 +128,7 @@ class ClassScorer:
 class BuiltSubject:
     """An architecture of a run; see `zcpipe.scoring.measure.Subject`."""
 
-    loss = None
+    loss: Loss | None = None
 
     def __init__(self, spec: RunSpec, arch: Architecture, repeat: int, batches: Batches) -> None:
         self._spec = spec
@@ -239,9 +240,7 @@ def _in_slots(values: NDArray[np.float64], layers: Sequence[str], slots: Sequenc
     return placed
 
 
-def _moved(
-    placed: NDArray[np.float64], slots: Sequence[str], origins: Mapping[str, str]
-) -> NDArray[np.float64]:
+def _moved(placed: NDArray[np.float64], slots: Sequence[str], origins: Mapping[str, str]) -> NDArray[np.float64]:
     """Permute the representative's values to a member's own slots; slots of neither's live layers hold 0."""
     position = {slot: i for i, slot in enumerate(slots)}
     result = np.zeros(len(slots))

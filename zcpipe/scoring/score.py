@@ -56,8 +56,10 @@ class Scores(Mapping[str, float | None]):
 
     @property
     def nodes(self) -> pa.Table:
-        """The statistics as a table: a row per node (``node`` is layer or block, ``name`` its module), null where a
-        statistic has no value there."""
+        """The statistics as a table, a row per node: ``node`` (layer or block), ``name`` (its module), statistics.
+
+        Null where a statistic has no value.
+        """
         import pyarrow as pa  # slow to import
 
         rows: dict[tuple[str, str], dict[str, object]] = {}

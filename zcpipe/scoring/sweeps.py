@@ -7,7 +7,8 @@ maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -162,8 +163,10 @@ class _Sweeps:
             self._features.append(_Captured(output))
             feature = positions_of(output.detach())
             for statistic in self._maps:
-                self._try(statistic, lambda s=statistic: self._map_moments[s.name].append(s.moments(feature)))
-            return output.clone() if self._copies else output
+                with self._costing(statistic):
+                    self._map_moments[statistic.name].append(statistic.moments(feature))
+            passed: Tensor = output.clone() if self._copies else output
+            return passed
 
         return hook
 
@@ -182,10 +185,11 @@ class _Sweeps:
                     return
                 products = product_sums(*_channels_second(z, gradient, self._network.modules[name]))
                 for statistic in self._outputs:
-                    moments = self._output_moments[statistic.name].setdefault(name, [])
-                    self._try(statistic, lambda s=statistic, m=moments, p=products: m.append(s.moments(p)))
+                    with self._costing(statistic):
+                        moments = statistic.moments(products)
+                        self._output_moments[statistic.name].setdefault(name, []).append(moments)
 
-            output.register_hook(on_gradient)
+            output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
             return output.clone() if self._copies else output
 
         return hook
@@ -196,7 +200,8 @@ class _Sweeps:
             error = UnsupportedError(f"a ReLU sees {len(x)} samples, the batch has {len(self._network.inputs[0])}")
             self._errors |= {statistic.name: error for statistic in self._relus}
         for statistic in self._relus:
-            self._try(statistic, lambda s=statistic: self._totals.update({s.name: s.moments(x, self._totals[s.name])}))
+            with self._costing(statistic):
+                self._totals[statistic.name] = statistic.moments(x, self._totals[statistic.name])
 
     def _sweep_loss(self, output: Tensor, weights: Sequence[nn.Parameter]) -> None:
         if not weights:
@@ -210,10 +215,12 @@ class _Sweeps:
             raise _OverwrittenError
         self._network.gradients = gradients_of(weights, found)
         for statistic in self._gradients:
-            self._try(statistic, lambda s=statistic: self._set(s, s.of(self._network.gradients)))
+            with self._costing(statistic):
+                self._set(statistic, statistic.of(self._network.gradients))
         used = [name for name, g in zip(self._network.layers, found, strict=True) if g is not None]
-        for statistic in self._outputs:
-            self._try(statistic, lambda s=statistic: self._set(s, self._of_outputs(s, used)))
+        for outputs in self._outputs:
+            with self._costing(outputs):
+                self._set(outputs, self._of_outputs(outputs, used))
 
     def _of_outputs(self, statistic: OutputStatistic, used: Sequence[str]) -> list[float]:
         unseen = [name for name in used if name not in self._called]
@@ -235,7 +242,8 @@ class _Sweeps:
             return
         gradient = InputGradient(rows, self._network.targets, output.shape[-1] if output.ndim > 1 else 1)
         for statistic in self._inputs:
-            self._try(statistic, lambda s=statistic: self._set(s, [s.of(gradient)]))
+            with self._costing(statistic):
+                self._set(statistic, [statistic.of(gradient)])
 
     def _input_rows(self, output: Tensor, leaves: Sequence[Tensor]) -> Tensor:  # [N, D]
         if not leaves:
@@ -256,20 +264,19 @@ class _Sweeps:
             g_out = self._probe(self._blocks[done], output)
             g_in = local_gradient(output, before, g_out)
             for statistic in self._jacobians:
-                self._try(
-                    statistic,
-                    lambda s=statistic, i=g_in, o=g_out: moments[s.name].append(s.moments(i, o)),
-                )
+                with self._costing(statistic):
+                    moments[statistic.name].append(statistic.moments(g_in, g_out))
         for statistic in self._jacobians:
-            found = moments[statistic.name][::-1]
-            self._try(statistic, lambda s=statistic, m=found: self._set(s, s.finish(m)))
+            with self._costing(statistic):
+                self._set(statistic, statistic.finish(moments[statistic.name][::-1]))
 
     def _finish(self) -> None:
         for statistic in self._maps:
-            found = self._map_moments[statistic.name]
-            self._try(statistic, lambda s=statistic, m=found: self._set(s, s.finish(m)))
+            with self._costing(statistic):
+                self._set(statistic, statistic.finish(self._map_moments[statistic.name]))
         for activation in self._relus:
-            self._try(activation, lambda s=activation: self._set(s, [s.finish(self._total(s))]))
+            with self._costing(activation):
+                self._set(activation, [activation.finish(self._total(activation))])
 
     def _total(self, statistic: ActivationStatistic) -> Tensor:
         total = self._totals[statistic.name]
@@ -284,20 +291,19 @@ class _Sweeps:
         found: np.ndarray[Any, np.dtype[np.float64]] = self._values.get(statistic.name, np.array([np.nan]))
         return found
 
-    def _try(self, statistic: Statistic, step: Callable[[], object]) -> None:
-        """Take a step of one statistic; a failure costs the proxies that read it, not the whole pass."""
-        if statistic.name in self._errors:
-            return
+    @contextmanager
+    def _costing(self, statistic: Statistic) -> Iterator[None]:
+        """A failure inside costs the proxies that read the statistic, not the whole pass; the first one is kept."""
         try:
-            step()
+            yield
         except _OverwrittenError:
             raise
         except Exception as error:
-            self._errors[statistic.name] = error
+            self._errors.setdefault(statistic.name, error)
 
 
 def _channels_second(z: Tensor, dz: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Lay a layer's output and gradient out as `product_sums` reads them: images, rows, or tokens with channels last."""
+    """Lay a layer's output and gradient out as `product_sums` reads them: images, rows, tokens with channels last."""
     if isinstance(layer, nn.Linear):
         return (z, dz) if z.ndim in (2, 3) else (z.flatten(1, -2), dz.flatten(1, -2))
     return (z, dz) if z.ndim == 4 else (z.flatten(2).unsqueeze(3), dz.flatten(2).unsqueeze(3))
