@@ -50,7 +50,7 @@ def _normal(key: int, nonce: int, n: int) -> _Reals:  # [n]
 
 def _uniform(key: int, nonce: int, n: int) -> _Reals:  # [n]
     words = _philox(key, nonce, 0, -(-n // 4)).reshape(-1)[:n]
-    return words.astype(np.uint32).view(np.int32) * 2.0**-31
+    return words.astype(np.uint32).view(np.int32).astype(np.float64) * 2.0**-31
 
 
 def _log_unit(u: _Reals) -> _Reals:

@@ -21,8 +21,8 @@ from zcpipe.ops._check import check_float, dense_format
 class Stream:
     """One random sequence, named by 128 bits.
 
-    A stream is for one purpose: its bits, normals, uniform numbers, signs and integers are made of the same random words, so take a
-    stream of another name for anything that has to be independent. Drawing does not advance it.
+    A stream is for one purpose: its bits, normals, uniform numbers, signs and integers are made of the same random
+    words, so take a stream of another name for anything that has to be independent. Drawing does not advance it.
 
     Attributes:
         key: Philox's key, below 2**64.
