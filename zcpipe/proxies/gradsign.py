@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, total
-from zcpipe.proxies.samples import asking, batch_size, gradients_of, loss_of, weights_of
+from zcpipe.proxies.samples import asking, gradients_of, loss_of, weights_of
 
 PAPER = "Zhang & Jia, GradSign: Model Performance Inference with Theoretical Insights, ICLR 2022"
 RECIPE = Recipe(init="default", inputs="data", norm="sample")
@@ -30,10 +30,11 @@ def gradsign(network: Network) -> list[float]:  # [layers]
         skips these).
 
     Raises:
-        UsageError: no samples, no layers, or no targets.
+        UsageError: no targets.
+        UnsupportedError: the network has no layers.
     """
-    samples = batch_size(network, 1, "gradsign")
-    weights = weights_of(network, "gradsign")
+    samples = network.inputs[0].shape[0]
+    weights = weights_of(network)
     signs = [torch.zeros_like(weight, requires_grad=False) for weight in weights]
     largest: list[Tensor] = []
     with asking(weights):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, only
-from zcpipe.proxies.samples import asking, batch_size, gradients_of, output_of
+from zcpipe.proxies.samples import asking, gradients_of, output_of
 
 PAPER = "Chen et al., Neural Architecture Search on ImageNet in Four GPU Hours (TE-NAS), ICLR 2021"
 RECIPE = Recipe(init="kaiming_normal", inputs="data", norm="batch")
@@ -35,17 +35,17 @@ def ntk_condition(network: Network) -> list[float]:
         The condition number, at least 1; infinite for a singular kernel; NaN where a gradient is not finite.
 
     Raises:
-        UsageError: no samples, or no weights.
+        UnsupportedError: the network has no such parameters.
     """
     return [_condition(tangent_kernel(network))]
 
 
 def tangent_kernel(network: Network) -> Values:  # [N, N]
     """Return G G^T, see `ntk_condition`, summed in float64."""
-    samples = batch_size(network, 1, "ntk_condition")
+    samples = network.inputs[0].shape[0]
     weights = [parameter for name, parameter in network.model.named_parameters() if "weight" in name]
     if not weights:
-        raise UsageError("ntk_condition needs parameters named weight, the model has none")
+        raise UnsupportedError("the network has no parameter with weight in its name")
     rows = [weight.new_empty(samples, weight.numel(), requires_grad=False) for weight in weights]
     with asking(weights):
         outputs = output_of(network, network.inputs).flatten(1).sum(1)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.proxies.base import Network
 
 
@@ -30,12 +30,10 @@ def loss_of(network: Network, samples: slice) -> Tensor:
     """Run the network on a part of its batch and return the loss of that part.
 
     Raises:
-        UsageError: the network has no targets, or its output is no tensor of floats.
+        UsageError: there are no targets, or the output is no tensor of floats.
     """
-    targets = network.targets
-    if targets is None:
-        raise UsageError("per-sample gradients are those of a loss: pass targets")
-    return network.loss(output_of(network, part(network.inputs, samples)), targets[samples])
+    targets = None if network.targets is None else network.targets[samples]
+    return network.loss(output_of(network, part(network.inputs, samples)), targets)
 
 
 def part(inputs: Sequence[Tensor], samples: slice) -> list[Tensor]:
@@ -43,27 +41,15 @@ def part(inputs: Sequence[Tensor], samples: slice) -> list[Tensor]:
     return [tensor[samples] for tensor in inputs]
 
 
-def batch_size(network: Network, least: int, proxy: str) -> int:
-    """Return the number of samples.
-
-    Raises:
-        UsageError: there are fewer than `least`.
-    """
-    size = network.inputs[0].shape[0]
-    if size < least:
-        raise UsageError(f"{proxy} needs at least {least} samples, got {size}")
-    return size
-
-
-def weights_of(network: Network, proxy: str) -> list[Tensor]:
+def weights_of(network: Network) -> list[Tensor]:
     """Return the weights of all layers.
 
     Raises:
-        UsageError: there are none.
+        UnsupportedError: there are none.
     """
     weights = list(network.layers.values())
     if not weights:
-        raise UsageError(f"{proxy} needs a convolution or linear layer, the model has none")
+        raise UnsupportedError("the network has no convolution or linear layer")
     return weights
 
 

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, only
-from zcpipe.proxies.samples import asking, batch_size, gradients_of, output_of, part
+from zcpipe.proxies.samples import asking, gradients_of, output_of, part
 
 PAPER = (
     "Tybl & Neumann, Training-free Neural Architecture Search through Variance of Knowledge of Deep Network Weights, "
@@ -48,7 +48,7 @@ def vkdnw(network: Network) -> list[float]:
         are not finite.
 
     Raises:
-        UsageError: no samples, no parameters, or an output that is not [N, classes].
+        UnsupportedError: the network has no parameters, or its output is not [N, classes].
     """
     logits, jacobian = output_jacobian(network)
     if not (np.isfinite(logits).all() and np.isfinite(jacobian).all()):
@@ -84,12 +84,12 @@ def output_jacobian(network: Network) -> tuple[Values, Values]:  # [N, K], [N, K
     through alone.
 
     Raises:
-        UsageError: see `vkdnw`.
+        UnsupportedError: see `vkdnw`.
     """
-    samples = batch_size(network, 1, "vkdnw")
+    samples = network.inputs[0].shape[0]
     parameters = list(network.model.parameters())[:_TENSORS]
     if not parameters:
-        raise UsageError("vkdnw needs parameters, the model has none")
+        raise UnsupportedError("the network has no parameters")
     first = _alone(network, parameters, 0)
     together = _together(network, parameters)
     if together is not None and _agree(first, together):
@@ -222,7 +222,7 @@ class _Shift(torch.autograd.Function):
 
 def _logits(output: Tensor) -> Tensor:  # [N, K]
     if output.ndim != 2:
-        raise UsageError(f"vkdnw needs outputs [N, classes], got shape {tuple(output.shape)}")
+        raise UnsupportedError(f"outputs must be [N, classes], got shape {tuple(output.shape)}")
     return output
 
 

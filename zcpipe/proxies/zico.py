@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zcpipe.errors import UsageError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, total
-from zcpipe.proxies.samples import asking, batch_size, gradients_of, loss_of, weights_of
+from zcpipe.proxies.samples import asking, gradients_of, loss_of, weights_of
 
 PAPER = "Li et al., ZiCo: Zero-shot NAS via Inverse Coefficient of Variation on Gradients, ICLR 2023"
 RECIPE = Recipe(init="default", inputs="data", norm="batch")
@@ -31,10 +32,14 @@ def zico(network: Network) -> Values:  # [layers]
         One number per layer, NaN where a gradient is not finite.
 
     Raises:
-        UsageError: fewer than two samples, no layers, or no targets.
+        UsageError: fewer than two samples, or no targets.
+        UnsupportedError: the network has no layers.
     """
-    half = batch_size(network, 2, "zico") // 2
-    weights = weights_of(network, "zico")
+    samples = network.inputs[0].shape[0]
+    if samples < 2:
+        raise UsageError(f"zico compares the two halves of a batch, got {samples} sample")
+    half = samples // 2
+    weights = weights_of(network)
     with asking(weights):
         first = gradients_of(loss_of(network, slice(None, half)), weights)
         second = gradients_of(loss_of(network, slice(half, None)), weights)
