@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,15 +134,46 @@ def correlate_table(
         DataError: the target is constant, or no architecture has truth.
     """
     names = [c.name for c in table.columns if c.kind == "count"] + [c.name for c in table.columns if c.kind == "proxy"]
-    columns = table.values(names)
-    made = {name: entry for name, entry in NAMED.items() if set(entry.proxies) <= set(names) and name not in names}
+    made = available(names)
     for name, given in aggregates.items():
-        if name in columns or name in made:
+        if name in (*names, *(entry.name for entry in made)):
             raise UsageError(f"aggregate {name!r} would hide the row of that name; give it another")
-        made[name] = Named(name, "logrank", tuple(_columns(table, given)), "")
+        made.append(Named(name, "logrank", tuple(_columns(table, given)), ""))
+    members = dict.fromkeys(member for entry in made for member in entry.proxies)
+    return correlate_columns(table.values(names), table.directions(list(members)), truth, target, made)
+
+
+def available(columns: Collection[str]) -> list[Named]:
+    """Return the named aggregates that can be made from columns and that no column hides by its name."""
+    return [entry for entry in NAMED.values() if set(entry.proxies) <= set(columns) and entry.name not in columns]
+
+
+def correlate_columns(
+    columns: Mapping[str, Floats],
+    directions: Mapping[str, str],
+    truth: Floats,
+    target: str,
+    aggregates: Iterable[Named],
+) -> list[CorrelationRow]:
+    """Correlate columns of one population, and aggregates of them, with the truth: what `correlate_table` reads.
+
+    Args:
+        columns: proxies and counts, [n] each, NaN where they failed.
+        directions: "higher" or "lower", for each column that an aggregate combines.
+        truth: [n], NaN where unknown.
+        target: name of the truth, for messages.
+        aggregates: what to make of the columns.
+
+    Returns:
+        The columns, then the aggregates, in the order given.
+
+    Raises:
+        UsageError: an aggregate that cannot be made of its columns.
+        DataError: the target is constant, or no architecture has truth.
+    """
     rows = [_row(name, values, truth, target) for name, values in columns.items()]
-    for entry in made.values():
-        values, directions = {name: columns[name] for name in entry.proxies}, table.directions(entry.proxies)
+    for entry in aggregates:
+        values = {name: columns[name] for name in entry.proxies}
         row = _row(entry.name, aggregate(entry.method, values, directions), truth, target)
         if entry.method == "vote":
             row = replace(row, pair_accuracy=vote_accuracy(values, directions, truth))
