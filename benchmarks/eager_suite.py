@@ -1,9 +1,9 @@
 """The baseline: the 13 proxies of NAS-Bench-Suite-Zero in plain eager PyTorch, one by one as the published suites do.
 
 Nothing is shared: each measure makes its own copy of the batch and a deep copy of the network, runs its own forward and
-backward passes and collects garbage afterwards (l2_norm does without a copy; flops and params each run one image through
-a copy and collect nothing). NCHW layout, the full cell with its dead edges. `python -m benchmarks.suite --peer CHECKOUT` holds values
-and CPU time against the published code.
+backward passes and collects garbage afterwards (l2_norm does without a copy; flops and params each run one image
+through a copy and collect nothing). NCHW layout, the full cell with its dead edges. Values and CPU time were held
+against the published code's; `python -m benchmarks.suite --peer CHECKOUT` repeats that.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class SuiteNetwork(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
+        """Return the logits."""
         for block in self.blocks:
             x = block(x)
         return self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
@@ -52,7 +53,9 @@ class SuiteNetwork(nn.Module):
 
     def take(self, state: Mapping[str, Tensor]) -> SuiteNetwork:
         """Take over weights named as in the benchmark's inference model; what ``state`` lacks stays as it is."""
-        self.load_state_dict({_own_name(name): value for name, value in state.items()}, strict=False)
+        loaded = self.load_state_dict({_own_name(name): value for name, value in state.items()}, strict=False)
+        if loaded.unexpected_keys:
+            raise KeyError(f"no such weights in the network: {loaded.unexpected_keys}")
         return self
 
 
@@ -124,7 +127,7 @@ def _snip(net: nn.Module, inputs: Tensor, targets: Tensor) -> float:
 
 
 def grasp_terms(net: nn.Module, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-    """Return -w * (H g) of every layer, of which grasp is the sum: two whole passes, the second differentiated again."""
+    """Return -w * (H g) of every layer, of which grasp is the sum: two whole passes, one differentiated again."""
     weights = [layer.weight for layer in _layers(net)]
     fixed = torch.autograd.grad(F.cross_entropy(net(inputs), targets), weights)
     again = torch.autograd.grad(F.cross_entropy(net(inputs), targets), weights, create_graph=True)
