@@ -236,7 +236,7 @@ def result_of(seconds: dict[str, np.ndarray], macs: np.ndarray, batch_size: int)
     result: dict[str, object] = {name: float(a.sum() / b.sum()) for name, (a, b) in ratios.items()}
     result["overhead_ms"] = float(1000 * seconds["small"].mean())
     result["space_speedup"] = space_speedup(seconds, macs)
-    result["spread"] = {name: _spread(a, b) for name, (a, b) in ratios.items()}
+    result["spread"] = {name: spread_of(a, b) for name, (a, b) in ratios.items()}
     result["cpu_ms"] = {name: float(1000 * s.mean()) for name, s in seconds.items() if name != "sgemm"}
     result["sgemm_gflops"] = float(2e-9 / np.median(seconds["sgemm"]))
     if "published" in seconds:
@@ -244,17 +244,17 @@ def result_of(seconds: dict[str, np.ndarray], macs: np.ndarray, batch_size: int)
     return result
 
 
-def _spread(a: np.ndarray, b: np.ndarray) -> float:
+def spread_of(a: np.ndarray, b: np.ndarray) -> float:
     """Standard deviation of a ratio over rounds, or over cells where there is one round."""
     values = a.sum(1) / b.sum(1) if len(a) > 1 else (a / b)[0]
     return statistics.stdev(values.tolist())
 
 
-def _as_a_worker() -> None:
-    """Start again in the environment of worker processes, which only a new process can have."""
+def as_a_worker(module: str) -> None:
+    """Start a benchmark again in the environment of worker processes, which only a new process can have."""
     if os.environ.get("ZCPIPE_BENCHMARK") is None:
         environment = {**worker_environment(), "ZCPIPE_BENCHMARK": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.aznas", *sys.argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
     gc.freeze()
     gc.set_threshold(20_000)
 
@@ -271,7 +271,7 @@ def main() -> None:
         parser.error("--rounds must be at least 1 and --batch-size at least 2")
     if options.peer and not (options.peer / "NB201" / "ZeroShotProxy").is_dir():
         parser.error(f"--peer: {options.peer} is no checkout of AZ-NAS (it has no NB201/ZeroShotProxy)")
-    _as_a_worker()
+    as_a_worker("benchmarks.aznas")
     torch.set_num_threads(1)
     spec = spec_of(options.batch_size)
     errors = gate(spec)
@@ -282,7 +282,12 @@ def main() -> None:
     macs = np.array([live_macs(SPACE.build(SPACE[index], "cifar10").model) for index in CELLS])
     seconds = run(contenders, options.rounds)
     result = {**result_of(seconds, macs, options.batch_size), "relative_errors": errors, "rounds": options.rounds}
-    if options.json:
+    print_result(result, options.json)
+
+
+def print_result(result: dict[str, object], as_json: bool) -> None:
+    """Print a result as one JSON object or one line a key."""
+    if as_json:
         print(json.dumps(result))
         return
     for name, value in result.items():

@@ -60,9 +60,9 @@ class _Reduction(nn.Module):
 
 
 class EagerNetwork(nn.Module):
-    """NAS-Bench-201's network with every edge of the cell in it."""
+    """NAS-Bench-201's network, up to its last map, with every edge of the cell in it."""
 
-    def __init__(self, arch: Cell) -> None:
+    def __init__(self, arch: Cell, cells_per_stage: int = CELLS_PER_STAGE) -> None:
         super().__init__()
         stem = nn.Conv2d(3, WIDTH, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList([nn.Sequential(stem, nn.BatchNorm2d(WIDTH))])
@@ -70,7 +70,7 @@ class EagerNetwork(nn.Module):
             width = WIDTH << stage
             if stage:
                 self.blocks.append(_Reduction(width // 2, width))
-            self.blocks.extend(_Cell(arch, width) for _ in range(CELLS_PER_STAGE))
+            self.blocks.extend(_Cell(arch, width) for _ in range(cells_per_stage))
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return the 18 block maps."""

@@ -1,0 +1,238 @@
+"""CPU time of the 13 proxies of NAS-Bench-Suite-Zero, and of all others, on the 24 listed cells of NAS-Bench-201.
+
+    python -m benchmarks.suite                    # table
+    python -m benchmarks.suite --json
+    python -m benchmarks.suite --peer CHECKOUT    # beside the published code in a checkout of NASLib
+
+Ours counts everything, as a run does: the batch, building and initialising the networks, probes, passes and reductions.
+It is held against plain eager PyTorch (`benchmarks/eager_suite.py`), one measure at a time as the published suites take
+them, each with its own copies and its gc.collect(); building the network and drawing weights and batch are not counted
+there, nor for the published code. One thread, interleaved cell by cell, the CPU time of the process, in the environment
+that worker processes get. What was there before the first cell is frozen there, so a gc.collect() costs eager and
+published code some milliseconds, where it costs them nearly 100 in a process of their own.
+
+- ``speedup_over_eager``: the 13 in eager PyTorch over ours in one run; ``speedup_without_grasp``: both without grasp;
+- ``all_over_aznas``: ours, the 13 without grasp together with the four of AZ-NAS, over the four alone;
+- ``grasp_over_aznas``: what grasp adds to those 16, over the four alone;
+- ``per_sample_ms``: each proxy of per-sample gradients or curvature alone;
+- ``fused_over_paper``: the 17 under protocol ``fused`` over the 17 under ``paper``;
+- ``eager_over_published``: with ``--peer``, the baseline over the code it stands for.
+
+Ratios are those of summed times; the spread is over rounds, or over cells where there is one round.
+
+Before anything is timed, values are compared on the same weights and batch: ours with the baseline's, and with
+``--peer`` the baseline's with the published code's. Sums of signed terms are held relative to the sum of the terms'
+absolute values. zen draws its own weights and is compared with the published code alone; flops are counted by another
+convention than our macs.
+
+``--peer`` reads the measures only, on the baseline's network. They import tensorwatch, of which the counting of
+operations is needed: ``pip install --no-deps tensorwatch`` in whatever place is on the path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import math
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zcpipe
+from benchmarks.aznas import SPACE, Contender, as_a_worker, ours, print_result, run, spread_of
+from benchmarks.cells import CELLS
+from benchmarks.eager_suite import MEASURES, SuiteNetwork, eager_suite, grasp_terms, measured, plain_terms
+from zcpipe.proxies import resolve
+from zcpipe.run.spec import RunSpec
+from zcpipe.scoring.init import initialise
+from zcpipe.spaces.nasbench201 import Cell
+
+NAMES = {"flops": "macs", "jacov": "jacob_cov"}  # of the baseline's measures that have another name here
+SUITE = tuple(NAMES.get(name, name) for name in MEASURES)
+PER_SAMPLE = ("zico", "gradsign", "ntk_condition", "vkdnw")
+TOLERANCE = 1e-4
+SIGNED = {"plain": plain_terms, "grasp": grasp_terms}
+CLASSES = SPACE.datasets["cifar10"].classes
+
+Published = Callable[[str, nn.Module, Tensor, Tensor], float]
+
+
+def spec_of(proxies: Iterable[str], batch_size: int, protocol: str = "paper") -> RunSpec:
+    """Return the run whose scoring is measured."""
+    names = tuple(dict.fromkeys(proxy.name for proxy in resolve(proxies)))
+    return RunSpec(
+        space=SPACE.name,
+        dataset="cifar10",
+        proxies=names,
+        batch_size=batch_size,
+        protocol=protocol,  # type: ignore[arg-type] - checked by the model
+    )
+
+
+def our_contenders(batch_size: int) -> dict[str, Contender]:
+    """Return the runs of ours that are timed."""
+    without = [name for name in SUITE if name != "grasp"]
+    sets: dict[str, Iterable[str]] = {
+        "suite": SUITE,
+        "suite_without_grasp": without,
+        "all": [*SUITE, "aznas"],
+        "all_without_grasp": [*without, "aznas"],
+        "aznas": ["aznas"],
+        **{name: [name] for name in PER_SAMPLE},
+    }
+    contenders = {name: ours(spec_of(proxies, batch_size)) for name, proxies in sets.items()}
+    contenders["all_fused"] = ours(spec_of(sets["all"], batch_size, "fused"))
+    return contenders
+
+
+def one_by_one(measure: Published, batch_size: int, prefix: str) -> dict[str, Contender]:
+    """Return a contender for each measure, on networks and a batch that are there before the clock runs."""
+    batch = labelled_batch(batch_size)
+
+    def contender(name: str) -> Contender:
+        def prepare(cell: Cell) -> Callable[[], object]:
+            return partial(measure, name, SuiteNetwork(cell, CLASSES).train(), *batch)
+
+        return prepare
+
+    return {f"{prefix}/{name}": contender(name) for name in MEASURES}
+
+
+def labelled_batch(batch_size: int) -> tuple[Tensor, Tensor]:  # [N, 3, 32, 32], [N]
+    """Draw images and classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, *SPACE.datasets["cifar10"].input_shape, generator=generator)
+    return images, torch.randint(0, CLASSES, (batch_size,), generator=generator)
+
+
+def published(checkout: Path) -> Published:
+    """Return the published measures; packages that would import all of NASLib and of tensorwatch are stood in for."""
+    found = importlib.util.find_spec("tensorwatch")
+    if found is None or not found.submodule_search_locations:
+        sys.exit("--peer: the published measures import tensorwatch: pip install --no-deps tensorwatch")
+    naslib, watch = checkout / "naslib", Path(found.submodule_search_locations[0])
+    for name, path in {"naslib": naslib, "naslib.predictors": naslib / "predictors"}.items():
+        _stand_in(name, path)
+    _stand_in("tensorwatch.model_graph", watch / "model_graph")
+    tensorwatch = _stand_in("tensorwatch", watch)
+    from tensorwatch.model_graph.torchstat_utils import ModelStats
+
+    tensorwatch.ModelStats = ModelStats  # type: ignore[attr-defined]
+    from naslib.predictors.utils.pruners.predictive import find_measures
+
+    def measure(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+        loader, info = [(inputs, targets)], ("random", 1, CLASSES)
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it catches
+            return float(find_measures(model, loader, info, torch.device("cpu"), F.cross_entropy, [name]))
+
+    return measure
+
+
+def _stand_in(name: str, path: Path) -> types.ModuleType:
+    """Stand in for a package, so that its modules can be imported without what its ``__init__`` imports."""
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = [str(path)]
+    return module
+
+
+def gate(batch_size: int, peer: Published | None) -> dict[str, dict[str, float]]:
+    """Return the largest relative differences over four cells; stop if one is too large."""
+    batch = labelled_batch(batch_size)
+    worst: dict[str, dict[str, float]] = {"relative_errors": {}}
+    for index in CELLS[:4]:
+        cell = SPACE[index]
+        built = SPACE.build(cell, "cifar10", full=True)
+        model = initialise(built.model, seed=0, space=SPACE.name, scope=SPACE.key(cell)).train()
+        network = SuiteNetwork(cell, CLASSES).take(model.state_dict()).train()
+        torch.manual_seed(index)
+        eager = eager_suite(network, *batch)
+        scales = {name: abs(value) for name, value in eager.items()}
+        for name, terms in SIGNED.items():
+            scales[name] = float(sum(term.abs().sum() for term in terms(copy.deepcopy(network), *batch)))
+        compared = [name for name in MEASURES if name not in ("zen", "flops")]
+        scores = zcpipe.score(model, batch[0], targets=batch[1], proxies=[NAMES.get(name, name) for name in compared])
+        _note(worst["relative_errors"], {name: _as_eager(name, scores) for name in compared}, eager, scales)
+        if peer:
+            torch.manual_seed(index)
+            theirs = {name: peer(name, network, *batch) for name in MEASURES}
+            _note(worst.setdefault("relative_errors_published", {}), theirs, eager, scales)
+    if any(not error <= TOLERANCE for errors in worst.values() for error in errors.values()):
+        sys.exit(f"correctness gate: relative errors exceed {TOLERANCE}: {worst}")
+    return worst
+
+
+def _as_eager(name: str, scores: Mapping[str, float | None]) -> float:
+    """Return our value in the baseline's unit; a failure is not a number there."""
+    value = scores[NAMES.get(name, name)]
+    if value is None:
+        return math.nan
+    return value / 1e6 if name == "params" else value
+
+
+def _note(worst: dict[str, float], values: Mapping[str, float], eager: Mapping[str, float], scales: dict) -> None:
+    """Keep the largest difference of each measure relative to its scale; two that are both undefined agree."""
+    for name, value in values.items():
+        both = math.isnan(value) and math.isnan(eager[name])
+        difference = 0.0 if both or value == eager[name] else abs(value - eager[name]) / scales[name]
+        worst[name] = max(worst.get(name, 0.0), difference)
+
+
+def result_of(seconds: Mapping[str, np.ndarray]) -> dict[str, object]:
+    """Return what the benchmark reports."""
+    total = {prefix: _sum_of(seconds, prefix) for prefix in ("eager", "published")}
+    ratios: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        "speedup_over_eager": (total["eager"], seconds["suite"]),
+        "speedup_without_grasp": (total["eager"] - seconds["eager/grasp"], seconds["suite_without_grasp"]),
+        "all_over_aznas": (seconds["all_without_grasp"], seconds["aznas"]),
+        "grasp_over_aznas": (seconds["all"] - seconds["all_without_grasp"], seconds["aznas"]),
+        "fused_over_paper": (seconds["all_fused"], seconds["all"]),
+    }
+    if "published/grasp" in seconds:
+        ratios["eager_over_published"] = (total["eager"], total["published"])
+    result: dict[str, object] = {name: float(a.sum() / b.sum()) for name, (a, b) in ratios.items()}
+    milliseconds = {name: float(1000 * s.mean()) for name, s in seconds.items() if name != "sgemm"}
+    result["per_sample_ms"] = {name: milliseconds.pop(name) for name in PER_SAMPLE}
+    sums = {prefix: float(1000 * s.mean()) for prefix, s in total.items() if s.any()}
+    result["cpu_ms"] = {**sums, **milliseconds}
+    result["spread"] = {name: spread_of(a, b) for name, (a, b) in ratios.items()}
+    return result
+
+
+def _sum_of(seconds: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:  # [rounds, cells]
+    return sum((s for name, s in seconds.items() if name.startswith(f"{prefix}/")), np.zeros_like(seconds["suite"]))
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1, help="repetitions over the 24 cells")
+    parser.add_argument("--peer", type=Path, help="a checkout of NASLib, branch Develop")
+    options = parser.parse_args()
+    if options.rounds < 1 or options.batch_size < 2:
+        parser.error("--rounds must be at least 1 and --batch-size at least 2")
+    if options.peer and not (options.peer / "naslib" / "predictors" / "utils" / "pruners").is_dir():
+        parser.error(f"--peer: {options.peer} is no checkout of NASLib (it has no naslib/predictors/utils/pruners)")
+    as_a_worker("benchmarks.suite")
+    torch.set_num_threads(1)
+    peer = published(options.peer) if options.peer else None
+    errors = gate(options.batch_size, peer)
+    contenders = {**our_contenders(options.batch_size), **one_by_one(measured, options.batch_size, "eager")}
+    if peer:
+        contenders |= one_by_one(peer, options.batch_size, "published")
+    seconds = run(contenders, options.rounds)
+    print_result({**result_of(seconds), **errors, "rounds": options.rounds}, options.json)
+
+
+if __name__ == "__main__":
+    main()
