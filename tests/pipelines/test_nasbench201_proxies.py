@@ -108,7 +108,7 @@ def test_choice_passes_over_what_cannot_be_told_apart_or_failed(study, populatio
     assert found["path"][0]["added"] == "synflow"
     taus = [step["kendall"] for step in found["path"]]
     assert taus == sorted(taus) and "constant" not in [step["added"] for step in found["path"]]
-    assert set(found["judged"]) == {"chosen", "aznas", "aznas and synflow"}
+    assert set(found["judged"]) == {"chosen", "aznas", "aznas and synflow", "params"}
     assert set(found["judged"]["aznas"]["leave_one_out"]) == set(found["judged"]["aznas"]["proxies"])
 
 
