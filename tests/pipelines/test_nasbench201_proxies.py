@@ -192,4 +192,4 @@ def test_per_sample_proxies_stand_beside_what_they_are_aggregated_with(study, mo
         ("noise-paper", ("swap", "linear_regions"), None),
         ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 1000),
     ]
-    assert len(main.cases("all", Path("images.npz"), 50)) == 8
+    assert len(main.cases("all", "npz:images.npz", 50)) == 8
