@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zcpipe import ops
-from zcpipe.ops._philox_twin import _normal, _rademacher
+from zcpipe.ops._philox_twin import _normal, _rademacher, _uniform
 from zcpipe.ops.codes import _hamming_distances, _sign_codes
 from zcpipe.ops.moments import _covariance, _cross_moment
 from zcpipe.ops.parameters import _parameter_statistics
@@ -154,6 +154,13 @@ def _random_numbers(device: torch.device) -> list[Case]:
             lambda: torch.randn_like(out),
             lambda: numbers(_normal),
             1e-7,  # float32 rounds
+        ),
+        Case(
+            "philox uniform numbers",
+            lambda: stream.uniform_(out),
+            lambda: torch.empty_like(out).uniform_(-1, 1),
+            lambda: numbers(_uniform),
+            1e-7,
         ),
     ]
 
