@@ -118,7 +118,7 @@ PROXIES = (
         statistics=(CustomStatistic("zen", "", "network", zen),),
         reduce=only("zen"),
         unit="",
-        formula="ln mean |f(x + x'/100) - f(x)|_1 + sum of ln sqrt(mean variance) of batch norms, f what enters the pool",
+        formula="ln mean |f(x + x'/100) - f(x)|_1 + sum of ln sqrt(mean variance) of batch norms, f: pool inputs",
         paper="Lin et al., Zen-NAS: A Zero-Shot NAS for High-Performance Image Recognition, ICCV 2021; as in NASLib",
     ),
 )
