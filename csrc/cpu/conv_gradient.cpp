@@ -10,17 +10,17 @@ namespace zcpipe {
 namespace {
 
 constexpr int64_t kSquarePlaces = 16;
-constexpr int64_t kSlots = 64;          // squares of one place and a few blocks fill half of the nearest cache
+constexpr int64_t kSlots = 32;          // the squares of a place and their sums stay in the nearest cache
 constexpr int64_t kPixelsAtOnce = 256;  // likewise
-constexpr int64_t kPixelsInFloat = 1024;
-constexpr int64_t kMostRanges = 4;
+constexpr int64_t kPixelsInFloat = 2048;
+constexpr int64_t kMostRanges = 4;  // each has sums of its own to fill and to add up
 
-ZCPIPE_CLONES void add_to_double(double* sums, const float* values, int64_t count) {
+ZCPIPE_CLONES void add_parts(double* sums, const float* values, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) sums[i] += double(values[i]);
 }
 
-ZCPIPE_CLONES void add(double* sums, const double* values, int64_t count) {
+ZCPIPE_CLONES void add_sums(double* sums, const double* values, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) sums[i] += values[i];
 }
@@ -43,7 +43,7 @@ int64_t WeightGradient::images_at_once(int64_t images) const {
 
 void WeightGradient::write(float* weight, const double* sums, int64_t count) const {
     std::vector<double> total(sums, sums + size());
-    for (int64_t i = 1; i < count; ++i) add(total.data(), sums + i * size(), size());
+    for (int64_t i = 1; i < count; ++i) add_sums(total.data(), sums + i * size(), size());
     const int64_t taps = c_.kernel * c_.kernel, sources = blocks_of(c_.in_channels) * kBlock;
     std::vector<float> kernels(taps * kBlock * most_blocks());
     const double* panel = total.data();
@@ -88,7 +88,7 @@ void WeightSums::add(double* sums, const float* image, bool relu, Blocks gradien
 
 void WeightSums::finish(double* sums) {
     multiply_squares();
-    add_to_double(sums, part_.data(), g_.size());
+    add_parts(sums, part_.data(), g_.size());
     std::fill_n(part_.data(), g_.size(), 0.0f);
     pixels_ = 0;
 }

@@ -14,8 +14,8 @@ namespace zcpipe {
 // the convolution's result. The sums are [panel of result channels][place][source channel][channel of the panel], where
 // places are the kernel's taps or, where the convolution itself goes that way, the 16 of Winograd's squares.
 //
-// The products of a thousand pixels or of one image are added up in float32, fused where the processor can; further
-// sums are in double precision.
+// The products of about two thousand pixels, or of one image, are added up in float32, fused where the processor can;
+// further sums are in double precision.
 class WeightGradient {
   public:
     explicit WeightGradient(const Convolution& c);
