@@ -7,7 +7,7 @@ there. First derivatives only: with respect to the cell's input and, where a pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -172,20 +172,24 @@ def fast_chain(chain: Convolution, original: Callable[[Tensor], Tensor]) -> Call
 def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> Callable[[Tensor], Tensor] | None:
     """Return a forward for a cell whose edges are `layers`; None if its output is not memory of its own.
 
-    Dead edges do not run: nobody watches them where all layers may be replaced.
+    Dead edges do not run: nobody watches them where all layers may be replaced. Only ReLUs can be, through taps.
     It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
     native operations do not know.
     """
-    seen = taps is not None and taps.relus  # those of layers that lead nowhere too
-    steps = [(*edge, layer) for edge, layer in zip(cell.edges, layers, strict=True)] if seen else _useful(cell, layers)
+    steps = _useful(cell, layers)
     arriving = [layer for _, target, layer in steps if target == cell.output]
     if len(arriving) < 2 and not any(layer.makes_new for layer in arriving):
         return None
-    return _forward(steps, cell.output, cell.forward, taps)
+    dead = _dead(cell, layers) if taps is not None and taps.relus else []
+    return _forward(steps, cell.output, cell.forward, taps, dead)
 
 
 def _forward(
-    steps: Sequence[_Step], output: int, original: Callable[[Tensor], Tensor], taps: Taps | None
+    steps: Sequence[_Step],
+    output: int,
+    original: Callable[[Tensor], Tensor],
+    taps: Taps | None,
+    dead: Sequence[_Step] = (),
 ) -> Callable[[Tensor], Tensor]:
     chains = [layer for _, _, layer in steps if isinstance(layer, Convolution)] if taps is not None else []
 
@@ -193,7 +197,7 @@ def _forward(
         fits = x.ndim == 4 and x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
         if fits and x.is_contiguous(memory_format=torch.channels_last) and use_native("avg_pool3x3", x):
             parameters = [parameter for chain in chains for parameter in chain.parameters]
-            return _Cell.apply(x, steps, output, taps, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+            return _Cell.apply(x, steps, output, taps, dead, *parameters)  # type: ignore[no-any-return,no-untyped-call]
         return original(x)
 
     return forward
@@ -209,6 +213,24 @@ def _useful(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
             useful.add(source)
             steps.append((source, target, layer))
     return steps[::-1]
+
+
+def _dead(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
+    """Return the dead edges, in order."""
+    edges = zip(cell.edges, cell.layers, layers, strict=True)
+    return [(source, target, layer) for (source, target), name, layer in edges if name in cell.dead]
+
+
+def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) -> None:
+    """Show taps what enters the ReLUs of dead layers, and run those that others of them need; see `Dag`."""
+    nodes = dict(live)
+    read = {source for source, _, _ in steps}
+    for source, target, layer in steps:
+        x = nodes[source] if source in nodes else torch.zeros_like(nodes[0])
+        if target in read and target not in live:
+            nodes[target], _ = layer.forward(x, nodes.get(target), own=False)
+        elif isinstance(layer, Convolution) and layer.relu_input is not None:
+            taps.relu(layer.relu_input, x)
 
 
 class _Nodes:
@@ -237,6 +259,7 @@ class _Cell(torch.autograd.Function):
         steps: Sequence[_Step],
         output: int,
         taps: Taps | None,
+        dead: Sequence[_Step],
         *parameters: Tensor | None,  # of the convolutions, in order, where taps are given
     ) -> Tensor:
         nodes = _Nodes(0, x)
@@ -247,12 +270,14 @@ class _Cell(torch.autograd.Function):
                 value, kept = layer.forward(nodes.values[source], total, own)
                 nodes.put(target, value, own or layer.makes_new or total is not None)
                 ctx.kept.append(kept)
+            if taps is not None and dead:
+                _run_dead(nodes.values, dead, taps)
         return nodes.values[output]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        to_input, *to_parameters = ctx.needs_input_grad[:1] + ctx.needs_input_grad[4:]
+        to_input, *to_parameters = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
         to_all = ctx.taps is not None and ctx.taps.active
         grads = _Nodes(ctx.output, grad.contiguous(memory_format=torch.channels_last))
         found: list[Tensor | None] = []  # of the parameters, from the last to the first
@@ -274,7 +299,7 @@ class _Cell(torch.autograd.Function):
         asked = (
             g if wanted else None for g, wanted in zip(reversed(found), to_parameters, strict=ctx.taps is not None)
         )
-        return grads.values.get(0), None, None, None, *asked
+        return grads.values.get(0), None, None, None, None, *asked
 
 
 def _sum(total: Tensor | None, value: Tensor, own: bool) -> Tensor:
