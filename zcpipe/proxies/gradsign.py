@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, total
 from zcpipe.proxies.samples import asking, gradients_of, loss_of, weights_of
+from zcpipe.proxies.signs import NotSeparableError, signs_of_batch
 
 PAPER = "Zhang & Jia, GradSign: Model Performance Inference with Theoretical Insights, ICLR 2022"
 RECIPE = Recipe(init="default", inputs="data", norm="sample")
@@ -33,20 +34,27 @@ def gradsign(network: Network) -> list[float]:  # [layers]
         UsageError: no targets.
         UnsupportedError: the network has no layers.
     """
-    samples = network.inputs[0].shape[0]
+    try:
+        signs = signs_of_batch(network)
+    except NotSeparableError:
+        signs = signs_one_by_one(network)
+    values: list[float] = torch.stack([sign.abs().sum(dtype=torch.float64) for sign in signs]).tolist()
+    return values
+
+
+def signs_one_by_one(network: Network) -> list[Tensor]:  # of each weight's shape
+    """Return for each layer the sum over samples of sign(g), each sample going through by itself."""
     weights = weights_of(network)
     signs = [torch.zeros_like(weight, requires_grad=False) for weight in weights]
     largest: list[Tensor] = []
     with asking(weights):
-        for i in range(samples):
+        for i in range(network.inputs[0].shape[0]):
             gradients = gradients_of(loss_of(network, slice(i, i + 1)), weights)
             # The sign of NaN is 0 in torch; a norm keeps it.
             largest.append(torch.stack(torch._foreach_norm(gradients, math.inf)))
             torch._foreach_add_(signs, torch._foreach_sign(gradients))
     finite = torch.stack(largest).isfinite().all(0)
-    agreed = torch.stack([sign.abs_().sum(dtype=torch.float64) for sign in signs])
-    values: list[float] = agreed.where(finite, math.nan).tolist()
-    return values
+    return [sign if good else torch.full_like(sign, math.nan) for sign, good in zip(signs, finite, strict=True)]
 
 
 PROXIES = (
