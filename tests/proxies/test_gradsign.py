@@ -14,7 +14,6 @@ import zcpipe
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.gradsign import signs_one_by_one
 from zcpipe.proxies.signs import NotSeparableError, signs_of_batch
-from zcpipe.scoring.layers import weights_of
 
 
 def by_definition(model, x, y):
