@@ -1,9 +1,9 @@
 """GradSign (Zhang & Jia, ICLR 2022): how far the signs of single samples' gradients agree.
 
-The paper's score and the benchmark scripts of its authors sum over all weights of convolutions and linear layers; two
-other scripts of theirs, and AZ-NAS's copy, take the mean instead. With the mean a network's value depends on which
-unused layers somebody left in it (their gradients are zeros that are averaged in). Ours is the sum: unused layers add
-nothing to it, and divided by the number of weights it is the mean.
+The scripts that the authors' instructions run sum over all weights of convolutions and linear layers; two others of
+theirs, and AZ-NAS's copy, take the mean. With the mean a network's value depends on which unused layers somebody left
+in it, since their zeros are averaged in (AZ-NAS measures both). Ours is the sum: unused layers add nothing to it, and
+divided by the number of weights it is the mean. The published code takes the cross-entropy, AZ-NAS's 64 samples.
 """
 
 from __future__ import annotations
