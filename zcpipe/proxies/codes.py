@@ -119,7 +119,8 @@ def neuron_codes(x: Tensor) -> Tensor:  # [N, ...] of F elements each -> [ceil(N
     size = math.prod(x.shape[1:])
     whole, rest = divmod(size, _WORD)
     codes = samples.new_empty(-(-len(x) // _WORD), size)
-    for word, part in zip(codes, samples.tensor_split(range(_WORD, len(x), _WORD)), strict=True):
+    for k, word in enumerate(codes):
+        part = samples[_WORD * k : _WORD * (k + 1)]
         bits = part.new_zeros(_WORD, part.shape[1])
         bits[: len(part)] = part
         _transpose(bits)
