@@ -30,12 +30,7 @@ _SWAPS = ((8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F), (2, 0x33333333333333
 
 
 def add_agreements(x: Tensor, total: Tensor | None) -> Tensor:  # [N, ...] -> [N, N] int64
-    """Count in how many activations each pair of samples agrees, on top of those of other ReLUs.
-
-    Raises:
-        UnsupportedError: other ReLUs had another number of samples.
-    """
-    _check_batch(x, None if total is None else len(total))
+    """Count in how many activations each pair of samples agrees, on top of those of other ReLUs."""
     agreements = math.prod(x.shape[1:]) - hamming_distances(_sample_codes(x))
     return agreements if total is None else total + agreements
 
@@ -46,12 +41,7 @@ def log_determinant(kernel: Tensor) -> float:  # [N, N]
 
 
 def refine_regions(x: Tensor, same: Tensor | None) -> Tensor:  # [N, ...] -> [N, N] bool
-    """Tell which pairs of samples have one code in this ReLU and in those before it.
-
-    Raises:
-        UnsupportedError: other ReLUs had another number of samples.
-    """
-    _check_batch(x, None if same is None else len(same))
+    """Tell which pairs of samples have one code in this ReLU and in those before it."""
     if same is not None and int(same.sum()) == len(x):
         return same  # no two samples are left to tell apart
     equal = hamming_distances(_sample_codes(x)) == 0
@@ -64,23 +54,19 @@ def count_regions(same: Tensor) -> float:  # [N, N] bool
     return float(round((1.0 / shared).sum()))
 
 
-def mark_neuron_codes(x: Tensor, seen: Tensor | None) -> Tensor:  # [N, C, H, W] -> [65536] int64
-    """Mark the code of every neuron of a map with the batch size; vectors and tokens have none, as published.
+def mark_neuron_codes(x: Tensor, seen: Tensor | None) -> Tensor:  # [N, C, H, W] -> [65536] bool
+    """Mark the code of every neuron of a map; vectors and tokens have none, as published.
 
     A neuron's code says in which of the first 16 samples it is above zero.
-
-    Raises:
-        UnsupportedError: other ReLUs had another number of samples.
     """
     if seen is None:
-        seen = x.new_zeros(1 << _SAMPLES, dtype=torch.int64)
+        seen = x.new_zeros(1 << _SAMPLES, dtype=torch.bool)
     if x.ndim == 4:
-        _check_batch(x, int(seen.max()) or None)
-        seen[neuron_codes(x[:_SAMPLES])] = len(x)
+        seen[neuron_codes(x[:_SAMPLES])] = True
     return seen
 
 
-def count_neuron_codes(seen: Tensor) -> float:  # [65536] int64
+def count_neuron_codes(seen: Tensor) -> float:  # [65536] bool
     """Return the number of codes marked.
 
     Raises:
@@ -115,13 +101,6 @@ def _sample_codes(x: Tensor) -> Tensor:  # [N, ...] of F elements each -> [N, ce
     """Return the samples' codes, their bits in the order of memory, which is the same for all samples."""
     channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return sign_codes(x.permute(0, 2, 3, 1) if channels_last else x)
-
-
-def _check_batch(x: Tensor, samples: int | None) -> None:
-    if samples is not None and len(x) != samples:
-        raise UnsupportedError(
-            f"activation codes need all of the batch in each ReLU: got {len(x)} rows after {samples}"
-        )
 
 
 def _proxy(
