@@ -236,13 +236,15 @@ class Network(Protocol):
 class CustomStatistic:
     """A function of the network that runs passes of its own: per-sample gradients, curvature, other inputs.
 
-    ``measure`` returns one number per layer or block, or one for the network, as ``node`` says.
+    ``measure`` returns one number per layer or block, or one for the network, as ``node`` says. ``blind`` says that
+    layers that cannot influence the output cannot influence it either, so that it may share a network that has some.
     """
 
     name: str
     unit: str
     node: Node
     measure: Callable[[Network], Sequence[float] | Values]
+    blind: bool = False
 
 
 Statistic = (

@@ -64,7 +64,7 @@ PROXIES = (
         scope="function",
         cost="per-sample",
         recipe=RECIPE,
-        statistics=(CustomStatistic("gradsign", "", "layer", gradsign),),
+        statistics=(CustomStatistic("gradsign", "", "layer", gradsign, blind=True),),
         reduce=total("gradsign"),
         unit="",
         formula="sum over weights of |sum over samples of sign(g)|, g the gradient of one sample's loss, alone",

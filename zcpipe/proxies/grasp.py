@@ -398,7 +398,7 @@ PROXIES = (
         scope="function",
         cost="second-order",
         recipe=RECIPE,
-        statistics=(CustomStatistic("grasp", "", "layer", curvatures),),
+        statistics=(CustomStatistic("grasp", "", "layer", curvatures, blind=True),),
         reduce=total("grasp"),
         unit="",
         formula="-sum of w (H g) over all weights, g the loss's gradient and H its Hessian with respect to them",

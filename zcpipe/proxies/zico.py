@@ -60,7 +60,7 @@ PROXIES = (
         scope="function",
         cost="cheap",
         recipe=RECIPE,
-        statistics=(CustomStatistic("zico", "", "layer", zico),),
+        statistics=(CustomStatistic("zico", "", "layer", zico, blind=True),),
         reduce=total("zico"),
         unit="",
         formula="sum over layers of ln(sum of mean|g| / std(g)), g the loss's gradients on the two halves of the batch",
