@@ -51,7 +51,8 @@ def absolute_gradients(
         raise UnsupportedError("the network has no convolution or linear layer")
     with _absolute(modules, drop_norms=norm == "drop") as replaced, torch.enable_grad():
         weights = [replaced[id(weight)].requires_grad_() for weight in layers]
-        outputs, handles = [], []
+        outputs: list[object] = []
+        handles = []
         try:
             for module in modules.values():
                 if module._parameters and not isinstance(module, _NORMS):
@@ -85,7 +86,7 @@ def _is_moderate(values: Sequence[Tensor]) -> bool:
 def _absolute(modules: Mapping[str, nn.Module], drop_norms: bool) -> Iterator[dict[int, Tensor]]:
     """Put absolute float64 values in the place of parameters and buffers; gives what by the original's identity."""
     replaced: dict[int, Tensor] = {}
-    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    held: list[tuple[Any, dict[str, Any]]] = []  # dictionaries of modules, and what was in them
 
     def absolute(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or not tensor.is_floating_point():
@@ -101,7 +102,8 @@ def _absolute(modules: Mapping[str, nn.Module], drop_norms: bool) -> Iterator[di
                 held.append((vars(module), {"forward": vars(module).get("forward")}))
                 vars(module)["forward"] = _unchanged
                 continue
-            for container in (module._parameters, module._buffers):
+            containers: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for container in containers:
                 if container:
                     held.append((container, dict(container)))
                     container.update({name: absolute(tensor) for name, tensor in container.items()})
@@ -155,9 +157,9 @@ class _Scaled(Tensor):
             if name in _PRODUCTS:
                 return _wrapped(func(*_map(_plain, args), **kwargs), sum(map(_exponent_of, args)))
             if name in _SUMS:
-                exponent = max((_exponent_of(t) for t in _tensors(args) if bool(t.detach().any())), default=0)
-                return _wrapped(func(*_map(lambda t: _mantissa(t, exponent), args), **kwargs), exponent)
-            if name == "__get__" or (name in _HOMOGENEOUS and not any(map(_is_scaled, _tensors((args[1:], kwargs))))):
+                return _sum(func, args, kwargs)
+            passes = name in _HOMOGENEOUS or (name == "pad" and not any((*args[3:], kwargs.get("value"))))
+            if name == "__get__" or (passes and not any(map(_is_scaled, _tensors((args[1:], kwargs))))):
                 return _homogeneous(name, func, args, kwargs)
             if name.endswith("_") and not name.endswith("__"):
                 raise UnsupportedError(f"the network is too deep for float64 and computes in place ({name})")
@@ -165,7 +167,7 @@ class _Scaled(Tensor):
 
 
 _PRODUCTS = frozenset(("mul", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm"))
-_SUMS = frozenset(("add", "__add__", "__radd__", "cat", "concat", "stack"))
+_SUMS = frozenset(("add", "__add__", "__radd__", "sub", "__sub__", "rsub", "__rsub__", "cat", "concat", "stack"))
 _HOMOGENEOUS = frozenset(
     """
     __getitem__ __len__ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
@@ -184,8 +186,17 @@ def _homogeneous(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if name in _WITH_BIAS:
         bias = rest[1] if len(rest) > 1 else kwargs.pop("bias", None)
         result = _wrapped(func(first, rest[0], None, *rest[2:], **kwargs), exponent)
-        return result if bias is None else result + bias.view(-1, *[1] * (0 if name == "linear" else rest[0].ndim - 2))
+        if bias is None:
+            return result
+        pixels = [1] * (0 if name == "linear" else rest[0].ndim - 2)
+        return _sum(torch.add, (result, bias.view(-1, *pixels)), {})
     return _wrapped(func(first, *rest, **kwargs), exponent)
+
+
+def _sum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Run a function that adds tensors up or puts them beside each other: all get the largest exponent."""
+    exponent = max((_exponent_of(t) for t in _tensors(args) if bool(_plain(t.detach()).any())), default=0)
+    return _wrapped(func(*_map(lambda t: _mantissa(t, exponent), args), **kwargs), exponent)
 
 
 def _wrapped(result: Any, exponent: int) -> Any:  # noqa: ANN401
