@@ -163,7 +163,7 @@ class Foreign(nn.Module):
 
 
 OPERATIONS = {
-    "activations": [nn.ELU(), nn.LeakyReLU(), nn.Hardsigmoid(), nn.Softplus(), nn.Mish(), nn.GELU(approximate="tanh")],
+    "activations": [nn.ELU(), nn.LeakyReLU(), nn.Softplus(), nn.Mish(), nn.GELU(approximate="tanh")],
     "functions": [
         lambda x: x.clamp(-0.2, 0.3).abs().sqrt() + (x.exp() + 1).log() - 1 / (2 - x.tanh()),
         lambda x: torch.stack([*x.unbind(1)], 1).roll(1, 2).repeat(1, 1, 2, 1),
