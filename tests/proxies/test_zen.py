@@ -106,15 +106,6 @@ def test_integers_are_unsupported():
         score(nn.Embedding(5, 3), torch.zeros(4, 2, dtype=torch.int64))
 
 
-def test_norms_of_another_kind_of_their_own_are_unsupported():
-    class Norm(nn.BatchNorm2d):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    with pytest.raises(UnsupportedError, match="variances of Norm"):
-        score(nn.Sequential(Norm(3), nn.AdaptiveAvgPool2d(1)), torch.randn(4, 3, 8, 8))
-
-
 def test_features_without_the_input_are_minus_infinity():
     model = Network()
     nn.init.zeros_(model.body[3].weight)
