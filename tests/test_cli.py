@@ -170,9 +170,12 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
 def test_lists(zcpipe):
     listed = {space["name"]: space for space in json.loads(zcpipe("spaces", "--json")[1])}  # others may be installed
     assert listed["nasbench201"]["architectures"] == 15625
-    assert {p["name"] for p in json.loads(zcpipe("proxies", "*ivity", "--json")[1])} == {
-        "expressivity",
-        "progressivity",
+    assert {p["name"] for p in json.loads(zcpipe("proxies", "*gressivity", "--json")[1])} == {"progressivity"}
+    passes = json.loads(zcpipe("proxies", "--plan", "aznas,grad_norm,jacob_cov", "--json")[1])
+    assert {one["pass"]: one["proxies"] for one in passes} == {
+        "sweeps": ["grad_norm", "jacob_cov"],
+        "blocks": ["expressivity", "progressivity", "trainability"],
+        "counts": ["complexity"],
     }
     listed = {entry["name"]: entry for entry in json.loads(zcpipe("aggregates", "--json")[1])}
     assert (listed["vote"]["method"], listed["vote"]["proxies"]) == ("vote", ["synflow", "jacob_cov", "snip"])

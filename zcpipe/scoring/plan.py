@@ -53,7 +53,8 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
     """Group proxies into the fewest passes.
 
     Proxies of one recipe share a network, a batch and a forward. If one of them counts dead layers, that network has
-    these, and proxies that would see but must not count them get a network of their own. Counts (proxies without statistics) need no pass and are in no group.
+    these, and proxies that would see but must not count them get a network of their own. Counts (proxies without
+    statistics) need no pass and are in no group.
 
     Args:
         proxies: what to compute.
