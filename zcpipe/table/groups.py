@@ -35,8 +35,7 @@ class Group:
 
 def companion(directory: Path) -> Path:
     """Return the directory of a table's groups, wherever a link to the table lies."""
-    whole = directory.resolve()
-    return whole.with_name(f"{whole.name}.columns")
+    return Path(f"{directory.resolve()}.columns")
 
 
 def find_groups(directory: Path) -> list[Group]:
