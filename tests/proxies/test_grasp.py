@@ -304,6 +304,11 @@ def test_a_network_without_layers_is_unsupported():
         )
 
 
+def test_lower_precision_takes_two_backward_passes(two_passes):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), *head(4))).bfloat16()
+    assert all(map(np.isfinite, measure(model, [images().bfloat16()], torch.arange(5) % 3)))
+
+
 def test_infinite_activations_are_not_a_number():
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), *head(4)))
     with torch.no_grad():
