@@ -269,10 +269,9 @@ def test_operations_without_tangents_take_two_backward_passes(two_passes):
     check(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Foreign(_Doubled.apply), nn.Tanh(), *head(4))), images())
 
 
+@pytest.mark.skipif(not zcpipe.ops.available(), reason="needs the native library")
 def test_operations_that_lose_tangents_silently_are_found_out(two_passes):
     """torch takes the derivative along a direction for zero where an operation is registered without it."""
-    if not zcpipe.ops.available():
-        pytest.skip("needs the native library")
     pool = torch.ops.zcpipe.avg_pool3x3
     check(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Foreign(pool), nn.Tanh(), *head(4))), images())
 
@@ -302,6 +301,11 @@ def test_a_network_without_layers_is_unsupported():
         measure(
             nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), [images()], torch.arange(5) % 3
         )
+
+
+def test_lower_precision_takes_two_backward_passes(two_passes):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), *head(4))).bfloat16()
+    assert all(map(np.isfinite, measure(model, [images().bfloat16()], torch.arange(5) % 3)))
 
 
 def test_infinite_activations_are_not_a_number():

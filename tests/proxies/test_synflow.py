@@ -262,3 +262,23 @@ def test_one_pixel_has_no_batch_statistics():
 def test_a_network_without_layers_is_unsupported():
     with pytest.raises(UnsupportedError, match="no convolution or linear layer"):
         flows(nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4))
+
+
+def test_tokens_go_through_a_thousand_layers():
+    layers = matrices([3] * 1001, 2)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(30)
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), *layers)
+    with torch.no_grad():
+        model[0].weight.fill_(-1)
+    assert flows(model, torch.tensor([[2]])) == pytest.approx(by_matrices(layers), rel=1e-9)
+
+
+def test_what_no_exponent_can_hold_is_not_a_number():
+    layers = matrices([3] * 1001, 2)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(30)
+    scores = score(nn.Sequential(*layers, nn.GELU()), torch.randn(2, 3))
+    assert scores["synflow"] is None and scores.failures[0].kind == "nonfinite"

@@ -65,7 +65,8 @@ def curvatures(network: Network) -> list[float]:
     found = None
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivatives
         try:
-            found = _Tangents(network, weights, gradients).run()
+            if all(weight.dtype in _AGREEMENT for weight in weights):
+                found = _Tangents(network, weights, gradients).run()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # torch's word for operations without tangents, or whose tangents have no gradients
@@ -338,7 +339,9 @@ def _output(network: Network) -> Tensor:
 
 def _product_sum(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.detach(), b.detach()
-    return product_sums(a, b).sum() if a.ndim in (2, 3, 4) else (a.double() * b.double()).sum()
+    if a.ndim in (2, 3, 4) and a.dtype in _AGREEMENT:
+        return product_sums(a, b).sum()
+    return (a.double() * b.double()).sum()
 
 
 def _is_plain_norm(module: nn.Module) -> bool:

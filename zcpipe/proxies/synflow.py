@@ -18,11 +18,10 @@ from zcpipe.proxies.saliency import PAPER
 
 
 def log_flows(gradients: Gradients) -> Values:
-    """Return ln(sum of |w dR/dw|) of each layer."""
+    """Return ln(sum of |w dR/dw|) of each layer; NaN where that is too large for a float even so."""
     flows = gradients.sums.magnitudes.cpu().numpy()
     with np.errstate(divide="ignore"):
-        values: Values = np.log(flows) + gradients.log_scale
-    return values
+        return np.where(np.isfinite(flows), np.log(flows) + gradients.log_scale, np.nan)
 
 
 def _proxy(name: str, recipe: Recipe, norms: str) -> Proxy:

@@ -51,24 +51,42 @@ def absolute_gradients(
         raise UnsupportedError("the network has no convolution or linear layer")
     with _absolute(modules, drop_norms=norm == "drop") as replaced, torch.enable_grad():
         weights = [replaced[id(weight)].requires_grad_() for weight in layers]
-        outputs: list[object] = []
-        handles = []
-        try:
-            for module in modules.values():
-                if module._parameters and not isinstance(module, _NORMS):
-                    handles.append(module.register_forward_hook(lambda _m, _a, out, o=outputs: o.append(out)))
-            total = tensor_of(model(*first)).sum()
-        finally:
-            for handle in handles:
-                handle.remove()
+        outputs: list[Tensor] = []
+        total = _run(model, modules, first, outputs.append).sum()
         gradients = _gradients(total, weights)
-        if _is_moderate([total, *(out for out in outputs if isinstance(out, Tensor))]):
+        if _is_moderate([total, *outputs]):
             return Gradients([w.detach() for w in weights], gradients)
         del total, outputs, gradients
-        scaled = tensor_of(model(*(_Scaled.of(x, 0) if x.is_floating_point() else x for x in first))).sum()
+        scaled = _run(model, modules, [_scaled(x) for x in first], _scaled).sum()
         exponent = _exponent_of(scaled)
         gradients = _gradients(_plain(scaled), weights)
     return Gradients([w.detach() for w in weights], gradients, exponent * math.log(2))
+
+
+def _run(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    inputs: Sequence[Tensor],
+    on_output: Callable[[Tensor], Tensor | None],
+) -> Tensor:
+    """Run the model; what modules with parameters return goes through `on_output`, which may replace it."""
+
+    def hook(_module: nn.Module, _arguments: object, output: object) -> Tensor | None:
+        return on_output(output) if isinstance(output, Tensor) else None
+
+    handles = []
+    try:
+        for module in modules.values():
+            if module._parameters and not isinstance(module, _NORMS):
+                handles.append(module.register_forward_hook(hook))
+        return tensor_of(model(*inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x if isinstance(x, _Scaled) or not x.is_floating_point() else _Scaled.of(x, 0)
 
 
 def _gradients(total: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
