@@ -25,8 +25,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +37,15 @@ from benchmarks.cells import CELLS
 from benchmarks.eager import EagerNetwork, eager_aznas
 from benchmarks.overhead import SmallImages
 from zcpipe.proxies import resolve
-from zcpipe.proxies.base import JacobianStatistic
+from zcpipe.proxies.base import JacobianStatistic, Recipe
 from zcpipe.run.process import worker_environment
 from zcpipe.run.spec import RunSpec
 from zcpipe.scoring.blocks import block_statistics
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.init import initialise
-from zcpipe.scoring.measure import measure, philox_probes
+from zcpipe.scoring.measure import Batch, measure, philox_probes
 from zcpipe.scoring.rewrite import fast_operations
-from zcpipe.scoring.rows import ClassScorer, noise_batch
+from zcpipe.scoring.rows import Batches, BuiltSubject, ClassScorer, noise_batch
 from zcpipe.scoring.size import count
 from zcpipe.spaces.classes import key_classes
 from zcpipe.spaces.nasbench201 import SPACES, Cell
@@ -64,21 +64,25 @@ def spec_of(batch_size: int) -> RunSpec:
     return RunSpec(space=SPACE.name, dataset="cifar10", proxies=proxies, batch_size=batch_size)
 
 
+class _Exact(BuiltSubject):
+    """A cell as a run sees it, in double precision."""
+
+    @contextmanager
+    def network(self, recipe: Recipe, full: bool) -> Iterator[nn.Module]:
+        with super().network(recipe, full) as model:
+            yield model.double()
+
+    def batch(self, recipe: Recipe) -> Batch:
+        return Batch([tensor.double() for tensor in super().batch(recipe).inputs])
+
+
 def gate(spec: RunSpec) -> dict[str, float]:
     """Return the largest relative errors against float64 over four cells; stop if one is too large."""
     worst = dict.fromkeys(TOLERANCE, 0.0)
     for index in CELLS[:4]:
         cell = SPACE[index]
         row = ClassScorer(spec).score(cell, [cell])[0]
-        built, key = SPACE.build(cell, "cifar10"), SPACE.key(cell)
-        exact = measure(
-            initialise(built.model, seed=0, space=SPACE.name, scope=key).double(),
-            [noise_batch(spec, 0).double()],
-            resolve(TOLERANCE),
-            built.blocks,
-            philox_probes(0, SPACE.name, key, 0),
-            partial(SPACE.size, cell, "cifar10"),
-        ).scores
+        exact = measure(_Exact(spec, cell, 0, Batches(spec)), resolve(TOLERANCE)).scores
         for name in TOLERANCE:
             ours, true = float(row[name]), float(exact[name])  # type: ignore[arg-type]
             worst[name] = max(worst[name], 0.0 if ours == true else abs(ours - true) / abs(true))

@@ -17,24 +17,33 @@ import statistics
 import time
 
 import torch
-from torch import Tensor
 
 from benchmarks.cells import CELLS
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
-from zcpipe.scoring.rows import ClassScorer
+from zcpipe.scoring.measure import Batch
+from zcpipe.scoring.rows import Batches, ClassScorer
 from zcpipe.spaces.nasbench201 import SPACES
 
 SPACE = SPACES[0]
 PIXELS = 8
 
 
+class _Corner(Batches):
+    """A corner of the run's images."""
+
+    def of(self, repeat: int, noise: bool) -> Batch:
+        batch = super().of(repeat, noise)
+        corners = [images[:, :, :PIXELS, :PIXELS] for images in batch.inputs]
+        return Batch([c.contiguous(memory_format=torch.channels_last) for c in corners], batch.targets)
+
+
 class SmallImages(ClassScorer):
     """Scores on a corner of the run's images."""
 
-    def _batch(self, repeat: int) -> Tensor:  # [1, 3, 8, 8]
-        corner = super()._batch(repeat)[:, :, :PIXELS, :PIXELS]
-        return corner.contiguous(memory_format=torch.channels_last)
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec)
+        self._batches = _Corner(spec)
 
 
 def main() -> None:

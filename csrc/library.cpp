@@ -10,6 +10,7 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
 
     m.def("philox_bits_(Tensor(a!) out, int key, int nonce, int first_block) -> ()");
     m.def("philox_normal_(Tensor(a!) out, int key, int nonce) -> ()");
+    m.def("philox_uniform_(Tensor(a!) out, int key, int nonce) -> ()");
     m.def("philox_rademacher_(Tensor(a!) out, int key, int nonce) -> ()");
 
     m.def("avg_pool3x3(Tensor x) -> Tensor");

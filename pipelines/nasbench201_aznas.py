@@ -11,42 +11,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
+import study
 
 from zcpipe import open_table
 from zcpipe.proxies import resolve
 from zcpipe.rank import log_rank
 from zcpipe.rank.population import correlate_table
-from zcpipe.run import RunSpec, run, show_progress
+from zcpipe.run import RunSpec
 from zcpipe.truth import align, read_truth
 
 ORDER = ("params", "macs", "expressivity", "progressivity", "trainability", "complexity", "aznas", "aznas_linear")
 
 
 def score(out: Path, seed: int, batch_size: int, workers: int) -> Path:
-    """Score the whole space into a table of its own, and log the CPU seconds its workers took."""
+    """Score the whole space into a table of its own."""
     proxies = tuple(proxy.name for proxy in resolve("aznas"))
     spec = RunSpec(space="nasbench201", dataset="cifar10", proxies=proxies, seed=seed, batch_size=batch_size)
     directory = out / f"seed{seed}-batch{batch_size}"
-    before = _cpu_of_workers()
-    with show_progress() as on_event:
-        summary = run(spec, directory, workers, on_event=on_event)
-    if summary.new:
-        record = {"table": directory.name, "rows": summary.new, "cpu_seconds": _cpu_of_workers() - before}
-        with (out / "cpu.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
+    study.score(spec, directory, workers)
     return directory
-
-
-def _cpu_of_workers() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def evaluate(directory: Path, truth: Path, target: str) -> dict[str, Any]:
@@ -76,7 +64,7 @@ def figure(directory: Path, truth: Path, target: str, cases: list[dict[str, Any]
     names = [proxy.name for proxy in resolve("aznas")]
     scores = log_rank(table.values(names), table.directions(names))
     left, right = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")[1]
-    image = left.hexbin(_places(scores), _places(known), gridsize=60, cmap="viridis", mincnt=1)
+    image = left.hexbin(study.places(scores), study.places(known), gridsize=60, cmap="viridis", mincnt=1)
     left.set(xlabel="predicted rank (AZ-NAS)", ylabel=f"true rank ({target})", title="1 is the worst")
     left.locator_params(nbins=4)
     left.figure.colorbar(image, ax=left, label="cells")
@@ -89,10 +77,6 @@ def figure(directory: Path, truth: Path, target: str, cases: list[dict[str, Any]
     right.margins(x=0.2)
     right.grid(alpha=0.3)
     left.figure.savefig(path, dpi=80)
-
-
-def _places(values: np.ndarray) -> np.ndarray:
-    return np.argsort(np.argsort(values)) + 1
 
 
 def page(cases: list[dict[str, Any]], target: str) -> str:
@@ -154,13 +138,9 @@ def _case(text: str) -> tuple[int, int]:
     return int(seed), int(batch)
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines and show defaults."""
-
-
 def main() -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
     parser.add_argument("--truth", type=Path, required=True, help="Parquet file with columns arch and the target")
     parser.add_argument("--target", default="cifar10_test_200", help="column of the truth")
     parser.add_argument("--out", type=Path, default=Path("runs/nasbench201_aznas"), help="where the tables go")
@@ -176,7 +156,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     options = parser.parse_args()
     read_truth(options.truth, options.target)  # what is wrong with it is better known now than after hours
-    options.out.mkdir(parents=True, exist_ok=True)
     tables = {case: score(options.out, *case, options.workers) for case in options.cases}
     cases = [
         {"seed": seed, "batch": batch, **evaluate(directory, options.truth, options.target)}

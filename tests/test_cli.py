@@ -112,6 +112,11 @@ def test_rank_prints_the_best_first(zcpipe, table):
     sizes = [SPACE.size(SPACE.sample(0, i), "cifar10").macs for i in range(12)]
     assert linear["rows"][0]["proxies"]["macs"] == max(sizes)
     assert zcpipe("rank", table, "--top", 3)[1].splitlines()[0].startswith("rank\tindex\tarch\tlogrank\texpressivity")
+    named = json.loads(zcpipe("rank", table, "--top", 3, "--method", "aznas", "--json")[1])
+    assert (named["method"], named["rows"]) == ("aznas", ranking["rows"])
+    votes = json.loads(zcpipe("rank", table, "--method", "vote", "--proxies", "macs,expressivity,params", "--json")[1])
+    assert set(votes["rows"][0]["proxies"]) == {"macs", "expressivity", "params"}
+    assert 0 <= votes["rows"][0]["score"] <= 11
 
 
 def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, truth):
@@ -127,6 +132,7 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["macs"]["kendall"] == pytest.approx(1)
     assert rows["macs"]["spearman"] == pytest.approx(1)
+    assert rows["macs"]["pair_accuracy"] == 1
     assert (rows["macs"]["n"], rows["macs"]["failed"]) == (12, 0)
     assert "aznas_linear" in zcpipe("correlate", table, "--truth", truth, "--target", "acc")[1]
 
@@ -138,6 +144,9 @@ def test_lists(zcpipe):
         "expressivity",
         "progressivity",
     }
+    listed = {entry["name"]: entry for entry in json.loads(zcpipe("aggregates", "--json")[1])}
+    assert (listed["vote"]["method"], listed["vote"]["proxies"]) == ("vote", ["synflow", "jacob_cov", "snip"])
+    assert "swap_regularised" in zcpipe("aggregates")[1]
     assert json.loads(zcpipe("doctor", "--json")[1])["torch"]
     assert "nasbench201" in zcpipe("spaces")[1]
     assert "trainability" in zcpipe("proxies")[1]
@@ -180,6 +189,8 @@ def test_bad_usage_is_one_clear_message_and_its_exit_code(zcpipe, arguments, cod
     ("options", "code", "says"),
     [
         (("--method", "logrnk"), 2, "logrank"),
+        (("--method", "vote"), 2, "unknown proxy 'synflow'"),
+        (("--method", "aznas", "--proxies", "macs"), 2, "--method logrank"),
         (("--proxies", "nothing"), 2, "unknown proxy"),
         (("--top", "0"), 2, "--top"),
     ],
@@ -197,6 +208,7 @@ def test_bad_rank_options(zcpipe, table, options, code, says):
         (("--target", "same"), 4, "constant"),
         (("--target", "acc", "--aggregate", "x"), 2, "NAME=PROXY"),
         (("--target", "acc", "--aggregate", "macs=params"), 2, "hide"),
+        (("--target", "acc", "--aggregate", "aznas=params"), 2, "hide"),
     ],
 )
 def test_bad_correlate_options(zcpipe, table, truth, options, code, says):

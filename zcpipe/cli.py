@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -161,11 +161,19 @@ def status(directory: TableDir, as_json: Json = False) -> None:
         typer.echo(line)
 
 
-@app.command(epilog="Example: zcpipe rank runs/demo --top 10 --method linear --proxies expressivity,trainability")
+@app.command(
+    epilog="Examples: zcpipe rank runs/demo --top 10 | zcpipe rank runs/all --method vote | "
+    "zcpipe rank runs/demo --method linear --proxies expressivity,trainability"
+)
 def rank(
     directory: TableDir,
-    method: Annotated[str, typer.Option(help="logrank (AZ-NAS) or linear.")] = "logrank",
-    proxies: Annotated[str, typer.Option(help="What to aggregate: proxies or groups.")] = "aznas",
+    method: Annotated[
+        str,
+        typer.Option(help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies."),
+    ] = "logrank",
+    proxies: Annotated[
+        str | None, typer.Option(help="What to aggregate: proxies or groups. [default: the aggregate's own, or aznas]")
+    ] = None,
     top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -200,7 +208,11 @@ def correlate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Correlate every proxy and aggregate with trained accuracies (Kendall tau-b, Spearman; raw values, signed)."""
+    """Correlate every proxy and aggregate with trained accuracies.
+
+    Kendall's tau-b, Spearman's rho, and the share of pairs in the right order (pairs), a tie counting a half; of raw
+    values, signed. For a vote pairs is what ICLR 2021 reports.
+    """
     from zcpipe.rank.population import correlate_table
     from zcpipe.table import open_table
     from zcpipe.truth import align, read_truth
@@ -214,8 +226,11 @@ def correlate(
     if as_json:
         _print_json({"target": target, "rows": [_finite(asdict(row)) for row in rows]})
         return
-    cells = [[r.name, f"{r.kendall:.4f}", f"{r.spearman:.4f}", str(r.n), str(r.failed)] for r in rows]
-    _print_grid(["proxy", "kendall", "spearman", "n", "failed"], cells)
+    cells = [
+        [r.name, f"{r.kendall:.4f}", f"{r.spearman:.4f}", f"{r.pair_accuracy:.4f}", str(r.n), str(r.failed)]
+        for r in rows
+    ]
+    _print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed"], cells)
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, str]:
@@ -264,17 +279,33 @@ def spaces(as_json: Json = False) -> None:
     _print_records(records, as_json)
 
 
-@app.command()
+@app.command(
+    epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused"
+)
 def proxies(
     pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    plan: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Show the passes that these proxies or groups share.")
+    ] = None,
+    protocol: Annotated[Literal["paper", "fused"], typer.Option(help="With --plan: whose recipes.")] = "paper",
     as_json: Json = False,
 ) -> None:
-    """List the proxies that are installed: direction, scope, cost class, formula and paper."""
-    from zcpipe.proxies import get_proxy, list_proxies
+    """List the proxies that are installed: direction, scope, cost class, recipe, needs, formula and paper."""
+    from zcpipe.proxies import describe, get_proxy, list_proxies, resolve
+    from zcpipe.scoring.plan import describe as describe_plan
 
-    found = [get_proxy(name) for name in list_proxies(pattern)]
-    fields = ("name", "direction", "scope", "cost", "unit", "formula", "paper")
-    _print_records([{field: getattr(proxy, field) for field in fields} for proxy in found], as_json)
+    if plan is not None:
+        _print_records(describe_plan(resolve(plan), protocol), as_json)
+        return
+    _print_records([describe(get_proxy(name)) for name in list_proxies(pattern)], as_json)
+
+
+@app.command()
+def aggregates(as_json: Json = False) -> None:
+    """List the named aggregates: how each combines which proxies, and its paper. They are made on reading."""
+    from zcpipe.rank import NAMED
+
+    _print_records([{**asdict(entry), "proxies": list(entry.proxies)} for entry in NAMED.values()], as_json)
 
 
 @app.command()
@@ -301,6 +332,10 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
     typer.echo(f"done             {plan['done']}")
     typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
     typer.echo(f"columns          {', '.join(plan['schema'])}")
+    for one in plan["passes"]:
+        recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
+        typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
+        typer.echo(f"  feeds          {', '.join(one['proxies'])}")
 
 
 def _print_records(records: Sequence[dict[str, Any]], as_json: bool) -> None:

@@ -37,6 +37,10 @@ class CapabilityError(ZcpipeError):
     exit_code = 5
 
 
+class UnsupportedError(CapabilityError):
+    """A network has what a proxy cannot measure, or lacks what it needs (exit code 5)."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Build the error for a name that is not registered, naming the near ones.
 

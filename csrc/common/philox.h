@@ -41,4 +41,10 @@ ZCPIPE_INLINE Block philox(StreamId id, uint64_t index) {
     return philox_round(c, k0 + 9 * kStep0, k1 + 9 * kStep1);
 }
 
+// A word as a number of [-1, 1): exact in double precision, rounded once in single.
+template <typename T>
+ZCPIPE_INLINE T uniform(uint32_t word) {
+    return T(int32_t(word)) * T(0x1p-31);
+}
+
 }  // namespace zcpipe

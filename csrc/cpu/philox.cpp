@@ -1,4 +1,4 @@
-// Random bits, normals and signs as pure functions of (key, nonce, logical element index).
+// Random bits, normals, uniform numbers and signs as pure functions of (key, nonce, logical element index).
 
 #include "common/philox.h"
 
@@ -86,6 +86,28 @@ void normal_run(T* out, StreamId id, int64_t begin, int64_t end) {
     }
 }
 
+template <typename T>
+ZCPIPE_INLINE void uniforms_of(T* out, const uint32_t* bits, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) out[i] = uniform<T>(bits[i]);
+}
+
+ZCPIPE_CLONES void uniforms(float* out, const uint32_t* bits, int64_t count) { uniforms_of(out, bits, count); }
+ZCPIPE_CLONES void uniforms(double* out, const uint32_t* bits, int64_t count) { uniforms_of(out, bits, count); }
+
+// A run of elements in logical order that starts anywhere, also in the middle of a block.
+template <typename T>
+void uniform_run(T* out, StreamId id, int64_t begin, int64_t end) {
+    uint32_t bits[4 * kBatch];
+    while (begin < end) {
+        const int64_t skip = begin % 4, count = std::min(4 * kBatch - skip, end - begin);
+        words(bits, id, begin / 4, (skip + count + 3) / 4);
+        uniforms(out, bits + skip, count);
+        out += count;
+        begin += count;
+    }
+}
+
 // A run of signs in logical order; `begin` is a multiple of 128, so that blocks are whole.
 template <typename T>
 ZCPIPE_INLINE void sign_words(T* out, const uint32_t* bits, int64_t count) {
@@ -137,19 +159,20 @@ void check_layout(const Tensor& out) {
                     "channels_last");
 }
 
+// What `run` (normal_run, uniform_run) makes of the stream, in either layout.
 template <typename T>
-void normal_fill(const Tensor& out, StreamId id) {
+void fill(const Tensor& out, StreamId id, void (*run)(T*, StreamId, int64_t, int64_t)) {
     T* data = out.mutable_data_ptr<T>();
     if (out.is_contiguous()) {
         torch::stable::parallel_for(0, out.numel(), kGrain,
-                                    [&](int64_t begin, int64_t end) { normal_run(data + begin, id, begin, end); });
+                                    [&](int64_t begin, int64_t end) { run(data + begin, id, begin, end); });
         return;
     }
     const int64_t channels = out.size(1), pixels = out.size(2) * out.size(3), size = channels * pixels;
     torch::stable::parallel_for(0, out.size(0), kGrain / size + 1, [&](int64_t begin, int64_t end) {
         std::vector<T> sample(size);
         for (int64_t n = begin; n < end; ++n) {
-            normal_run(sample.data(), id, n * size, (n + 1) * size);
+            run(sample.data(), id, n * size, (n + 1) * size);
             transpose(data + n * size, sample.data(), channels, pixels);
         }
     });
@@ -199,8 +222,16 @@ void philox_normal_(const Tensor& out, int64_t key, int64_t nonce) {  // any sha
     check_float(out, "out");
     check_layout(out);
     if (out.numel() == 0) return;
-    if (out.scalar_type() == ScalarType::Float) return normal_fill<float>(out, stream(key, nonce));
-    normal_fill<double>(out, stream(key, nonce));
+    if (out.scalar_type() == ScalarType::Float) return fill<float>(out, stream(key, nonce), normal_run);
+    fill<double>(out, stream(key, nonce), normal_run);
+}
+
+void philox_uniform_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
+    check_float(out, "out");
+    check_layout(out);
+    if (out.numel() == 0) return;
+    if (out.scalar_type() == ScalarType::Float) return fill<float>(out, stream(key, nonce), uniform_run);
+    fill<double>(out, stream(key, nonce), uniform_run);
 }
 
 void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
@@ -216,5 +247,6 @@ void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any
 STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
     m.impl("philox_bits_", TORCH_BOX(&philox_bits_));
     m.impl("philox_normal_", TORCH_BOX(&philox_normal_));
+    m.impl("philox_uniform_", TORCH_BOX(&philox_uniform_));
     m.impl("philox_rademacher_", TORCH_BOX(&philox_rademacher_));
 }

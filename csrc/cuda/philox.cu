@@ -35,6 +35,13 @@ void normal_fill(const Tensor& out, StreamId id, cudaStream_t on) {
 }
 
 template <typename T>
+void uniform_fill(const Tensor& out, StreamId id, cudaStream_t on) {
+    T* const data = out.mutable_data_ptr<T>();
+    if (out.is_contiguous()) return gpu::philox_uniform(data, id, out.numel(), on);
+    gpu::philox_uniform_nhwc(data, id, gpu::images_of(out, MemoryFormat::ChannelsLast), on);
+}
+
+template <typename T>
 void rademacher_fill(const Tensor& out, StreamId id, cudaStream_t on) {
     T* const data = out.mutable_data_ptr<T>();
     if (out.is_contiguous()) return gpu::philox_rademacher(data, id, out.numel(), on);
@@ -50,6 +57,17 @@ void philox_normal_(const Tensor& out, int64_t key, int64_t nonce) {  // any sha
         normal_fill<float>(out, stream(key, nonce), device.stream());
     else
         normal_fill<double>(out, stream(key, nonce), device.stream());
+}
+
+void philox_uniform_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
+    check_float(out, "out");
+    check_layout(out);
+    if (out.numel() == 0) return;
+    const gpu::OnDeviceOf device(out);
+    if (out.scalar_type() == ScalarType::Float)
+        uniform_fill<float>(out, stream(key, nonce), device.stream());
+    else
+        uniform_fill<double>(out, stream(key, nonce), device.stream());
 }
 
 void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
@@ -68,5 +86,6 @@ void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any
 STABLE_TORCH_LIBRARY_IMPL(zcpipe, CUDA, m) {
     m.impl("philox_bits_", TORCH_BOX(&philox_bits_));
     m.impl("philox_normal_", TORCH_BOX(&philox_normal_));
+    m.impl("philox_uniform_", TORCH_BOX(&philox_uniform_));
     m.impl("philox_rademacher_", TORCH_BOX(&philox_rademacher_));
 }

@@ -1,4 +1,5 @@
-// Random words, normals and signs as functions of (key, nonce, logical element index): the CPU's bits. Free of torch.
+// Random words, normals, uniform numbers and signs as functions of (key, nonce, logical element index): the CPU's bits.
+// Free of torch.
 //
 // The expressions are those of common/philox.h and common/normal.h; what is decided here is only which thread computes
 // which block of the stream, so that no block is computed more often than must be and neighbouring threads write
@@ -49,6 +50,23 @@ __global__ void philox_normal_kernel(T* out, StreamId id, uint64_t count) {
     }
 }
 
+// A thread for each block: out[4 i .. 4 i + 3]. kSize elements are stored at once, where that many are always left.
+template <int kSize, typename T>
+__global__ void philox_uniform_kernel(T* out, StreamId id, uint64_t count) {
+    const uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (4 * i >= count) return;
+    const Block b = counted_philox(id, i);
+    const T values[4] = {uniform<T>(b.w0), uniform<T>(b.w1), uniform<T>(b.w2), uniform<T>(b.w3)};
+    ZCPIPE_UNROLL
+    for (uint32_t k = 0; k < 4; k += kSize) {
+        if (4 * i + k >= count) return;
+        Vector<T, kSize> v;
+        ZCPIPE_UNROLL
+        for (uint32_t j = 0; j < kSize; ++j) v.data[j] = values[k + j];
+        store(out + 4 * i + k, v);
+    }
+}
+
 // Where NHWC's thread works: neighbours have neighbouring channels, and `piece` counts along a channel's pixels.
 struct ChannelPiece {
     uint32_t channel, piece;
@@ -73,6 +91,24 @@ __global__ void philox_normal_nhwc_kernel(T* out, StreamId id, uint32_t channels
     T* const to = out + at.sample * channels * pixels + at.channel;
     if (2 * i >= first) to[(2 * i - first) * channels] = T(pair.first);
     if (2 * i + 1 < end) to[(2 * i + 1 - first) * channels] = T(pair.second);
+}
+
+// NHWC: a thread for each block that has an element in a channel of a sample, likewise.
+template <typename T>
+__global__ void philox_uniform_nhwc_kernel(T* out, StreamId id, uint32_t channels, uint32_t pixels, uint32_t pieces,
+                                           uint32_t threads) {
+    const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
+    if (thread >= threads) return;
+    const ChannelPiece at(thread, channels, pieces);
+    const uint64_t first = (at.sample * channels + at.channel) * pixels, end = first + pixels;  // logical
+    const uint64_t i = first / 4 + at.piece;
+    if (4 * i >= end) return;
+    const Block b = counted_philox(id, i);
+    const T values[4] = {uniform<T>(b.w0), uniform<T>(b.w1), uniform<T>(b.w2), uniform<T>(b.w3)};
+    T* const to = out + at.sample * channels * pixels + at.channel;
+    ZCPIPE_UNROLL
+    for (uint32_t k = 0; k < 4; ++k)
+        if (4 * i + k >= first && 4 * i + k < end) to[(4 * i + k - first) * channels] = values[k];
 }
 
 constexpr int kSignBlocks = 64;  // of the stream, to a block of threads: 8192 signs
@@ -150,6 +186,23 @@ template <typename T>
 void philox_normal_nhwc(T* out, StreamId id, const Images& g, cudaStream_t stream) {
     const int64_t pieces = g.pixels() / 2 + 1, threads = g.samples * pieces * g.channels;
     launch(philox_normal_nhwc_kernel<T>,
+           {.grid = blocks_for(threads, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream}, out,
+           id, uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(pieces), uint32_t(threads));
+}
+
+// out[i] = uniform number i of the stream, likewise.
+template <typename T>
+void philox_uniform(T* out, StreamId id, int64_t count, cudaStream_t stream) {
+    launch(
+        vectorises(count, out) ? philox_uniform_kernel<kWidest<T>, T> : philox_uniform_kernel<1, T>,
+        {.grid = blocks_for((count + 3) / 4, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream},
+        out, id, uint64_t(count));
+}
+
+template <typename T>
+void philox_uniform_nhwc(T* out, StreamId id, const Images& g, cudaStream_t stream) {
+    const int64_t pieces = (g.pixels() + 2) / 4 + 1, threads = g.samples * pieces * g.channels;
+    launch(philox_uniform_nhwc_kernel<T>,
            {.grid = blocks_for(threads, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream}, out,
            id, uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(pieces), uint32_t(threads));
 }

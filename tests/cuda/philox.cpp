@@ -32,6 +32,11 @@ double normal(uint64_t i) {
     return i % 2 == 0 ? pair.first : pair.second;
 }
 
+double uniform_number(uint64_t i) {
+    const double word = words_of(kStream, i / 4)[i % 4];
+    return (word < 0x1p31 ? word : word - 0x1p32) / 0x1p31;
+}
+
 double sign(uint64_t i) { return words_of(kStream, i / 128)[i / 32 % 4] >> (i % 32) & 1 ? 1 : -1; }
 
 // The pair's definition in words, with libm's functions: what normal_pair must be near.
@@ -73,6 +78,15 @@ void fills(int64_t count) {
     EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == (count + 1) / 2, "count %ld", long(count));
     for (const int64_t skip : {0, 1}) {
         out = proof::unwritten<T>(count + skip);
+        expected.clear();
+        for (int64_t i = 0; i < count; ++i) expected.push_back(T(uniform_number(i)));
+        proof::counters = {};
+        gpu::philox_uniform(out.data() + skip, kStream, count, nullptr);
+        EXPECT(std::equal(out.begin() + skip, out.end(), expected.begin()), "uniform, count %ld", long(count));
+        EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == (count + 3) / 4, "count %ld", long(count));
+    }
+    for (const int64_t skip : {0, 1}) {
+        out = proof::unwritten<T>(count + skip);
         expected.assign(1, out[0]);
         expected.resize(skip);
         for (int64_t i = 0; i < count; ++i) expected.push_back(T(sign(i)));
@@ -85,27 +99,38 @@ void fills(int64_t count) {
     }
 }
 
+// How many blocks of `size` elements the runs of `width` pixels of each channel touch, summed over the runs.
+int64_t touched(const Images& g, int64_t width, int64_t size) {
+    int64_t blocks = 0;
+    for (int64_t plane = 0; plane < g.samples * g.channels; ++plane)
+        for (int64_t p = 0; p < g.pixels(); p += width) {
+            const int64_t first = plane * g.pixels() + p, last = first + std::min(width, g.pixels() - p) - 1;
+            blocks += last / size - first / size + 1;
+        }
+    return blocks;
+}
+
 template <typename T>
 void images(const Images& g) {
-    std::vector<T> normals = proof::unwritten<T>(g.numel()), signs = normals, a = normals, b = normals;
+    std::vector<T> normals = proof::unwritten<T>(g.numel()), signs = normals, uniform = normals;
+    std::vector<T> a = normals, b = normals, u = normals;
     for (int64_t n = 0, i = 0; n < g.samples; ++n)
         for (int64_t c = 0; c < g.channels; ++c)
             for (int64_t p = 0; p < g.pixels(); ++p, ++i) {
                 a[proof::at(g, n, c, p)] = T(normal(i));
+                u[proof::at(g, n, c, p)] = T(uniform_number(i));
                 b[proof::at(g, n, c, p)] = T(sign(i));
             }
     gpu::philox_normal_nhwc(normals.data(), kStream, g, nullptr);
     EXPECT(normals == a, "normals, %s", proof::name(g).c_str());
     proof::counters = {};
+    gpu::philox_uniform_nhwc(uniform.data(), kStream, g, nullptr);
+    EXPECT(uniform == u, "uniform, %s", proof::name(g).c_str());
+    EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == touched(g, g.pixels(), 4), "%s", proof::name(g).c_str());
+    proof::counters = {};
     gpu::philox_rademacher_nhwc(signs.data(), kStream, g, nullptr);
     EXPECT(signs == b, "signs, %s", proof::name(g).c_str());
-    int64_t blocks = 0;  // those that each 32 pixels of a channel touch
-    for (int64_t plane = 0; plane < g.samples * g.channels; ++plane)
-        for (int64_t p = 0; p < g.pixels(); p += 32) {
-            const int64_t first = plane * g.pixels() + p, last = first + std::min<int64_t>(32, g.pixels() - p) - 1;
-            blocks += last / 128 - first / 128 + 1;
-        }
-    EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == blocks, "%s", proof::name(g).c_str());
+    EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == touched(g, 32, 128), "%s", proof::name(g).c_str());
 }
 
 void cases() {

@@ -145,7 +145,7 @@ def test_runs_where_its_tensors_are(name):
     close(y, twin(*inputs))
 
 
-@pytest.mark.parametrize("fill", ["normal_", "rademacher_"])
+@pytest.mark.parametrize("fill", ["normal_", "uniform_", "rademacher_"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_numbers_are_those_of_the_cpu_bit_for_bit(device, fill, shape, layout, dtype):

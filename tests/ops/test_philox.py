@@ -26,7 +26,7 @@ SHAPES = [
     (2, 33, 6, 6),
     (1, 1, 40, 40),
 ]
-FILLS = ["normal_", "rademacher_"]
+FILLS = ["normal_", "uniform_", "rademacher_"]
 # (first block, nonce, key, words) of Random123's known-answer tests, as 32-bit words from the low one up.
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -201,6 +201,23 @@ class TestNormal:
     def test_the_smallest_and_largest_words_give_finite_numbers(self):
         edges = np.array([2.0**-53, 1.0])
         assert np.isfinite(np.sqrt(-2 * _philox_twin._log_unit(edges))).all()
+
+
+class TestUniform:
+    def test_is_the_words_as_signed_integers(self, either):
+        words = STREAM.bits(37).tolist()
+        expected = [(word - 2**32 if word >= 2**31 else word) / 2**31 for word in words]
+        assert filled("uniform_", (37,), torch.float64).tolist() == expected
+
+    def test_distribution(self):
+        sample = filled("uniform_", (1 << 18,), torch.float64).numpy()
+        assert -1 <= sample.min() < -0.9999 and 0.9999 < sample.max() < 1
+        assert stats.kstest(sample, "uniform", args=(-1, 2)).pvalue > 1e-3
+        for lag in (1, 2, 3, 64):
+            assert abs(np.corrcoef(sample[lag:], sample[:-lag])[0, 1]) < 4 / math.sqrt(len(sample))
+
+    def test_float32_is_the_rounded_float64(self, either):
+        assert torch.equal(filled("uniform_", (999,)), filled("uniform_", (999,), torch.float64).float())
 
 
 class TestRademacher:

@@ -39,8 +39,11 @@ def test_against_the_definition(pair):
     assert (found.n, found.failed) == (both.sum(), known.sum() - both.sum())
     x, y = scores[both], truth[both]
     if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
-        assert math.isnan(found.kendall) and math.isnan(found.spearman)
+        assert all(map(math.isnan, (found.kendall, found.spearman, found.pair_accuracy)))
         return
+    pairs = [(i, j) for i, j in combinations(range(len(x)), 2) if y[i] != y[j]]
+    right = sum(0.5 if x[i] == x[j] else float((x[i] > x[j]) == (y[i] > y[j])) for i, j in pairs)
+    assert found.pair_accuracy == right / len(pairs)
     assert found.kendall == pytest.approx(naive_tau_b(x, y), abs=1e-12)
     pearson_of_ranks = np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1]
     assert found.spearman == pytest.approx(pearson_of_ranks, abs=1e-12)

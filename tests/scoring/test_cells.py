@@ -196,6 +196,34 @@ def test_edges_that_lead_nowhere_cost_and_keep_nothing(steps):
     assert len(y.grad_fn.kept) == 1
 
 
+@pytest.mark.parametrize(
+    ("watched", "fast"), [(None, 1), ("layers.b", 0), ("layers.c.op.1", 0)], ids=["nobody", "a skip", "a convolution"]
+)
+def test_dead_layers_run_for_those_who_watch_and_change_nothing(watched, fast, steps):
+    """Nothing reaches node 2, from which an edge leads into the output; and node 3 leads nowhere."""
+    layers = {
+        "a": LAYERS["conv3"](),
+        "b": nn.Identity(),
+        "c": LAYERS["conv1"](),
+        "d": LAYERS["pool"](),
+        "e": nn.Identity(),
+    }
+    cell = Dag([(0, 1), (0, 3), (3, 4), (1, 5), (2, 5)], layers, output=5, dead=["b", "c", "e"])
+    pruned = Dag([(0, 1), (1, 5)], {name: layers[name] for name in ("a", "d")}, output=5)
+    seen = []
+    if watched:
+        cell.get_submodule(watched).register_forward_hook(lambda *_: seen.append(watched))
+    x, cotangent = images(0).requires_grad_(), images(1)
+    with untouched(all_of(cell)), fast_operations(all_of(cell)):
+        ours = outcome(cell, x, cotangent)
+    assert len(steps) == fast
+    assert seen == ([watched] if watched else [])
+    with untouched(all_of(pruned)):
+        expected = outcome(pruned, x, cotangent)
+    for got, want in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
 def test_forward_mode_goes_another_way(steps):
     cell = cell_of([(0, 1), (0, 1)], ["conv3", "skip"], 1)
     with untouched(all_of(cell)), fast_operations(all_of(cell)):

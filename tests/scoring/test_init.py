@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import zcpipe
 from zcpipe.errors import UsageError
+from zcpipe.ops.philox import Stream
 
 
 def model(device="cpu"):
@@ -60,3 +62,70 @@ def test_layers_without_a_rule_keep_their_weights_unless_strict():
     zcpipe.initialise(net)
     assert torch.equal(net[1].weight, before[0])
     assert not torch.equal(net[2].weight, before[1])
+
+
+def test_kaiming_normal_never_changes():
+    """Tables of earlier versions depend on its bits."""
+    net = zcpipe.initialise(nn.Sequential(nn.Conv2d(2, 2, 1)), seed=3, space="s", scope="k")
+    expected = Stream.of(3, "s", "k", 0, "weight:0").normal_(torch.empty(2, 2, 1, 1)).mul_(1.0)
+    assert torch.equal(net[0].weight, expected)
+
+
+def test_normal_is_zen_nas():
+    net = zcpipe.initialise(model(), init="normal")
+    for layer in (net[0], net[2]):
+        assert stats.kstest(layer.weight.detach().flatten().numpy(), "norm").pvalue > 1e-3
+        assert not layer.bias.any()
+    assert (net[1].weight == 1).all() and not net[1].bias.any()
+
+
+LAYERS = {
+    "linear": lambda: nn.Linear(50, 400),
+    "convolution": lambda: nn.Conv2d(8, 40, 3, groups=2),
+    "without bias": lambda: nn.Conv1d(8, 400, 3, bias=False),
+    "transposed": lambda: nn.ConvTranspose2d(40, 16, 3),
+    "batch norm": lambda: nn.BatchNorm2d(7),
+    "layer norm": lambda: nn.LayerNorm(7),
+    "layer norm without bias": lambda: nn.LayerNorm(7, bias=False),
+    "rms norm": lambda: nn.RMSNorm(7),
+    "plain norm": lambda: nn.InstanceNorm2d(7),
+    "instance norm": lambda: nn.InstanceNorm2d(7, affine=True),
+    "embedding": lambda: nn.Embedding(60, 40, padding_idx=3),
+    "lstm": lambda: nn.LSTM(30, 40, num_layers=2, bidirectional=True, proj_size=20),
+    "gru cell": lambda: nn.GRUCell(30, 40),
+    "attention": lambda: nn.MultiheadAttention(40, 4, add_bias_kv=True),
+    "attention of other sizes": lambda: nn.MultiheadAttention(40, 4, kdim=30, vdim=20, bias=False),
+    "prelu": lambda: nn.PReLU(5, init=0.1),
+    "transformer": lambda: nn.TransformerEncoderLayer(40, 4, 90),
+}
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_default_has_the_distribution_of_torchs_constructors(make):
+    """Every parameter against torch's own: constants equal, random ones of one distribution (Kolmogorov-Smirnov)."""
+    torch.manual_seed(0)
+    theirs = [dict(make().named_parameters()) for _ in range(20)]
+    with torch.device("meta"):
+        layer = make()
+    ours = dict(zcpipe.initialise(layer, init="default").named_parameters())
+    assert ours.keys() == theirs[0].keys()
+    for name, parameter in ours.items():
+        values = parameter.detach().flatten()
+        others = torch.cat([their[name].detach().flatten() for their in theirs])
+        if len(values.unique()) <= 2:
+            assert set(values.tolist()) == set(others.tolist()), name
+        else:
+            assert stats.kstest(values.numpy(), others.numpy()).pvalue > 1e-3, name
+
+
+def test_default_gives_every_parameter_numbers_of_its_own():
+    net = zcpipe.initialise(nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)), init="default", seed=1)
+    drawn = [row for parameter in net.parameters() for row in parameter.view(-1, 9)]
+    assert len({tuple(row.tolist()) for row in drawn}) == len(drawn)
+    again = zcpipe.initialise(nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)), init="default", seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_an_unknown_recipe_is_named():
+    with pytest.raises(UsageError, match="unknown init 'kaiming'; did you mean kaiming_normal"):
+        zcpipe.initialise(model(), init="kaiming")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,17 +10,36 @@ import torch
 from torch import nn
 
 from zcpipe.errors import UsageError
+from zcpipe.ops.philox import Stream
 from zcpipe.proxies import get_proxy, resolve
-from zcpipe.scoring.measure import Failure, measure, philox_probes, status_of
+from zcpipe.scoring.measure import Batch, Failure, measure, philox_probes, status_of
 from zcpipe.spaces import Size
 
 MODEL = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
 
 
+class Subject:
+    """The model as it is."""
+
+    blocks = ("0", "1")
+    loss = None
+    probe = staticmethod(philox_probes(0, "", "", 0))
+
+    def network(self, recipe, full):
+        return nullcontext(MODEL)
+
+    def batch(self, recipe):
+        return Batch([torch.randn(2, 3, 8, 8)])
+
+    def stream(self, purpose):
+        return Stream.of(0, purpose)
+
+    def size(self):
+        return Size(1, 2)
+
+
 def run(proxies):
-    return measure(
-        MODEL, [torch.randn(2, 3, 8, 8)], proxies, ["0", "1"], philox_probes(0, "", "", 0), lambda: Size(1, 2)
-    )
+    return measure(Subject(), proxies)
 
 
 def test_two_statistics_of_one_name_are_refused():

@@ -1,5 +1,8 @@
 """Texts say what cells compute, whatever does not matter to that; native code and its twin agree."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
 from zcpipe.spaces import _graphs_twin as twin
-from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, live_edges
+from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, correspondence, live_edges
 
 ZERO, SKIP, POOL, CONV, SEP = range(5)
 OPERATIONS = (
@@ -132,6 +135,67 @@ def test_a_wiring_without_edges_passes_its_input_on(either):
     graph = Wiring(OPERATIONS, ("x",), (), (0,))
     assert canonical_texts(graph, np.empty((2, 0), int)) == ["x", "x"]
     assert live_edges(graph, np.empty((2, 0), int)).shape == (2, 0)
+
+
+def value(graph, cell, weights):
+    """A cell's outputs as numbers, in ascending order: weighted edges are functions of the numbers in ``weights``."""
+    nodes = [0.3 + 0.4 * node if node < len(graph.inputs) else 0.0 for node in range(graph.nodes)]
+    for edge in sorted(range(len(cell)), key=lambda edge: graph.edges[edge][1]):
+        source, target = graph.edges[edge]
+        x, operation = nodes[source], cell[edge]
+        if operation >= CONV:
+            x = math.sin((operation + weights.get(edge, 0)) * x + 0.1) - math.sin(0.1)  # of nothing nothing comes
+        nodes[target] += {ZERO: 0, POOL: x * x}.get(operation, x)
+    return sorted(nodes[node] for node in graph.outputs)
+
+
+def assert_same_function(graph, representative, member):
+    """With the weights of its counterparts the member has the representative's value."""
+    matches = correspondence(graph, representative, member)
+    (live,) = live_edges(graph, [member]).tolist()
+    assert list(matches) == [edge for edge, lives in enumerate(live) if lives and member[edge] >= CONV]
+    assert len(set(matches.values())) == len(matches)
+    weights = {edge: math.sqrt(edge + 2) for edge in range(len(graph.edges))}
+    given = {edge: weights[match] for edge, match in matches.items()}
+    assert value(graph, member, given) == pytest.approx(value(graph, representative, weights), rel=1e-9, abs=1e-12)
+
+
+def test_correspondence_of_all_cells_of_four_nodes():
+    graph = wiring([(x, y) for y in range(4) for x in range(y)])
+    everything = np.array(list(itertools.product(range(5), repeat=6)))
+    first = {}
+    for cell, text in zip(everything.tolist(), canonical_texts(graph, everything), strict=True):
+        assert_same_function(graph, first.setdefault(text, cell), cell)
+
+
+@settings(deadline=None)
+@given(cells(), st.randoms(use_true_random=False))
+def test_correspondence_under_exchanged_edges(case, random):
+    """Parallel edges change places, and edges without operation get one where they stay dead."""
+    graph, cell = case
+    member = list(cell)
+    for ends in set(graph.edges):
+        places = [edge for edge, other in enumerate(graph.edges) if other == ends]
+        for place, origin in zip(places, random.sample(places, len(places)), strict=True):
+            member[place] = cell[origin]
+    candidate = [op if op or random.random() < 0.5 else random.randrange(5) for op in member]
+    if canonical_text(graph, candidate) == canonical_text(graph, cell):
+        member = candidate
+    assert_same_function(graph, cell, member)
+
+
+def test_correspondence_is_one_for_all_edges_together(either):
+    """Each leading convolution could be either of the representative's; what follows it settles which."""
+    graph = wiring([(0, 1), (0, 2), (1, 3), (2, 3), (1, 3), (2, 3)])
+    one, other = [CONV, CONV, CONV, ZERO, ZERO, SEP], [CONV, CONV, ZERO, CONV, SEP, ZERO]
+    assert correspondence(graph, one, other) == {0: 1, 1: 0, 3: 2, 4: 5}
+    assert correspondence(graph, one, one) == {0: 0, 1: 1, 2: 2, 5: 5}
+    assert correspondence(wiring(DIAMOND), [CONV] * 4, [CONV] * 4) == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def test_cells_without_correspondence_are_named(either):
+    with pytest.raises(UsageError, match=r"different functions: 0 and c3\(x\)"):
+        correspondence(wiring([(0, 1)]), [ZERO], [CONV])
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,22 @@
 """NAS-Bench-201 is the benchmark's: its order, its counts, its classes, its networks."""
 
 import hashlib
-import itertools
+import json
 from contextlib import suppress
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from zcpipe import get_space, initialise
 from zcpipe.errors import UsageError
+from zcpipe.scoring.guard import untouched
+from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.spaces.base import slot_of
 from zcpipe.spaces.classes import key_classes
 from zcpipe.spaces.nasbench201 import EDGES, OPERATIONS, Cell
 
@@ -70,40 +75,41 @@ def test_keys_make_5260_classes_numbered_by_their_smallest_member():
     assert sum(SPACE.key(cell) != "0" for cell in SPACE) == 15284  # cells that connect input to output
 
 
-@settings(max_examples=15)
-@given(st.integers(0, 15624))
-def test_members_of_a_class_compute_one_function(index):
-    """With equal weights on corresponding edges a member and its representative give the same maps."""
+@st.composite
+def relatives(draw):
+    """Two cells of one key, any two of its class."""
     classes = key_classes(SPACE)
-    one, other = SPACE[int(classes.representative[classes.class_of[index]])], SPACE[index]
-    networks = [SPACE.build(cell, "cifar10", cells_per_stage=1).model for cell in (one, other)]
-    for network in networks:
-        initialise(network).double().eval()
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    first = [edge for edge, live in enumerate(one.live) if live and one.operations[edge].startswith("nor")]
-    second = [edge for edge, live in enumerate(other.live) if live and other.operations[edge].startswith("nor")]
-    assert len(first) == len(second)
-    expected = networks[0](x)
-    assert any(
-        torch.allclose(expected, _with_edges(networks, dict(zip(order, first, strict=True)))(x))
-        for order in itertools.permutations(second)
-    )
+    index = draw(st.integers(0, 15624))
+    members = np.flatnonzero(classes.class_of == classes.class_of[index])
+    return SPACE[int(draw(st.sampled_from(members.tolist())))], SPACE[index]
 
 
-def _with_edges(networks, origin):
-    """Give the second network the first one's weights, edge by edge as ``origin`` says."""
-    source, target = networks
-    state = {}
-    for name in target.state_dict():
-        parts = name.split(".")
-        if parts[0] == "cells" and parts[2] == "layers":
-            parts[3] = str(origin[int(parts[3])])
-        value = source.state_dict().get(".".join(parts))
-        if value is None or value.shape != target.state_dict()[name].shape:
-            return lambda x: torch.full((2, 10), torch.nan, dtype=x.dtype)  # this correspondence does not even fit
-        state[name] = value
-    target.load_state_dict(state)
-    return target
+@settings(max_examples=60)
+@given(relatives(), st.integers(0, 100))
+def test_members_of_a_class_compute_one_function(pair, seed):
+    """With the weights of corresponding layers a member gives what its representative does."""
+    representative, member = pair
+    ours, theirs = (SPACE.build(cell, "cifar10").model.double() for cell in (member, representative))
+    slots = SPACE.layer_slots("cifar10")
+    initialise(theirs, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in theirs.parameters():
+        if parameter.ndim == 1:  # batch norms and biases would be the same everywhere
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    correspondence = SPACE.correspondence(representative, member, "cifar10")
+    assert list(correspondence) == [slot_of(name, slots) for name in weighted_layers(member, False)]
+    weights, given = theirs.state_dict(), {}
+    for name in ours.state_dict():
+        slot = next((slot for slot in correspondence if name.startswith(f"{slot}.")), None)
+        given[name] = weights[name if slot is None else correspondence[slot] + name.removeprefix(slot)]
+    ours.load_state_dict(given)
+    x = images(seed).double()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-8)
+
+
+def test_correspondence_of_cells_of_different_keys_is_refused():
+    with pytest.raises(UsageError, match="different functions"):
+        SPACE.correspondence(SPACE[0], SPACE[1], "cifar10")
 
 
 @given(cells, st.permutations([1, 2]))
@@ -201,3 +207,130 @@ def test_neighbours_differ_in_one_edge_and_mutations_are_neighbours(cell, seed, 
 def test_unknown_dataset_names_the_near_one():
     with pytest.raises(UsageError, match="cifar100"):
         SPACE.size(SPACE[0], "cifar1000")
+
+
+class TestSlots:
+    """Every place for a weighted layer has one name, whatever the cell."""
+
+    def test_are_the_98_of_the_full_network(self):
+        slots = SPACE.layer_slots("cifar10")
+        assert len(slots) == len(set(slots)) == 1 + 15 * 6 + 2 * 3 + 1
+        assert slots[:3] == ("stem", "cells.0.layers.0", "cells.0.layers.1")
+        assert slots[31:35] == ("cells.5.conv_a", "cells.5.conv_b", "cells.5.downsample", "cells.6.layers.0")
+        assert slots[-2:] == ("cells.16.layers.5", "classifier")
+
+    @settings(max_examples=20)
+    @given(cells, st.booleans())
+    def test_weighted_layers_fill_different_ones_in_their_order(self, cell, full):
+        slots = SPACE.layer_slots("cifar10")
+        positions = [slots.index(slot_of(name, slots)) for name in weighted_layers(cell, full)]
+        assert positions == sorted(set(positions))
+
+    def test_all_are_filled_where_every_edge_is_a_convolution(self):
+        slots = SPACE.layer_slots("cifar10")
+        assert [slot_of(name, slots) for name in weighted_layers(Cell(("nor_conv_1x1",) * 6), False)] == list(slots)
+
+    @pytest.mark.parametrize("layer", ["cells.5.layers.1.op.1", "stems.0", "cells.3", ""])
+    def test_a_layer_of_no_slot_is_named(self, layer):
+        with pytest.raises(UsageError, match=f"layer '{layer}' fills no slot"):
+            slot_of(layer, SPACE.layer_slots("cifar10"))
+
+
+def weighted_layers(cell, full):
+    model = SPACE.build(cell, "cifar10", full=full).model
+    return [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+class TestFull:
+    """The full network: dead edges are there and run, and nothing else knows of it."""
+
+    @settings(max_examples=50)
+    @given(cells, st.sampled_from(["cifar10", "cifar100", "imagenet16-120"]))
+    def test_has_the_benchmarks_parameters(self, cell, dataset):
+        model = SPACE.build(cell, dataset, full=True).model
+        assert sum(p.numel() for p in model.parameters()) == SPACE.size(cell, dataset).params
+
+    @settings(max_examples=20)
+    @given(cells, st.booleans())
+    def test_outputs_and_gradients_are_those_of_the_pruned_network(self, cell, fast):
+        """Bit for bit, also where whole cells are one step of autograd."""
+        outcomes = []
+        for full in (False, True):
+            model = initialise(SPACE.build(cell, "cifar10", 1, full=full).model).to(memory_format=torch.channels_last)
+            x = images(0).requires_grad_()
+            modules = dict(model.named_modules())
+            with untouched(modules), fast_operations(modules if fast else {}):
+                y = model(x)
+                outcomes.append((y, *torch.autograd.grad((y * y).sum() + x.sum(), x)))
+        (y, gradient), (full_y, full_gradient) = outcomes
+        assert torch.equal(y, full_y)
+        assert torch.equal(gradient, full_gradient)
+
+    @settings(max_examples=20)
+    @given(cells)
+    def test_dead_layers_get_no_gradient(self, cell):
+        model = initialise(SPACE.build(cell, "cifar10", 1, full=True).model)
+        model(images(0)).sum().backward()
+        for index, module in enumerate(model.cells):
+            for edge, layer in getattr(module, "layers", {}).items():
+                for parameter in layer.parameters():
+                    assert (parameter.grad is not None) == cell.live[int(edge)], (index, edge)
+
+    @settings(max_examples=30)
+    @given(cells, st.booleans())
+    def test_every_layer_reads_what_the_published_network_gives_it(self, cell, fast):
+        """Hooks see each layer's input: the sum of all the edges into its node, zeros from "none"."""
+        model = initialise(SPACE.build(cell, "cifar10", 1, full=True).model).requires_grad_(False)
+        modules = dict(model.named_modules())
+        seen = {}
+        for name, module in modules.items():
+            if isinstance(module, nn.ReLU):
+                module.register_forward_hook(lambda _m, x, _y, name=name: seen.setdefault(name, x[0]))
+        with untouched(modules), fast_operations(modules if fast else {}), torch.no_grad():
+            x = modules["stem"](images(0))
+            model(images(0))
+            inputs = {name: value for name, value in seen.items() if name.startswith("cells.0.")}
+            nodes = [x]
+            for target in (1, 2, 3):
+                total = torch.zeros_like(x)
+                for edge in [edge for edge, ends in enumerate(EDGES) if ends[1] == target]:
+                    if cell.operations[edge] == "none":
+                        continue
+                    source = nodes[EDGES[edge][0]]
+                    if cell.operations[edge].startswith("nor"):
+                        torch.testing.assert_close(inputs.pop(f"cells.0.layers.{edge}.op.0"), source)
+                    total = total + modules[f"cells.0.layers.{edge}"](source)
+                nodes.append(total)
+        assert not inputs
+
+
+def images(seed):
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", [f"arch{i:02d}" for i in range(0, 24, 2)])
+def test_published_scores_of_whole_networks_need_the_full_one(data, name):
+    """Reference values that count dead layers: NASWOT's log-determinant, written out, and the norms of the weights."""
+    values = json.loads(data("reference/values.json").read_text())["values"][name]
+    model = SPACE.build(SPACE.parse(values["arch_str"]), "cifar10", cells_per_stage=1, full=True).model
+    initialise(model)  # batch norms: 1 and 0
+    weights = {key: torch.from_numpy(array) for key, array in np.load(data(f"reference/{name}.npz")).items()}
+    assert {key for key, parameter in model.named_parameters() if parameter.ndim > 1} <= weights.keys()
+    assert not model.load_state_dict(weights, strict=False).unexpected_keys
+    kernel = np.zeros((16, 16))
+
+    def add_codes(_module, inputs, _output):
+        code = (inputs[0].flatten(1) > 0).numpy().astype(np.float64)
+        kernel[:] += code @ code.T + (1 - code) @ (1 - code).T
+
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(add_codes)
+    with torch.no_grad():
+        model.train()(torch.from_numpy(np.load(data("reference/batch16.npz"))["x"]))
+    published = values["naslib_f32"]
+    assert np.linalg.slogdet(kernel)[1] == pytest.approx(published["nwot"], rel=1e-6)
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    norms = sum(layer.weight.detach().norm().item() for layer in layers)
+    assert norms == pytest.approx(published["l2_norm"], rel=1e-6)

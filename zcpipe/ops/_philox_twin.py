@@ -48,6 +48,11 @@ def _normal(key: int, nonce: int, n: int) -> _Reals:  # [n]
     return np.stack([radius * cos, radius * sin], axis=1).reshape(-1)[:n]
 
 
+def _uniform(key: int, nonce: int, n: int) -> _Reals:  # [n]
+    words = _philox(key, nonce, 0, -(-n // 4)).reshape(-1)[:n]
+    return words.astype(np.uint32).view(np.int32).astype(np.float64) * 2.0**-31
+
+
 def _log_unit(u: _Reals) -> _Reals:
     """Compute log(u) for u in [2**-53, 1]."""
     bits = u.view(np.uint64) + np.uint64(0x3FF0000000000000 - 0x3FE6A09E00000000)

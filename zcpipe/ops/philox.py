@@ -21,8 +21,8 @@ from zcpipe.ops._check import check_float, dense_format
 class Stream:
     """One random sequence, named by 128 bits.
 
-    A stream is for one purpose: its bits, normals, signs and integers are made of the same random words, so take a
-    stream of another name for anything that has to be independent. Drawing does not advance it.
+    A stream is for one purpose: its bits, normals, uniform numbers, signs and integers are made of the same random
+    words, so take a stream of another name for anything that has to be independent. Drawing does not advance it.
 
     Attributes:
         key: Philox's key, below 2**64.
@@ -112,6 +112,23 @@ class Stream:
         """
         return self._fill(t, "normal")
 
+    def uniform_(self, t: Tensor) -> Tensor:  # any shape
+        """Fill `t` with numbers of uniform distribution from -1 to 1, in place.
+
+        Element i is word i % 4 of block i // 4, taken as a signed integer, divided by 2**31 and rounded to the dtype.
+        The logical (row-major, NCHW) index decides, not the strides.
+
+        Args:
+            t: float32 or float64, of any strides and on any device. Autograd does not record the filling.
+
+        Returns:
+            `t` itself.
+
+        Raises:
+            UsageError: `t` has another dtype.
+        """
+        return self._fill(t, "uniform")
+
     def rademacher_(self, t: Tensor) -> Tensor:  # any shape
         """Fill `t` with +1 and -1, each with probability one half, in place.
 
@@ -170,5 +187,5 @@ def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 @_library.on_load
 def _register() -> None:
-    for op in ("philox_bits_", "philox_normal_", "philox_rademacher_"):
+    for op in ("philox_bits_", "philox_normal_", "philox_uniform_", "philox_rademacher_"):
         torch.library.register_fake(f"zcpipe::{op}", lambda out, *counter: None)

@@ -11,7 +11,7 @@ from zcpipe.errors import UsageError, unknown_name
 from zcpipe.proxies.base import Proxy
 from zcpipe.registry import discover
 
-__all__ = ["Proxy", "get_proxy", "groups", "list_proxies", "resolve"]
+__all__ = ["Proxy", "describe", "get_proxy", "groups", "list_proxies", "resolve"]
 
 
 def list_proxies(pattern: str = "*") -> list[str]:
@@ -30,6 +30,18 @@ def get_proxy(name: str) -> Proxy:
         raise unknown_name("proxy", name, [*proxies, *groups()])
     proxy: Proxy = proxies[name]
     return proxy
+
+
+def describe(proxy: Proxy) -> dict[str, object]:
+    """Return what a user wants to know of a proxy, as one record."""
+    fields = ("name", "direction", "scope", "cost", "unit", "formula", "paper")
+    record: dict[str, object] = {field: getattr(proxy, field) for field in fields}
+    recipe = proxy.recipe
+    record["recipe"] = "none" if recipe is None else f"{recipe.init}, {recipe.inputs}, {recipe.norm}"
+    needs = ["blocks"] if any(statistic.node == "block" for statistic in proxy.statistics) else []
+    record["needs"] = [*needs, *(["labels"] if proxy.targets else [])]
+    record["statistics"] = [f"{s.name}@{s.node}" for s in proxy.statistics if s.node != "network"]
+    return record
 
 
 def groups() -> dict[str, tuple[str, ...]]:

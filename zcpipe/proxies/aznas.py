@@ -115,7 +115,7 @@ def _mean_of_pairs(statistics: Mapping[str, NDArray[np.float64]]) -> float:
     return float(np.mean(statistics["trainability"]))
 
 
-_ENTROPY = MapStatistic("expressivity", "nat", covariance, spectral_entropies)
+ENTROPY = MapStatistic("expressivity", "nat", covariance, spectral_entropies)
 _PAIR = JacobianStatistic("trainability", "", local_jacobian, pair_trainabilities)
 
 PROXIES = (
@@ -125,7 +125,7 @@ PROXIES = (
         scope="function",
         cost="cheap",
         recipe=RECIPE,
-        statistics=(_ENTROPY,),
+        statistics=(ENTROPY,),
         reduce=_sum_of_entropies,
         unit="nat",
         formula="sum over maps of the spectral entropy of the channel covariance",
@@ -137,7 +137,7 @@ PROXIES = (
         scope="function",
         cost="cheap",
         recipe=RECIPE,
-        statistics=(_ENTROPY,),
+        statistics=(ENTROPY,),
         reduce=_smallest_gain,
         unit="nat",
         formula="smallest difference of the entropies of successive maps",

@@ -43,8 +43,8 @@ class Recipe:
     Attributes:
         init: how the weights are drawn; see `zcpipe.scoring.init`. "kaiming_normal": AZ-NAS; "default": as torch's own
             layers do; "normal": standard normals.
-        inputs: "noise": i.i.d. standard normal images, no labels; "data": the run's images and labels (noise and random
-            labels unless the run says otherwise); "ones": one image of ones; "none": no pass at all.
+        inputs: "noise": i.i.d. standard normal images and random labels; "data": the run's images and labels (noise
+            and random labels unless the run says otherwise); "ones": one image of ones; "none": no pass at all.
         norm: "batch": train mode, normalisation by the batch's statistics; "sample": the same for each sample alone;
             "running": eval mode; "drop": normalisation layers are left out.
         absolute: parameters and buffers are replaced by their absolute values and everything is computed in float64.
@@ -77,10 +77,11 @@ class Gradients:
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """What was read off a layer's outputs: moments of each of its calls, and its weight."""
+    """What was read off a layer's outputs: moments of each of its calls, its weight, and the size of the batch."""
 
     moments: Sequence[Tensor]
     weight: Tensor
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,13 @@ class GradientStatistic:
 class OutputStatistic:
     """One number per layer from its output and the loss's gradient there, in two steps.
 
-    ``moments`` takes both, of one shape, [N, C, H, W], [N, T, C] or [N, C], as soon as the gradient exists and returns
-    a small tensor; ``finish`` takes a layer's.
+    ``moments`` takes the sums of their product over positions, [N, C] in float64, as soon as the gradient exists, and
+    returns a small tensor, which should be a sum over samples; ``finish`` takes those of a layer's calls.
     """
 
     name: str
     unit: str
-    moments: Callable[[Tensor, Tensor], Tensor]
+    moments: Callable[[Tensor], Tensor]
     finish: Callable[[LayerOutputs], float]
     node: Node = field(default="layer", init=False)
 
@@ -205,6 +206,10 @@ class Network(Protocol):
     @property
     def gradients(self) -> Gradients:
         """Gradients of the loss for ``layers``, computed once for all statistics of the recipe."""
+        ...
+
+    def batch_loss(self, output: object) -> Tensor:
+        """Return the scalar loss of the whole batch, given what the model returned."""
         ...
 
     def loss(self, output: Tensor, targets: Tensor | None) -> Tensor:

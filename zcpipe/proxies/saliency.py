@@ -7,19 +7,24 @@ layers: `grad_norm` is the sum of the layers' norms, not the norm of all gradien
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from zcpipe.ops import product_sums
+from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import (
+    CustomStatistic,
     Gradients,
     GradientStatistic,
     LayerOutputs,
+    Network,
     OutputStatistic,
     Proxy,
     Recipe,
     Values,
+    only,
     total,
 )
 
@@ -28,7 +33,8 @@ RECIPE = Recipe(init="default", inputs="data", norm="batch")
 
 
 def _norms(gradients: Gradients) -> Values:
-    return np.sqrt(gradients.sums.squared_gradients.cpu().numpy())
+    norms: Values = np.sqrt(gradients.sums.squared_gradients.cpu().numpy())
+    return norms
 
 
 def _products(gradients: Gradients) -> Values:
@@ -41,17 +47,34 @@ def _magnitudes(gradients: Gradients) -> Values:
     return values
 
 
-def _channel_saliency(z: Tensor, dz: Tensor) -> Tensor:  # maps -> [C] float64
-    """Half the mean over samples of the squared sum over positions of z * dL/dz (the Fisher term of each channel)."""
-    return product_sums(z, dz).square().mean(0) / 2
+def _squares(products: Tensor) -> Tensor:  # [N, C] -> [C]
+    """Sum over samples of the squared sum over positions of z * dL/dz."""
+    return products.square().sum(0)
 
 
 def _fan_in_weighted(layer: LayerOutputs) -> float:
-    """Sum over channels, each counted once per weight that makes it, as the published code does."""
+    """Half the mean over samples, each channel counted once per weight that makes it, as the published code does."""
     if not layer.moments:
         return 0.0
-    channels = torch.stack(list(layer.moments)).sum(0)
-    return float(channels.abs().sum()) * layer.weight[0].numel()
+    channels = float(torch.stack(list(layer.moments)).sum())
+    return channels / (2 * layer.samples) * layer.weight[0].numel()
+
+
+def _norm_of_all(network: Network) -> list[float]:
+    """The norm of the loss's gradients of all parameters, biases and norm layers included, as one vector."""
+    parameters = [p for p in network.model.parameters() if p.is_floating_point()]
+    if not parameters:
+        raise UnsupportedError("the network has no parameters")
+    for parameter in parameters:
+        parameter.requires_grad_()
+    try:
+        with torch.enable_grad():
+            loss = network.batch_loss(network.model(*network.inputs))
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return [math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))]
 
 
 def _proxy(statistic: GradientStatistic | OutputStatistic, formula: str, paper: str = PAPER) -> Proxy:
@@ -79,8 +102,27 @@ PROXIES = (
     ),
     _proxy(GradientStatistic("plain", "", _products), "sum of g w over all weights, signed"),
     _proxy(
-        OutputStatistic("fisher", "", _channel_saliency, _fan_in_weighted),
+        OutputStatistic("fisher", "", _squares, _fan_in_weighted),
         "sum over layers and channels of fan-in * 1/2 mean_n (sum_hw z dL/dz)^2, z the layer's output",
         "Turner et al., BlockSwap, ICLR 2020; as a proxy: " + PAPER,
     ),
+    Proxy(
+        name="grad_norm_global",
+        direction="higher",
+        scope="function",
+        cost="cheap",
+        recipe=Recipe(init="kaiming_normal", inputs="noise", norm="batch"),
+        statistics=(CustomStatistic("grad_norm_global", "", "network", _norm_of_all),),
+        reduce=only("grad_norm_global"),
+        unit="",
+        formula="|g|_2, g the loss's gradients of all parameters together",
+        paper="Lin et al., Zen-NAS, ICCV 2021 (its grad_norm); also in the code of AZ-NAS",
+        targets=True,
+    ),
 )
+
+_SIX = ("grad_norm", "snip", "grasp", "fisher", "synflow", "jacob_cov")
+GROUPS = {
+    "zero_cost_nas": _SIX,  # the six of the paper
+    "nasbench_suite_zero": (*_SIX, "plain", "epe_nas", "l2_norm", "nwot", "zen", "params", "macs"),  # Krishnakumar 2022
+}

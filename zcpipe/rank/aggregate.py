@@ -11,36 +11,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from zcpipe.errors import DataError, UsageError, unknown_name
+from zcpipe.rank.majority import vote
+from zcpipe.rank.ranking import Floats, ranked
 
-Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
+_SIZE = "params"
+
 Combine = Callable[[Mapping[str, Floats], Mapping[str, str]], Floats]
-
-DIRECTIONS = ("higher", "lower")
-
-
-def ranks(values: Floats, direction: str = "higher") -> Floats:
-    """Rank values by goodness, from 1 for the worst to m for the best, ties averaged.
-
-    Args:
-        values: [n], NaN where there is none; infinities are data.
-        direction: "higher" if large values are good, "lower" if small ones are.
-
-    Returns:
-        [n], NaN where the value is; m is the number of the others.
-
-    Raises:
-        UsageError: another direction.
-    """
-    if direction not in DIRECTIONS:
-        raise UsageError(f"unknown direction {direction!r}; give one of {' and '.join(DIRECTIONS)}")
-    from scipy import stats  # here, because importing it takes a second that every worker would pay
-
-    numbers = np.asarray(values, dtype=np.float64)
-    goodness = numbers if direction == "higher" else -numbers
-    result = np.full(len(numbers), np.nan)
-    valid = ~np.isnan(numbers)
-    result[valid] = stats.rankdata(goodness[valid], method="average")
-    return result
 
 
 def log_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:
@@ -58,7 +34,7 @@ def log_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Fl
         UsageError: no column, or one without a direction.
         DataError: columns of different lengths.
     """
-    stacked = _ranked(columns, directions)
+    stacked = ranked(columns, directions)
     m = int(np.count_nonzero(~np.isnan(stacked[0])))
     # Sorted before adding: architectures with the same ranks in another order must tie exactly, not up to rounding.
     terms = np.sort(np.log(stacked / max(m, 1)), axis=0)
@@ -73,10 +49,50 @@ def linear_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) ->
     Returns:
         [n], higher is better; NaN where any proxy is NaN.
     """
-    return np.asarray(_ranked(columns, directions).sum(axis=0), dtype=np.float64)
+    return np.asarray(ranked(columns, directions).sum(axis=0), dtype=np.float64)
 
 
-METHODS: Mapping[str, Combine] = {"logrank": log_rank, "linear": linear_rank}
+def size_regularised(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:
+    """SWAP's control of size: a proxy times exp(-(P - mu)^2 / sigma), P being the number of parameters.
+
+    The published code takes mu and sigma as arguments, to be chosen by the sizes of a space. Here mu is the largest
+    size of the population and sigma its square: nothing is punished for being large, the factor lies between 1/e and 1
+    whatever the unit of size, and the proxy keeps its say.
+
+    Args:
+        columns: the proxy and ``params``, over the population, [n] each.
+        directions: for each "higher": a product says nothing of others.
+
+    Returns:
+        [n], higher is better; NaN where either is NaN, and the largest size is that of the others.
+
+    Raises:
+        UsageError: other columns than those two, or one that is not the better the higher.
+        DataError: columns of different lengths, or no architecture has parameters.
+    """
+    names = [name for name in columns if name != _SIZE]
+    if len(columns) != 2 or len(names) != 1:
+        raise UsageError(f"size_regularised takes {_SIZE} and one proxy, not {', '.join(columns) or 'nothing'}")
+    outside = np.isnan(ranked(columns, directions)[0])
+    lower = [name for name in columns if directions[name] != "higher"]
+    if lower:
+        raise UsageError(f"size_regularised takes proxies that are the better the higher, which {lower[0]} is not")
+    scores, sizes = (np.array(columns[name], dtype=np.float64) for name in (*names, _SIZE))
+    scores[outside] = sizes[outside] = np.nan
+    if outside.all():
+        return scores
+    largest = np.nanmax(sizes)
+    if largest <= 0:
+        raise DataError(f"no architecture has any parameters: {_SIZE} is at most {largest:g}")
+    return np.asarray(scores * np.exp(-np.square(sizes / largest - 1)), dtype=np.float64)
+
+
+METHODS: Mapping[str, Combine] = {
+    "logrank": log_rank,
+    "linear": linear_rank,
+    "vote": vote,
+    "size_regularised": size_regularised,
+}
 
 
 def aggregate(method: str, columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:
@@ -89,22 +105,3 @@ def aggregate(method: str, columns: Mapping[str, Floats], directions: Mapping[st
     if method not in METHODS:
         raise unknown_name("aggregation method", method, METHODS)
     return METHODS[method](columns, directions)
-
-
-def _ranked(
-    columns: Mapping[str, Floats], directions: Mapping[str, str]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Rank every column among the architectures that are valid in all of them: [proxies, n]."""
-    if not columns:
-        raise UsageError("nothing to aggregate; name at least one proxy")
-    missing = [name for name in columns if name not in directions]
-    if missing:
-        raise UsageError(f"no direction is known for {', '.join(missing)}; an aggregate needs one for each proxy")
-    arrays = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
-    lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"columns of one population must be equally long, not {lengths}")
-    outside = np.any([np.isnan(values) for values in arrays.values()], axis=0)
-    for values in arrays.values():
-        values[outside] = np.nan
-    return np.array([ranks(values, directions[name]) for name, values in arrays.items()])

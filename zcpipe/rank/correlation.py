@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from zcpipe.errors import DataError
-
-Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
+from zcpipe.rank.ranking import Floats
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,15 @@ class Correlation:
     Attributes:
         kendall: Kendall's tau-b; NaN if the scores are constant or fewer than two are there.
         spearman: Spearman's rho, NaN likewise.
+        pair_accuracy: the share of the pairs of different truth that the scores order as the truth does; a tie in the
+            scores counts a half. NaN likewise.
         n: architectures with both a score and a truth.
         failed: architectures with a truth but no score.
     """
 
     kendall: float
     spearman: float
+    pair_accuracy: float
     n: int
     failed: int
 
@@ -56,14 +59,23 @@ def correlate(scores: Floats, truth: Floats, name: str = "target") -> Correlatio
     n, failed = int(scored.sum()), int((~scored).sum())
     values, target = values[scored], target[scored]
     if n < 2 or _constant(values) or _constant(target):
-        return Correlation(float("nan"), float("nan"), n, failed)
+        return Correlation(float("nan"), float("nan"), float("nan"), n, failed)
     from scipy import stats  # here, as in aggregate.ranks: it imports slowly
 
     # Of the ranks, on which both depend alone: infinite scores are ordinary then.
     score_ranks, target_ranks = stats.rankdata(values), stats.rankdata(target)
-    kendall = stats.kendalltau(score_ranks, target_ranks, variant="b").statistic
-    spearman = stats.spearmanr(score_ranks, target_ranks).statistic
-    return Correlation(float(kendall), float(spearman), n, failed)
+    kendall = float(stats.kendalltau(score_ranks, target_ranks, variant="b").statistic)
+    spearman = float(stats.spearmanr(score_ranks, target_ranks).statistic)
+    scored_pairs, target_pairs = _untied(score_ranks), _untied(target_ranks)
+    # Tau-b's numerator, a whole number: the pairs that agree less those that do not.
+    agreement = round(kendall * math.sqrt(scored_pairs) * math.sqrt(target_pairs))
+    return Correlation(kendall, spearman, (target_pairs + agreement) / (2 * target_pairs), n, failed)
+
+
+def _untied(values: Floats) -> int:
+    """Count the pairs of different values."""
+    counts = np.unique(values, return_counts=True)[1].tolist()
+    return math.comb(len(values), 2) - sum(math.comb(count, 2) for count in counts)
 
 
 def _constant(values: Floats) -> bool:

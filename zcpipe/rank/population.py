@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.proxies import groups
-from zcpipe.rank.aggregate import Floats, aggregate
+from zcpipe.rank.aggregate import METHODS, aggregate
 from zcpipe.rank.correlation import correlate
+from zcpipe.rank.majority import vote_accuracy
+from zcpipe.rank.named import NAMED, Named
+from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import top
 from zcpipe.table import Table
 
@@ -26,27 +29,30 @@ class Ranked:
     proxies: dict[str, float]
 
 
-def rank_table(table: Table, method: str, proxies: str, k: int) -> tuple[int, list[Ranked]]:
+def rank_table(table: Table, method: str, proxies: str | None, k: int) -> tuple[int, list[Ranked]]:
     """Rank a table's architectures by an aggregate of proxies.
 
     Args:
         table: the population.
-        method: ``logrank`` or ``linear``.
-        proxies: names or groups, separated by commas.
+        method: a name of `NAMED`, or one of `METHODS`.
+        proxies: what a method combines: names or groups, separated by commas, by default the AZ-NAS four. A named
+            aggregate has proxies of its own.
         k: how many of the best to return.
 
     Returns:
         The size of the population (rows in which none of the proxies failed) and the best rows, best first.
 
     Raises:
-        UsageError: an unknown method, or a proxy that the table lacks; ``k`` is not positive.
+        UsageError: an unknown method, proxies for a named aggregate that is no method, or a proxy that the table
+            lacks; ``k`` is not positive.
         DataError: no row has all of the proxies.
     """
     if k < 1:
         raise UsageError(f"--top needs a positive number of rows, got {k}")
-    names = _columns(table, proxies)
+    how, asked = _recipe(method, proxies)
+    names = _columns(table, asked)
     values = table.values(names)
-    scores = aggregate(method, values, table.directions(names))
+    scores = aggregate(how, values, table.directions(names))
     if np.isnan(scores).all():
         raise DataError(
             f"no architecture of the table has values of all of {', '.join(names)}; "
@@ -60,6 +66,21 @@ def rank_table(table: Table, method: str, proxies: str, k: int) -> tuple[int, li
         for place, i in enumerate(best.tolist(), start=1)
     ]
     return int(np.count_nonzero(~np.isnan(scores))), ranked
+
+
+def _recipe(method: str, proxies: str | None) -> tuple[str, str]:
+    """Return how to aggregate, and which proxies."""
+    if proxies is None and method in NAMED:
+        return NAMED[method].method, ",".join(NAMED[method].proxies)
+    if method in METHODS:
+        return method, "aznas" if proxies is None else proxies
+    if method in NAMED:
+        entry = NAMED[method]
+        raise UsageError(
+            f"{method} combines {', '.join(entry.proxies)}: leave --proxies out, or combine others by "
+            f"--method {entry.method}"
+        )
+    raise unknown_name("aggregate or method", method, [*NAMED, *METHODS])
 
 
 def _columns(table: Table, proxies: str) -> list[str]:
@@ -76,11 +97,15 @@ def _columns(table: Table, proxies: str) -> list[str]:
 
 @dataclass(frozen=True)
 class CorrelationRow:
-    """How well one proxy or aggregate ranks: ``failed`` architectures have truth but no score."""
+    """How well one proxy or aggregate ranks, as `Correlation`.
+
+    A vote's ``pair_accuracy`` is that of the votes themselves, which decide more than the ranking made from them.
+    """
 
     name: str
-    kendall: float  # NaN if the scores are constant
+    kendall: float
     spearman: float
+    pair_accuracy: float
     n: int
     failed: int
 
@@ -100,21 +125,62 @@ def correlate_table(
         aggregates: name -> proxies of further log-rank aggregates.
 
     Returns:
-        params and macs first, the other proxies in table order, then ``aznas`` (log-rank) and ``aznas_linear`` if the
-        table has the AZ-NAS four, then the aggregates asked for. Correlations are of raw values, signed.
+        params and macs first, the other proxies in table order, then the named aggregates (`NAMED`) of which the table
+        has all proxies and no column of that name, then the aggregates asked for. Correlations are of raw values,
+        signed.
 
     Raises:
-        UsageError: an aggregate names a proxy that the table lacks.
+        UsageError: an aggregate names a proxy that the table lacks, or is called as another row.
         DataError: the target is constant, or no architecture has truth.
     """
     names = [c.name for c in table.columns if c.kind == "count"] + [c.name for c in table.columns if c.kind == "proxy"]
-    scores = table.values(names)
-    four = groups()["aznas"]
-    made = [("aznas", "logrank", four), ("aznas_linear", "linear", four)] if set(four) <= set(names) else []
-    made += [(name, "logrank", tuple(_columns(table, given))) for name, given in aggregates.items()]
-    for name, method, members in made:
-        if name in scores:
-            raise UsageError(f"aggregate {name!r} would hide a column of that name; give it another")
-        scores[name] = aggregate(method, table.values(members), table.directions(members))
-    results = {name: correlate(values, truth, target) for name, values in scores.items()}
-    return [CorrelationRow(name, r.kendall, r.spearman, r.n, r.failed) for name, r in results.items()]
+    made = available(names)
+    for name, given in aggregates.items():
+        if name in (*names, *(entry.name for entry in made)):
+            raise UsageError(f"aggregate {name!r} would hide the row of that name; give it another")
+        made.append(Named(name, "logrank", tuple(_columns(table, given)), ""))
+    members = dict.fromkeys(member for entry in made for member in entry.proxies)
+    return correlate_columns(table.values(names), table.directions(list(members)), truth, target, made)
+
+
+def available(columns: Collection[str]) -> list[Named]:
+    """Return the named aggregates that can be made from columns and that no column hides by its name."""
+    return [entry for entry in NAMED.values() if set(entry.proxies) <= set(columns) and entry.name not in columns]
+
+
+def correlate_columns(
+    columns: Mapping[str, Floats],
+    directions: Mapping[str, str],
+    truth: Floats,
+    target: str,
+    aggregates: Iterable[Named],
+) -> list[CorrelationRow]:
+    """Correlate columns of one population, and aggregates of them, with the truth: what `correlate_table` reads.
+
+    Args:
+        columns: proxies and counts, [n] each, NaN where they failed.
+        directions: "higher" or "lower", for each column that an aggregate combines.
+        truth: [n], NaN where unknown.
+        target: name of the truth, for messages.
+        aggregates: what to make of the columns.
+
+    Returns:
+        The columns, then the aggregates, in the order given.
+
+    Raises:
+        UsageError: an aggregate that cannot be made of its columns.
+        DataError: the target is constant, or no architecture has truth.
+    """
+    rows = [_row(name, values, truth, target) for name, values in columns.items()]
+    for entry in aggregates:
+        values = {name: columns[name] for name in entry.proxies}
+        row = _row(entry.name, aggregate(entry.method, values, directions), truth, target)
+        if entry.method == "vote":
+            row = replace(row, pair_accuracy=vote_accuracy(values, directions, truth))
+        rows.append(row)
+    return rows
+
+
+def _row(name: str, scores: Floats, truth: Floats, target: str) -> CorrelationRow:
+    found = correlate(scores, truth, target)
+    return CorrelationRow(name, found.kendall, found.spearman, found.pair_accuracy, found.n, found.failed)

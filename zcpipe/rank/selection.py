@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from zcpipe.errors import UsageError
-from zcpipe.rank.aggregate import DIRECTIONS
+from zcpipe.rank.ranking import DIRECTIONS, Floats
 
-Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Positions = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 

@@ -49,7 +49,7 @@ class UnitScorer:
         self._space = get_space(spec.space)
         self._frame = RowFrame(spec)
         self._scorer = ClassScorer(spec)
-        self._static = [p for p in resolve(spec.proxies) if p.cost == "static" and p.name not in COUNTS]
+        self._static = [p for p in resolve(spec.proxies) if not p.statistics and p.name not in COUNTS]
 
     def score(self, unit: Unit) -> list[Row]:
         """Return one row per member; an exception ends as error rows, only the death of the process goes further."""

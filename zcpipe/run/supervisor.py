@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.proxies import resolve
 from zcpipe.run.executor import Executor, Lease, Outcome
 from zcpipe.run.inprocess import InProcessExecutor
 from zcpipe.run.rows import Failed, Row, RowFrame, build, check_device
@@ -20,6 +21,7 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, WorkList, plan
 from zcpipe.run.workers import WorkersExecutor
 from zcpipe.scoring.columns import Column
+from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.schema import STATUSES, Header
 from zcpipe.table.store import Rows, Store, check_identity, find_header, locked, scan
@@ -141,6 +143,7 @@ def describe(
         "shards": whole.shards,
         "done": len(present),
         "todo": {"architectures": left.rows, "classes": left.classes, "shards": left.shards},
+        "passes": describe_plan(resolve(job.spec.proxies), job.spec.protocol),
         "schema": {field.name: str(field.type) for field in job.header.schema},
     }
 

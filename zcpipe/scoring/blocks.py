@@ -77,7 +77,7 @@ class _Walk:
 
     def __init__(self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource) -> None:
         self._blocks = blocks
-        self._statistics = statistics
+        self._statistics = [s for s in statistics if isinstance(s, MapStatistic | JacobianStatistic)]
         self._map_statistics = [s for s in statistics if isinstance(s, MapStatistic)]
         self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
         self._probe = probe
@@ -107,14 +107,14 @@ class _Walk:
     def _measure(self, name: str, output: Tensor) -> None:
         if self._leaf is not None and self._jacobian_statistics:
             g_out = self._probe(name, output)
-            g_in = _local_gradient(output, self._leaf, g_out)
+            g_in = local_gradient(output, self._leaf, g_out)
             for jacobian in self._jacobian_statistics:
                 self._keep(jacobian, g_in, g_out)
         feature = positions_of(output.detach())
         for statistic in self._map_statistics:
             self._keep(statistic, feature)
 
-    def _keep(self, statistic: Statistic, *tensors: Tensor) -> None:
+    def _keep(self, statistic: MapStatistic | JacobianStatistic, *tensors: Tensor) -> None:
         """Take one block's moments; a failure costs the proxies that read the statistic, not the whole pass."""
         if statistic.name in self._errors:
             return
@@ -139,7 +139,7 @@ class _Walk:
         return BlockResult(values, self._errors)
 
 
-def _local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
+def local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:
     """Vector-Jacobian product of a block; zeros if its output does not depend on the previous map."""
     if not output.requires_grad:
         return torch.zeros_like(leaf)

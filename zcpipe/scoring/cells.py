@@ -117,6 +117,7 @@ _Step = tuple[int, int, Layer]  # source, target, what leads from one to the oth
 def fast_cell(cell: Dag, layers: Sequence[Layer]) -> Callable[[Tensor], Tensor] | None:
     """Return a forward for a cell whose edges are `layers`; None if its output is not memory of its own.
 
+    Dead edges do not run: nobody watches them where all layers may be replaced.
     It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
     native operations do not know.
     """
@@ -138,8 +139,10 @@ def fast_cell(cell: Dag, layers: Sequence[Layer]) -> Callable[[Tensor], Tensor] 
 def _useful(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
     """Return the edges that lead to the output, in order."""
     useful, steps = {cell.output}, []
-    for (source, target), layer in zip(reversed(cell.edges), reversed(layers), strict=True):
-        if target in useful:
+    for (source, target), name, layer in zip(
+        reversed(cell.edges), reversed(list(cell.layers)), reversed(layers), strict=True
+    ):
+        if target in useful and name not in cell.dead:
             useful.add(source)
             steps.append((source, target, layer))
     return steps[::-1]

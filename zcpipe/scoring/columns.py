@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zcpipe.proxies import Proxy, get_proxy
-from zcpipe.proxies.base import JacobianStatistic
-from zcpipe.scoring.measure import statistics_of
+from zcpipe.proxies.base import JacobianStatistic, Statistic
+from zcpipe.scoring.plan import statistics_of
 from zcpipe.spaces.base import Architecture, Space
 
 
@@ -29,26 +29,34 @@ COUNTS = ("params", "macs")
 
 
 def columns_of(space: Space[Architecture], dataset: str, proxies: Sequence[Proxy]) -> tuple[Column, ...]:
-    """Return the columns in table order: the proxies asked for, params and macs, the statistics per block.
+    """Return the columns in table order: the proxies asked for, params and macs, the statistics per block and layer.
 
     ``params`` and ``macs`` are in every table, asked for or not: they are the baselines every ranking is held against.
     """
     scored = [_of_proxy(proxy, "proxy") for proxy in proxies if proxy.name not in COUNTS]
     counts = [_of_proxy(get_proxy(name), "count") for name in COUNTS]
-    slots = space.block_slots(dataset)
     statistics = [
         Column(
-            name=f"{statistic.name}@block",
+            name=f"{statistic.name}@{statistic.node}",
             kind="statistic",
             unit=statistic.unit,
             direction="none",
-            scope="function",
-            paper=next(proxy.paper for proxy in proxies if statistic in proxy.statistics),
-            slots=slots[1:] if isinstance(statistic, JacobianStatistic) else slots,
+            scope=reader.scope,
+            paper=reader.paper,
+            slots=_slots(space, dataset, statistic),
         )
         for statistic in statistics_of(proxies)
+        if statistic.node != "network"
+        for reader in [next(proxy for proxy in proxies if statistic in proxy.statistics)]
     ]
     return (*scored, *counts, *statistics)
+
+
+def _slots(space: Space[Architecture], dataset: str, statistic: Statistic) -> tuple[str, ...]:
+    if statistic.node == "layer":
+        return space.layer_slots(dataset)
+    blocks = space.block_slots(dataset)
+    return blocks[1:] if isinstance(statistic, JacobianStatistic) else blocks
 
 
 def _of_proxy(proxy: Proxy, kind: Literal["proxy", "count"]) -> Column:

@@ -17,8 +17,8 @@ _Attribute = tuple[nn.Module, str, object]
 
 
 @contextmanager
-def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put a model in the state of a train-mode pass without parameter gradients, and back.
+def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterator[None]:
+    """Put a model in the state of a pass without parameter gradients, and back.
 
     Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
     running statistics, no parameter asks for gradients, and the CPU's global random state (which dropout draws from) is
@@ -26,6 +26,7 @@ def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
+        training: False for eval mode, in which batch norms use the running statistics that they have.
 
     Raises:
         UsageError: the model has lazy parameters that no forward has made yet.
@@ -35,7 +36,7 @@ def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
     modes = [(module, "training", module.training) for module in parts]
-    flags = _flags(parts)
+    flags = _flags(parts, ("inplace", "track_running_stats") if training else ("inplace",))
     wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
     # Forwards write to buffers, and put others in their place.
     holders = [module for module in parts if module._buffers and type(module) not in _STOCK_NORMS]
@@ -44,7 +45,7 @@ def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     random_state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(0)
-        _set((module, name, True) for module, name, _ in modes)
+        _set((module, name, training) for module, name, _ in modes)
         _set((module, name, False) for module, name, _ in flags)
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -64,10 +65,10 @@ def untouched(modules: Mapping[str, nn.Module]) -> Iterator[None]:
         torch.set_rng_state(random_state)
 
 
-def _flags(modules: Collection[nn.Module]) -> list[_Attribute]:
+def _flags(modules: Collection[nn.Module], names: Collection[str]) -> list[_Attribute]:
     """Return the flags that a pass switches off, wherever a module or its class has one; properties are left alone."""
     flags: list[_Attribute] = []
-    for name in ("inplace", "track_running_stats"):
+    for name in names:
         # Asking nn.Module for an attribute that it lacks is slow; few classes have one of these of their own.
         classes = {kind for kind in set(map(type, modules)) if isinstance(getattr(kind, name, None), bool)}
         for module in modules:

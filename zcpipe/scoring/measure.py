@@ -1,27 +1,70 @@
-"""From proxies to values: which passes they need, what went wrong, and the reductions at the end."""
+"""From proxies to values: running the plan, what went wrong, and the reductions at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
-from zcpipe.proxies.base import Proxy, Statistic
-from zcpipe.scoring.blocks import ProbeSource, block_statistics
+from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recipe, Statistic, WeightStatistic
+from zcpipe.scoring.absolute import absolute_gradients
+from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_statistics
 from zcpipe.scoring.guard import untouched
+from zcpipe.scoring.network import Loss, ScoredNetwork
+from zcpipe.scoring.plan import Group, Pass, plan
+from zcpipe.scoring.plan import Protocol as PlanProtocol
 from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.scoring.sweeps import sweep
 from zcpipe.spaces.base import Size
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What enters a network: positional inputs, first dimension N, and labels."""
+
+    inputs: Sequence[Tensor]
+    targets: Tensor | None = None
+
+
+class Subject(Protocol):
+    """One architecture as scoring sees it: its network under any recipe, its batch, its random numbers."""
+
+    blocks: Sequence[str]  # names of the block modules in the order in which they run
+    loss: Loss | None  # None for cross-entropy
+
+    def network(self, recipe: Recipe, full: bool) -> AbstractContextManager[nn.Module]:
+        """Lend the network with the weights that a recipe asks for; ``full``: with its dead layers."""
+        ...
+
+    def batch(self, recipe: Recipe) -> Batch:
+        """Return the batch that a recipe asks for."""
+        ...
+
+    def stream(self, purpose: str) -> Stream:
+        """Return the random numbers for a purpose."""
+        ...
+
+    def probe(self, block: str, output: Tensor) -> Tensor:
+        """Return the probe of a block, of its output's shape and layout."""
+        ...
+
+    def size(self) -> Size:
+        """Count parameters and multiply-accumulates."""
+        ...
+
+
+@dataclass(frozen=True)
 class Failure:
-    """Why a proxy has no value: ``kind`` is error, memory or nonfinite."""
+    """Why a proxy has no value: ``kind`` is error, memory, nonfinite or unsupported."""
 
     proxy: str
     kind: str
@@ -30,25 +73,15 @@ class Failure:
 
 @dataclass
 class Measurement:
-    """What scoring one network gave. A failed proxy is None in ``scores`` and named in ``failures``."""
+    """What scoring one network gave. A failed proxy is None in ``scores`` and named in ``failures``.
+
+    ``layers`` names the nodes of those statistics that have one value per layer.
+    """
 
     scores: dict[str, float | None] = field(default_factory=dict)
     statistics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-
-
-def statistics_of(proxies: Sequence[Proxy]) -> tuple[Statistic, ...]:
-    """Return every statistic the proxies read, each once, in order of first use.
-
-    Raises:
-        UsageError: two proxies mean different statistics by one name.
-    """
-    found: dict[str, Statistic] = {}
-    for proxy in proxies:
-        for statistic in proxy.statistics:
-            if found.setdefault(statistic.name, statistic) != statistic:
-                raise UsageError(f"proxy {proxy.name!r} reads another statistic named {statistic.name!r}; rename one")
-    return tuple(found.values())
 
 
 def philox_probes(seed: int, space: str, scope: str, repeat: int) -> ProbeSource:
@@ -62,34 +95,23 @@ def philox_probes(seed: int, space: str, scope: str, repeat: int) -> ProbeSource
     return probe
 
 
-def measure(
-    model: nn.Module,
-    inputs: Sequence[Tensor],  # first dimension N
-    proxies: Sequence[Proxy],
-    blocks: Sequence[str],
-    probe: ProbeSource,
-    size: Callable[[], Size],
-) -> Measurement:
-    """Score one network with the weights it has.
+def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol = "paper") -> Measurement:
+    """Score one architecture.
 
     Args:
-        model: the network; untouched afterwards.
-        inputs: positional arguments of its forward.
+        subject: its network; untouched afterwards.
         proxies: what to compute.
-        blocks: names of its block modules in the order in which they run.
-        probe: source of the probes.
-        size: counts parameters and multiply-accumulates; called only if a static proxy is asked for.
+        protocol: see `zcpipe.scoring.plan.plan`.
 
     Raises:
-        UsageError: the blocks or probes do not fit the network.
+        UsageError: blocks, probes or targets do not fit the network.
     """
     result = Measurement()
-    passes = [proxy for proxy in proxies if proxy.statistics]
-    static = [proxy for proxy in proxies if not proxy.statistics]
-    if passes:
-        _guarded(passes, result, lambda: _block_pass(model, inputs, passes, blocks, probe, result))
-    if static:
-        _guarded(static, result, lambda: _count(static, size, result))
+    for group in plan(proxies, protocol):
+        _guarded(group.proxies, result, partial(_run_group, subject, group, result))
+    counted = [proxy for proxy in proxies if not proxy.statistics]
+    if counted:
+        _guarded(counted, result, lambda: _count(counted, subject.size, result))
     result.scores = {proxy.name: result.scores.get(proxy.name) for proxy in proxies}
     return result
 
@@ -108,26 +130,65 @@ def status_of(proxies: Sequence[Proxy], scores: Mapping[str, float | None], fail
     return "memory" if any(failure.kind == "memory" for failure in failures) else "error"
 
 
-def _block_pass(
-    model: nn.Module,
-    inputs: Sequence[Tensor],
-    proxies: Sequence[Proxy],
-    blocks: Sequence[str],
-    probe: ProbeSource,
-    result: Measurement,
-) -> None:
-    modules = dict(model.named_modules())
-    # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
-    plain = torch.autocast(inputs[0].device.type, enabled=False)
-    with untouched(modules), plain, fast_operations(modules, called=blocks):
-        measured = block_statistics(model, modules, inputs, blocks, statistics_of(proxies), probe)
-    result.statistics |= measured.statistics
-    for proxy in proxies:
-        broken = next((measured.errors[s.name] for s in proxy.statistics if s.name in measured.errors), None)
+def _run_group(subject: Subject, group: Group, result: Measurement) -> None:
+    """Run the passes of one network; one that fails costs its own proxies only."""
+    errors: dict[str, Exception] = {}
+    batch = subject.batch(group.recipe)
+    with subject.network(group.recipe, group.full) as model:
+        network = ScoredNetwork(model, batch.inputs, batch.targets, subject.loss, subject.stream)
+        for one in group.passes:
+            try:
+                measured = _run_pass(one, network, subject)
+            except UsageError:
+                raise
+            except Exception as error:
+                errors |= {statistic.name: error for statistic in one.statistics}
+                continue
+            errors |= measured.errors
+            result.statistics |= measured.statistics
+            layers = tuple(network.layers) if any(s.node == "layer" for s in one.statistics) else ()
+            result.layers |= {s.name: layers for s in one.statistics if s.node == "layer"}
+    for proxy in group.proxies:
+        broken = next((errors[s.name] for s in proxy.statistics if s.name in errors), None)
         if broken is not None:
             result.failures.append(_failure(proxy, broken))
         else:
             _reduce(proxy, result.statistics, result)
+    for name in errors:
+        result.statistics.pop(name, None)
+
+
+def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResult:
+    if one.kind == "weights":
+        weights = [weight.detach() for weight in network.layers.values()]
+        return _each(one.statistics, lambda s: s.of(weights) if isinstance(s, WeightStatistic) else ())
+    # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
+    plain = torch.autocast(network.inputs[0].device.type, enabled=False)
+    with untouched(network.modules, training=one.recipe.norm != "running"), plain:
+        if one.kind == "blocks":
+            with fast_operations(network.modules, called=subject.blocks):
+                return block_statistics(
+                    network.model, network.modules, network.inputs, subject.blocks, one.statistics, subject.probe
+                )
+        if one.kind == "absolute":
+            gradients = absolute_gradients(network.model, network.modules, network.inputs, one.recipe.norm)
+            return _each(one.statistics, lambda s: s.of(gradients) if isinstance(s, GradientStatistic) else ())
+        if one.kind == "own":
+            return _each(one.statistics, lambda s: s.measure(network) if isinstance(s, CustomStatistic) else ())
+        return sweep(network, subject.blocks, one.statistics, subject.probe)
+
+
+def _each(
+    statistics: Sequence[Statistic], of: Callable[[Statistic], Sequence[float] | NDArray[np.float64]]
+) -> BlockResult:
+    """Take each statistic by itself; one that fails costs the proxies that read it."""
+    values, errors = {}, {}
+    for statistic in statistics:
+        try:
+            values[statistic.name] = np.asarray(of(statistic), dtype=np.float64)
+        except Exception as error:
+            errors[statistic.name] = error
+    return BlockResult(values, errors)
 
 
 def _count(proxies: Sequence[Proxy], size: Callable[[], Size], result: Measurement) -> None:
@@ -152,7 +213,7 @@ def _reduce(proxy: Proxy, values: Mapping[str, NDArray[np.float64]], result: Mea
 
 
 def _guarded(proxies: Sequence[Proxy], result: Measurement, compute: Callable[[], None]) -> None:
-    """Run a pass; if the network fails in it, every proxy that waits for it fails with the reason.
+    """Run a group; if the network fails in it, every proxy that waits for it fails with the reason.
 
     What the caller got wrong, such as blocks that do not exist, is the caller's to hear.
     """
@@ -167,6 +228,8 @@ def _guarded(proxies: Sequence[Proxy], result: Measurement, compute: Callable[[]
 def _failure(proxy: Proxy, error: Exception) -> Failure:
     kind = "memory" if is_out_of_memory(error) else "error"
     reason = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UnsupportedError):
+        return Failure(proxy.name, "unsupported", reason)
     return Failure(proxy.name, kind, f"{type(error).__name__}: {reason}")
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import Proxy, resolve
+from zcpipe.proxies.base import Recipe
 from zcpipe.scoring.columns import COUNTS, Column, columns_of
 from zcpipe.scoring.init import initialise
-from zcpipe.scoring.measure import Failure, Measurement, measure, philox_probes, status_of
+from zcpipe.scoring.measure import Batch, Failure, Measurement, measure, philox_probes, status_of
+from zcpipe.scoring.network import Loss
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import Architecture
+from zcpipe.spaces.base import Architecture, Size, slot_of
 
 if TYPE_CHECKING:  # the run is above scoring; its spec is only data here
     from zcpipe.run.spec import RunSpec
@@ -31,15 +33,18 @@ class ClassScorer:
     """Scores the architectures of one run; lives in whichever process does the work.
 
     Values depend on the spec and the key alone: the network scored is that of the class's representative, its weights
-    and probes are drawn for the key, the batch for the run.
+    and probes are drawn for the key, the batch for the run. Proxies that count dead layers are taken of each member's
+    own network.
     """
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._space = get_space(spec.space)
         self._proxies = resolve(spec.proxies)
-        _check_recipes(self._proxies)
-        self._batches: dict[int, Tensor] = {}
+        self._own = [proxy for proxy in self._proxies if proxy.scope == "full" and proxy.statistics]
+        self._static = [proxy for proxy in self._proxies if not proxy.statistics]
+        self._passed = [proxy for proxy in self._proxies if proxy.statistics]
+        self._batches = Batches(spec)
         self.columns: tuple[Column, ...] = columns_of(self._space, spec.dataset, self._proxies)
 
     def score(self, representative: Architecture, members: Sequence[Architecture]) -> list[dict[str, object]]:
@@ -54,66 +59,147 @@ class ClassScorer:
             failures, and the class's wall time in seconds divided over its members.
         """
         start = time.perf_counter()
-        function = [proxy for proxy in self._proxies if proxy.scope == "function"]
-        shared = self._score_function(representative, function) if function else []
-        rows = [self._row(member, shared) for member in members]
+        # What members must measure for themselves, the representative need not where its row is not wanted.
+        shared = [p for p in self._passed if p.scope == "function" or representative in members]
+        measured = self._measure(representative, shared)
+        rows = []
+        for member in members:
+            own = measured if member == representative else self._measure(member, self._own)
+            rows.append(self._row(member, representative, measured, own))
         seconds = (time.perf_counter() - start) / max(len(rows), 1)
         return [{**row, "seconds": seconds} for row in rows]
 
-    def _score_function(self, arch: Architecture, proxies: Sequence[Proxy]) -> list[Measurement]:
-        """Score the function once per repeat, each with weights, probes and inputs of its own."""
-        spec, key = self._spec, self._space.key(arch)
-        results = []
-        for repeat in range(spec.repeats):
-            built = self._space.build(arch, spec.dataset)
-            model = initialise(
-                built.model,
-                seed=spec.seed,
-                space=spec.space,
-                scope=key,
-                repeat=repeat,
-                device=spec.device,
-                strict=True,
-            )
-            size = partial(self._space.size, arch, spec.dataset)
-            probe = philox_probes(spec.seed, spec.space, key, repeat)
-            results.append(measure(model, [self._batch(repeat)], proxies, built.blocks, probe, size))
-        return results
+    def _measure(self, arch: Architecture, proxies: Sequence[Proxy]) -> list[Measurement]:
+        """Measure an architecture once per repeat, each with weights, probes and inputs of its own."""
+        if not proxies:
+            return []
+        subjects = (BuiltSubject(self._spec, arch, repeat, self._batches) for repeat in range(self._spec.repeats))
+        return [measure(subject, proxies, self._spec.protocol) for subject in subjects]
 
-    def _batch(self, repeat: int) -> Tensor:  # [N, C, H, W]
-        """Return the noise batch of a repeat, the same for every architecture of the run."""
-        if repeat not in self._batches:
-            if len(self._batches) == _BATCHES_KEPT:
-                self._batches.clear()
-            self._batches[repeat] = noise_batch(self._spec, repeat)
-        return self._batches[repeat]
-
-    def _row(self, member: Architecture, shared: Sequence[Measurement]) -> dict[str, object]:
-        full = [proxy for proxy in self._proxies if proxy.scope == "full"]
+    def _row(
+        self,
+        member: Architecture,
+        representative: Architecture,
+        shared: Sequence[Measurement],
+        own: Sequence[Measurement],
+    ) -> dict[str, object]:
+        """Put a member's row together of what its class shares and what is its own."""
+        counted = measure(BuiltSubject(self._spec, member, 0, self._batches), self._static)
+        function = [p.name for p in self._passed if p.scope == "function"]
+        full = [p.name for p in self._own]
         size = self._space.size(member, self._spec.dataset)
-        counted = measure(torch.nn.Identity(), [], full, (), _no_probe, lambda: size)
-        means, spreads = _over_repeats([m.scores for m in shared])
-        scores = {**means, **counted.scores}
-        failures = [failure for m in (*shared, counted) for failure in m.failures]
+        means, spreads = _over_repeats([{n: m.scores[n] for n in function} for m in shared])
+        own_means, own_spreads = _over_repeats([{n: m.scores[n] for n in full} for m in own])
+        scores = {**means, **own_means, **counted.scores}
+        failures = [f for m in shared for f in m.failures if f.proxy in function]
+        failures += [f for m in own for f in m.failures if f.proxy in full] + counted.failures
         values: dict[str, object] = {p.name: scores[p.name] for p in self._proxies if p.name not in COUNTS}
         if self._spec.repeats > 1:
-            values |= {f"{p.name}_sd": spreads.get(p.name, 0.0) for p in self._proxies if p.name not in COUNTS}
+            deviations = spreads | own_spreads
+            values |= {f"{p.name}_sd": deviations.get(p.name, 0.0) for p in self._proxies if p.name not in COUNTS}
         values |= {"params": size.params, "macs": size.macs}
-        values |= {c.name: _mean_statistic(c.name, shared) for c in self.columns if c.kind == "statistic"}
+        values |= self._statistics(member, representative, shared, own)
         return {**values, "status": status_of(self._proxies, scores, failures), "failures": _as_records(failures)}
 
+    def _statistics(
+        self,
+        member: Architecture,
+        representative: Architecture,
+        shared: Sequence[Measurement],
+        own: Sequence[Measurement],
+    ) -> dict[str, object]:
+        """Return the statistics of a member in its own slots."""
+        full = {s.name for p in self._own for s in p.statistics}
+        slots = self._space.layer_slots(self._spec.dataset)
+        moved = cache(partial(self._space.correspondence, representative, member, self._spec.dataset))
+        values: dict[str, object] = {}
+        for column in self.columns:
+            if column.kind == "statistic":
+                name, _, node = column.name.rpartition("@")
+                found = own if name in full else shared
+                mean = _mean_statistic(name, found)
+                if mean is not None and node == "layer":
+                    placed = _in_slots(mean, found[0].layers[name], slots)
+                    mean = placed if name in full else _moved(placed, slots, moved())
+                values[column.name] = None if mean is None else mean.astype(np.float32)
+        return values
 
-def _check_recipes(proxies: Sequence[Proxy]) -> None:
-    """Refuse what no pass of this version computes; while all proxies share one recipe, both protocols are one pass.
 
-    Raises:
-        UsageError: several recipes, or statistics of the full architecture.
-    """
-    if len({proxy.recipe for proxy in proxies if proxy.recipe is not None}) > 1:
-        raise UsageError("these proxies need passes under different recipes, which this version cannot run together")
-    for proxy in proxies:
-        if proxy.scope == "full" and proxy.statistics:
-            raise UsageError(f"proxy {proxy.name!r} reads statistics of the full architecture, which are not measured")
+class BuiltSubject:
+    """An architecture of a run; see `zcpipe.scoring.measure.Subject`."""
+
+    loss: Loss | None = None
+
+    def __init__(self, spec: RunSpec, arch: Architecture, repeat: int, batches: Batches) -> None:
+        self._spec = spec
+        self._arch = arch
+        self._repeat = repeat
+        self._batches = batches
+        self._space = get_space(spec.space)
+        self._key = self._space.key(arch)
+        self._models: dict[bool, tuple[nn.Module, str]] = {}  # by whether it is full: and how it was initialised
+        self._probe = philox_probes(spec.seed, spec.space, self._key, repeat)
+        self.blocks: Sequence[str] = self._space.block_slots(spec.dataset)
+
+    @contextmanager
+    def network(self, recipe: Recipe, full: bool) -> Iterator[nn.Module]:
+        """Lend the network; it is built once and drawn anew where the last recipe drew otherwise."""
+        model, init = self._models.get(full, (None, ""))
+        if model is None:
+            built = self._space.build(self._arch, self._spec.dataset, full=full)
+            model, self.blocks = built.model, built.blocks
+        if init != recipe.init:
+            model = initialise(
+                model,
+                init=recipe.init,
+                seed=self._spec.seed,
+                space=self._spec.space,
+                scope=self._key,
+                repeat=self._repeat,
+                device=self._spec.device,
+                strict=True,
+            )
+            self._models[full] = (model, recipe.init)
+        yield model
+
+    def batch(self, recipe: Recipe) -> Batch:
+        """Return noise, or the run's images and labels."""
+        return self._batches.of(self._repeat, noise=recipe.inputs != "data")
+
+    def stream(self, purpose: str) -> Stream:
+        """Return the random numbers of the architecture's key for a purpose."""
+        return Stream.of(self._spec.seed, self._spec.space, self._key, self._repeat, purpose)
+
+    def probe(self, block: str, output: Tensor) -> Tensor:
+        """Return the probe of the architecture's key for a block."""
+        return self._probe(block, output)
+
+    def size(self) -> Size:
+        """Count as the space does."""
+        return self._space.size(self._arch, self._spec.dataset)
+
+
+class Batches:
+    """The batches of a run's repeats, the same for every architecture."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._kept: dict[tuple[int, bool], Batch] = {}
+
+    def of(self, repeat: int, noise: bool) -> Batch:
+        """Return the batch of a repeat: pure noise, or the run's images with labels."""
+        known = (repeat, noise)
+        if known not in self._kept:
+            if len(self._kept) == _BATCHES_KEPT:
+                self._kept.clear()
+            self._kept[known] = self._noise(repeat)
+        return self._kept[known]
+
+    def _noise(self, repeat: int) -> Batch:
+        spec = self._spec
+        classes = get_space(spec.space).datasets[spec.dataset].classes
+        labels = Stream.of(spec.seed, spec.space, "run", repeat, "labels").integers(spec.batch_size, classes)
+        return Batch([noise_batch(spec, repeat)], labels.to(spec.device))
 
 
 def noise_batch(spec: RunSpec, repeat: int) -> Tensor:  # [N, C, H, W]
@@ -121,10 +207,6 @@ def noise_batch(spec: RunSpec, repeat: int) -> Tensor:  # [N, C, H, W]
     shape = (spec.batch_size, *get_space(spec.space).datasets[spec.dataset].input_shape)
     batch = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
     return Stream.of(spec.seed, spec.space, "run", repeat, "inputs").normal_(batch)
-
-
-def _no_probe(block: str, output: Tensor) -> Tensor:
-    raise AssertionError("counts need no probe")
 
 
 def _over_repeats(
@@ -143,14 +225,28 @@ def _over_repeats(
     return means, spreads
 
 
-def _mean_statistic(column: str, shared: Sequence[Measurement]) -> NDArray[np.float32] | None:
+def _mean_statistic(name: str, found: Sequence[Measurement]) -> NDArray[np.float64] | None:
     """Mean of a statistic over the repeats, None if a repeat did not get that far."""
-    name = column.removesuffix("@block")
-    found = [m.statistics[name] for m in shared if name in m.statistics]
-    if not found or len(found) < len(shared):
-        return None
-    mean: NDArray[np.float32] = np.mean(found, axis=0).astype(np.float32)
-    return mean
+    values = [m.statistics[name] for m in found if name in m.statistics]
+    return np.mean(values, axis=0) if values and len(values) == len(found) else None
+
+
+def _in_slots(values: NDArray[np.float64], layers: Sequence[str], slots: Sequence[str]) -> NDArray[np.float64]:
+    """Put a value per layer into the slots of the full architecture; slots without a layer hold 0."""
+    placed = np.zeros(len(slots))
+    position = {slot: i for i, slot in enumerate(slots)}
+    for value, layer in zip(values, layers, strict=True):
+        placed[position[slot_of(layer, position)]] = value
+    return placed
+
+
+def _moved(placed: NDArray[np.float64], slots: Sequence[str], origins: Mapping[str, str]) -> NDArray[np.float64]:
+    """Permute the representative's values to a member's own slots; slots of neither's live layers hold 0."""
+    position = {slot: i for i, slot in enumerate(slots)}
+    result = np.zeros(len(slots))
+    for slot, origin in origins.items():
+        result[position[slot]] = placed[position[origin]]
+    return result
 
 
 def _as_records(failures: Sequence[Failure]) -> list[dict[str, str]]:

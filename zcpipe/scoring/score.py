@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError, UsageError
+from zcpipe.ops.philox import Stream
 from zcpipe.proxies import resolve
+from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
 from zcpipe.scoring.blocks import ProbeSource
-from zcpipe.scoring.measure import Failure, measure, philox_probes, status_of
+from zcpipe.scoring.init import initialise
+from zcpipe.scoring.layers import unknown_layers
+from zcpipe.scoring.measure import Batch, Failure, Measurement, measure, philox_probes, status_of
+from zcpipe.scoring.network import Loss
+from zcpipe.scoring.plan import Protocol, statistics_of
 from zcpipe.scoring.size import count
+from zcpipe.spaces.base import Size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -22,13 +35,15 @@ class Scores(Mapping[str, float | None]):
     """Proxy name -> raw value, None where it failed; ``failures`` says why.
 
     ``statistics`` holds what the proxies were reduced from: ``<statistic>@block`` -> one value per block
-    (for ``trainability@block`` one per block after the first).
+    (for ``trainability@block`` one per block after the first), ``<statistic>@layer`` -> one value per layer.
+    ``nodes_by_name`` names these blocks and layers.
     """
 
     values_by_name: dict[str, float | None]
     statistics: dict[str, NDArray[np.float64]]
     failures: tuple[Failure, ...]
     status: str  # ok, partial if some proxies failed, memory or error if all of a pass did
+    nodes_by_name: dict[str, tuple[str, ...]]
 
     def __getitem__(self, name: str) -> float | None:
         return self.values_by_name[name]
@@ -39,38 +54,67 @@ class Scores(Mapping[str, float | None]):
     def __len__(self) -> int:
         return len(self.values_by_name)
 
+    @property
+    def nodes(self) -> pa.Table:
+        """The statistics as a table, a row per node: ``node`` (layer or block), ``name`` (its module), statistics.
+
+        Null where a statistic has no value.
+        """
+        import pyarrow as pa  # slow to import
+
+        rows: dict[tuple[str, str], dict[str, object]] = {}
+        for column, values in self.statistics.items():
+            statistic, _, kind = column.rpartition("@")
+            for name, value in zip(self.nodes_by_name[column], values.tolist(), strict=True):
+                rows.setdefault((kind, name), {"node": kind, "name": name})[statistic] = value
+        fields = [pa.field("node", pa.string()), pa.field("name", pa.string())]
+        names = dict.fromkeys(column.rpartition("@")[0] for column in self.statistics)
+        return pa.Table.from_pylist(
+            list(rows.values()), pa.schema([*fields, *(pa.field(name, pa.float64()) for name in names)])
+        )
+
 
 def score(
     model: nn.Module,
     inputs: Tensor | Sequence[Tensor],  # [N, ...]
+    targets: Tensor | None = None,  # [N]
     proxies: str | Sequence[str] = "aznas",
     *,
     blocks: Sequence[str] | None = None,
     probes: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
     seed: int = 0,
+    loss: Loss | None = None,
+    unsupported: Literal["error", "warn", "skip"] = "error",
+    protocol: Protocol = "paper",
 ) -> Scores:
     """Score a network as it stands: with the weights it has, on the batch it is given.
 
     The model comes back exactly as it was: parameters, buffers, modes, hooks, ``requires_grad`` and the global random
-    state. In-place activations and train-mode batch norm are handled. ``zcpipe.initialise`` draws the weights of the
-    AZ-NAS recipe first, if those are wanted.
+    state. In-place activations and train-mode batch norm are handled. ``zcpipe.initialise`` draws the weights of a
+    recipe first, if those are wanted; only proxies whose definition draws weights, as zen's does, do so here too.
 
     Args:
-        model: any module.
+        model: any module. Its output, or the first of several, is [N, classes] for the default loss.
         inputs: its positional inputs, [N, ...] each. Images are computed in channels-last layout.
+        targets: class numbers, for the proxies that need labels.
         proxies: names or groups (``zcpipe.list_proxies()``).
         blocks: names of the modules whose outputs are the block maps, in the order in which they run; by default
             ``model.block_names`` if the model has them. The AZ-NAS proxies need at least two.
         probes: +-1 cotangents for the local Jacobians, by block name or as a sequence for ``blocks[1:]``; by default
             drawn from ``seed``.
-        seed: of the probes.
+        seed: of the probes and of all else that a definition draws.
+        loss: a function of output and targets that returns one number as a tensor; by default the mean cross-entropy.
+        unsupported: what becomes of weights that no rule knows, and of proxies that the network cannot have (nwot
+            without ReLUs): "error" raises; "warn" leaves them out with a warning; "skip" leaves them out.
+        protocol: "fused" computes all that can share one pass in one; the weights and the batch are those given anyway.
 
     Returns:
         The scores, the statistics behind them, and the reasons of failures.
 
     Raises:
-        UsageError: unknown proxies, missing, unknown or misordered blocks, probes that do not fit, inputs that are
-            empty or not finite, or a call inside ``torch.inference_mode``.
+        UsageError: unknown proxies, missing, unknown or misordered blocks, probes, targets or a loss that do not fit,
+            inputs that are empty or not finite, a model without parameters, or a call inside ``torch.inference_mode``.
+        UnsupportedError: with ``unsupported="error"``, see there.
 
     Example:
         >>> import torch, zcpipe
@@ -82,14 +126,115 @@ def score(
     chosen = resolve(proxies)
     batch = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check_inputs(batch)
+    _check_targets(chosen, targets, len(batch[0]))
+    if unsupported not in ("error", "warn", "skip"):
+        raise UsageError(f"unsupported must be error, warn or skip, got {unsupported!r}")
     batch = [tensor.clone() if tensor.is_inference() else tensor for tensor in batch]
     batch = [tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in batch]
-    names = _block_names(model, blocks) if any(proxy.statistics for proxy in chosen) else ()
+    read = statistics_of(chosen)
+    local = any(isinstance(statistic, MapStatistic | JacobianStatistic) for statistic in read)
+    names = _block_names(model, blocks) if local else ()
+    if any(statistic.node == "layer" for statistic in read):
+        _check_layers(model, unsupported)
     probe = philox_probes(seed, "", "", 0) if probes is None else _given_probes(names, probes)
-    result = measure(model, batch, chosen, names, probe, lambda: count(model, batch))
-    statistics = {f"{name}@block": values for name, values in result.statistics.items()}
-    status = status_of(chosen, result.scores, result.failures)
-    return Scores(result.scores, statistics, tuple(result.failures), status)
+    subject = _Given(model, Batch(batch, targets), names, probe, loss, seed)
+    result = measure(subject, chosen, protocol)
+    _report(result.failures, unsupported)
+    return _scores(chosen, result, names)
+
+
+class _Given:
+    """The network that `score` was given; see `zcpipe.scoring.measure.Subject`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        blocks: Sequence[str],
+        probe: ProbeSource,
+        loss: Loss | None,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._batch = batch
+        self._probe = probe
+        self._seed = seed
+        self.blocks = blocks
+        self.loss = loss
+
+    @contextmanager
+    def network(self, recipe: Recipe, full: bool) -> Iterator[nn.Module]:
+        """Lend the model, for a recipe that redraws with other weights in its parameters."""
+        if not recipe.redraws:
+            yield self._model
+            return
+        parameters = list(self._model.parameters())
+        own = [parameter.data for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = parameter.data.clone()
+            yield initialise(self._model, seed=self._seed, init=recipe.init)
+        finally:
+            for parameter, data in zip(parameters, own, strict=True):
+                parameter.data = data
+
+    def batch(self, recipe: Recipe) -> Batch:
+        """Return the batch given."""
+        return self._batch
+
+    def stream(self, purpose: str) -> Stream:
+        """Return the random numbers of the seed for a purpose."""
+        return Stream.of(self._seed, "", "", 0, purpose)
+
+    def probe(self, block: str, output: Tensor) -> Tensor:
+        """Return the probe given, or drawn."""
+        return self._probe(block, output)
+
+    def size(self) -> Size:
+        """Count on the meta device."""
+        return count(self._model, self._batch.inputs)
+
+
+def _scores(proxies: Sequence[Proxy], result: Measurement, blocks: Sequence[str]) -> Scores:
+    statistics, nodes = {}, {}
+    for statistic in statistics_of(proxies):
+        if statistic.name in result.statistics and statistic.node != "network":
+            column = f"{statistic.name}@{statistic.node}"
+            statistics[column] = result.statistics[statistic.name]
+            of_blocks = tuple(blocks[1:] if isinstance(statistic, JacobianStatistic) else blocks)
+            nodes[column] = result.layers.get(statistic.name, ()) if statistic.node == "layer" else of_blocks
+    status = status_of(proxies, result.scores, result.failures)
+    return Scores(result.scores, statistics, tuple(result.failures), status, nodes)
+
+
+def _report(failures: Sequence[Failure], unsupported: str) -> None:
+    for failure in failures:
+        if failure.kind == "unsupported":
+            _refuse(f"proxy {failure.proxy!r}: {failure.message}", unsupported)
+
+
+def _refuse(what: str, unsupported: str) -> None:
+    if unsupported == "error":
+        raise UnsupportedError(f"{what}; leave it out, or pass unsupported='warn' or 'skip'")
+    if unsupported == "warn":
+        warnings.warn(what, stacklevel=4)
+
+
+def _check_layers(model: nn.Module, unsupported: str) -> None:
+    modules = dict(model.named_modules())
+    for layer in unknown_layers(modules):
+        _refuse(f"no rule knows the weights of {layer}: they are no part of statistics per layer", unsupported)
+
+
+def _check_targets(proxies: Sequence[Proxy], targets: Tensor | None, samples: int) -> None:
+    needing = [proxy.name for proxy in proxies if proxy.targets]
+    if targets is None and needing:
+        raise UsageError(f"{', '.join(needing)} need labels: pass targets")
+    if isinstance(targets, str):
+        raise UsageError(f"targets must be a tensor, got the text {targets!r}; name proxies as proxies={targets!r}")
+    if targets is not None and (not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != samples):
+        got = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise UsageError(f"targets must be a tensor of {samples} entries, one per sample, got {got}")
 
 
 def _check_inputs(batch: Sequence[Tensor]) -> None:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from zcpipe.errors import unknown_name
 from zcpipe.registry import discover
-from zcpipe.spaces.base import Architecture, Built, Dataset, EnumerableSpace, Size, Space
+from zcpipe.spaces.base import Architecture, Built, Dataset, EnumerableSpace, Size, Space, slot_of
 
-__all__ = ["Architecture", "Built", "Dataset", "EnumerableSpace", "Size", "Space", "get_space", "list_spaces"]
+__all__ = [
+    "Architecture",
+    "Built",
+    "Dataset",
+    "EnumerableSpace",
+    "Size",
+    "Space",
+    "get_space",
+    "list_spaces",
+    "slot_of",
+]
 
 
 def list_spaces() -> list[str]:

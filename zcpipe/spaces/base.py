@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import nn
+
+from zcpipe.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Built:
-    """A network without the layers that cannot influence its output.
+    """A network, by default without the layers that cannot influence its output.
 
     Its weights wait for a recipe: ``zcpipe.initialise`` fills them, and gives a model on the meta device its memory.
     """
@@ -85,8 +87,32 @@ class Space(Hashable, Protocol[A]):
         """Return the names of all block maps a network of this space can have, in order of depth."""
         ...
 
-    def build(self, arch: A, dataset: str) -> Built:
-        """Build the network of ``arch`` for ``dataset`` on the CPU or the meta device; a recipe fills its weights."""
+    def layer_slots(self, dataset: str) -> tuple[str, ...]:
+        """Return the names of all places for a weighted layer that a full network of this space has, in order of depth.
+
+        A weighted layer is a convolution or a linear layer. The name of a slot is the module path of the layer that
+        fills it, or one above it that holds no other weighted layer: `slot_of` finds it. The order is that in which
+        the layers stand in a network's ``named_modules()``.
+        """
+        ...
+
+    def correspondence(self, representative: A, member: A, dataset: str) -> Mapping[str, str]:
+        """Say which layer of one architecture is which of another with the same key.
+
+        With the weights of its counterparts ``member`` computes what ``representative`` does. An architecture that
+        shares its key with no other has itself for a counterpart: every slot is mapped to itself.
+
+        Returns:
+            For each slot of ``member`` that a layer fills once dead ones are left out, in order, the representative's.
+        """
+        ...
+
+    def build(self, arch: A, dataset: str, *, full: bool = False) -> Built:
+        """Build the network of ``arch`` for ``dataset`` on the CPU or the meta device; a recipe fills its weights.
+
+        With ``full`` the layers that cannot influence the output are there, too. They run whenever the network does,
+        forward only and without a trace in outputs and gradients, for statistics that count them.
+        """
         ...
 
 
@@ -110,3 +136,24 @@ class KeyedAtOnce(Protocol):
     def all_keys(self) -> Sequence[str]:
         """Return the key of every member, in the space's own order."""
         ...
+
+
+def slot_of(layer: str, slots: Container[str]) -> str:
+    """Return the slot that a weighted layer fills: the part of its module path that is one.
+
+    Args:
+        layer: the layer's module path, such as ``cells.3.layers.2.op.1``.
+        slots: those of the layer's space (`Space.layer_slots`); a set or mapping where many layers are looked up.
+
+    Returns:
+        The slot, such as ``cells.3.layers.2``.
+
+    Raises:
+        UsageError: no part of the path is a slot.
+    """
+    path = layer
+    while path not in slots:
+        path, dot, _ = path.rpartition(".")
+        if not dot:
+            raise UsageError(f"layer {layer!r} fills no slot of its space")
+    return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -150,6 +150,60 @@ def live_edges(wiring: Wiring, cells: ArrayLike) -> NDArray[np.bool_]:
         return np.array(rows, np.bool_).reshape(checked.shape)
     live: NDArray[np.bool_] = native.live_edges(_native_wiring(native, wiring), checked)
     return live
+
+
+def correspondence(wiring: Wiring, representative: Sequence[int], member: Sequence[int]) -> dict[int, int]:
+    """Match the live weighted edges of two cells that compute the same function.
+
+    Giving each edge of the member the weights of its match makes both cells the same function of them. Where symmetries
+    allow several ways, one is chosen that holds for all edges together, always the same.
+
+    Edges are matched one by one: an edge of the member and a candidate get one mark, an operation that no other edge
+    has, and match if the cells' texts agree. They keep their marks, so that what follows fits what is settled.
+
+    Args:
+        wiring: what the cells have in common.
+        representative: the number of each edge's operation.
+        member: likewise.
+
+    Returns:
+        For each live weighted edge of the member, in order, one of the representative with the same operation.
+
+    Raises:
+        UsageError: the cells have different texts, or as for :func:`canonical_texts`; also where the wiring has so many
+            operations that there is none left for the marks (256 less its edges suffices).
+    """
+    cells = _check_cells(wiring, [representative, member])
+    first, second = canonical_texts(wiring, cells)
+    if first != second:
+        raise UsageError(f"the cells compute different functions: {first} and {second}")
+    weighted = [number for number, operation in enumerate(wiring.operations) if operation.kind == "weighted"]
+    places = live_edges(wiring, cells) & np.isin(cells, weighted)
+    free, edges = (np.flatnonzero(row).tolist() for row in places)
+    marking, operations = _with_marks(wiring), cells.tolist()
+    theirs, ours = cells
+    matches: dict[int, int] = {}
+    for mark, edge in enumerate(edges, start=len(wiring.operations)):
+        candidates = [other for other in free if operations[0][other] == operations[1][edge]]
+        ours[edge] = mark
+        match = candidates[0]
+        if len(candidates) > 1:
+            marked = np.repeat(theirs[None], len(candidates), axis=0)
+            marked[np.arange(len(candidates)), candidates] = mark
+            text, *texts = canonical_texts(marking, np.vstack([ours, marked]))
+            match = candidates[texts.index(text)]
+        theirs[match] = mark
+        free.remove(match)
+        matches[edge] = match
+    return matches
+
+
+@lru_cache(maxsize=64)
+def _with_marks(wiring: Wiring) -> Wiring:
+    """The wiring with one more weighted operation for each edge; their symbols are longer than all others."""
+    stem = "m" * max(len(operation.symbol) + 1 for operation in wiring.operations)
+    marks = tuple(Operation("weighted", f"{stem}{edge}") for edge in range(len(wiring.edges)))
+    return replace(wiring, operations=wiring.operations + marks)
 
 
 NASBENCH101_OPERATIONS = ("conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3")  # in the order of the benchmark's hash

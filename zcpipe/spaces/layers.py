@@ -7,9 +7,10 @@ occurs many times is constructed once and copied (`replica`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -96,21 +97,47 @@ class Op(nn.Module):
 class Dag(nn.Module):
     """A cell whose nodes are sums of layers of earlier nodes; node 0 is its input.
 
+    Dead layers are those on no path from input to output. They run after the others, outside autograd, for whoever
+    watches their modules; the output does not depend on them, nor on whether they are there.
+
     Attributes:
         edges: (source, target) of each layer, ordered by target, so that a node is whole before anything reads it.
         layers: the layers of the edges, in their order.
         output: the node that the cell returns; zeros of its input's shape if no edge leads to it.
+        dead: names of the dead layers.
     """
 
-    def __init__(self, edges: Sequence[tuple[int, int]], layers: Mapping[str, nn.Module], output: int) -> None:
+    def __init__(
+        self,
+        edges: Sequence[tuple[int, int]],
+        layers: Mapping[str, nn.Module],
+        output: int,
+        dead: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.edges = tuple(edges)
         self.layers = nn.ModuleDict(layers)
         self.output = output
+        self.dead = frozenset(dead)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         """Return the output node."""
         nodes = {0: x}
-        for (source, target), layer in zip(self.edges, self.layers.values(), strict=True):
-            nodes[target] = add_to(nodes.get(target), layer, nodes[source])
+        for (source, target), (name, layer) in zip(self.edges, self.layers.items(), strict=True):
+            if name not in self.dead:
+                nodes[target] = add_to(nodes.get(target), layer, nodes[source])
+        if self.dead:
+            self._run_dead({node: value.detach() for node, value in nodes.items()})
         return nodes[self.output] if self.output in nodes else x.new_zeros(x.shape)
+
+    @torch.no_grad()
+    def _run_dead(self, live: Mapping[int, Tensor]) -> None:
+        """Run the dead layers. A node that has no live layer is the sum of its dead ones, zeros where it has none."""
+        nodes = dict(live)
+        for (source, target), (name, layer) in zip(self.edges, self.layers.items(), strict=True):
+            if name in self.dead:
+                if source not in nodes:
+                    nodes[source] = torch.zeros_like(nodes[0])
+                total = add_to(None if target in live else nodes.get(target), layer, nodes[source])
+                if target not in live:
+                    nodes[target] = total

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size
-from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, live_edges
+from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, correspondence, live_edges
 from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, replica
 from zcpipe.spaces.permutation import permuted
 
@@ -171,15 +171,36 @@ class NasBench201:
         """Return the stem's name and those of the 17 cells; the same for every cell and data set."""
         return _block_names(CELLS_PER_STAGE)
 
-    def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE) -> Built:
+    def layer_slots(self, dataset: str) -> tuple[str, ...]:
+        """Return the 98 slots: stem, six edges of every cell, three layers of every reduction, classifier."""
+        return _SLOTS
+
+    def correspondence(self, representative: Cell, member: Cell, dataset: str) -> dict[str, str]:
+        """Return for each slot that the pruned network of ``member`` fills, in order, that of ``representative``.
+
+        Raises:
+            UsageError: the cells have different keys.
+        """
+        matches = _matches(representative, member)
+        slots: dict[str, str] = {}
+        for position, (slot, edge) in enumerate(zip(_SLOTS, _EDGE_OF_SLOT, strict=True)):
+            if edge is None:
+                slots[slot] = slot
+            elif edge in matches:
+                slots[slot] = _SLOTS[position - edge + matches[edge]]
+        return slots
+
+    def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE, *, full: bool = False) -> Built:
         """Build the network without the edges that cannot influence its output; weights are zero until initialised.
 
         Args:
             arch: the cell.
             dataset: ``cifar10``, ``cifar100`` or ``imagenet16-120``.
             cells_per_stage: the benchmark's networks have 5.
+            full: keep the layers of dead edges. Their input is that of the published network as long as batch norms
+                have bias 0: a dead edge whose input nothing reaches adds its bias to a live node there, nothing here.
         """
-        model = _Network(arch, self._dataset(dataset), cells_per_stage)
+        model = _Network(arch, self._dataset(dataset), cells_per_stage, full)
         return Built(model, model.block_names)
 
     def _dataset(self, name: str) -> Dataset:
@@ -224,6 +245,25 @@ def _block_names(cells_per_stage: int) -> tuple[str, ...]:
     return ("stem", *(f"cells.{i}" for i in range(STAGES * (cells_per_stage + 1) - 1)))
 
 
+def _layer_names() -> Iterator[str]:
+    yield "stem"
+    for i in range(STAGES * (CELLS_PER_STAGE + 1) - 1):
+        if (i + 1) % (CELLS_PER_STAGE + 1):
+            yield from (f"cells.{i}.layers.{edge}" for edge in range(len(EDGES)))
+        else:
+            yield from (f"cells.{i}.{part}" for part in ("conv_a", "conv_b", "downsample"))
+    yield "classifier"
+
+
+_SLOTS = tuple(_layer_names())
+_EDGE_OF_SLOT = tuple(int(slot[-1]) if ".layers." in slot else None for slot in _SLOTS)
+
+
+@lru_cache(maxsize=1 << 14)
+def _matches(representative: Cell, member: Cell) -> dict[int, int]:
+    return correspondence(_WIRING, _numbers(representative), _numbers(member))
+
+
 class _ReluConvBn(Op):
     """ReLU, bias-free convolution, batch norm: the benchmark's weighted operation."""
 
@@ -247,17 +287,18 @@ class _Reduction(nn.Module):
 
 
 class _Cell(Dag):
-    """The live edges of a cell; a cell without any gives zeros."""
+    """The live edges of a cell, or all that are not "none"; a cell without live ones gives zeros."""
 
-    def __init__(self, arch: Cell, channels: int) -> None:
-        live = [edge for edge, lives in enumerate(arch.live) if lives]
+    def __init__(self, arch: Cell, channels: int, full: bool) -> None:
+        kept = [edge for edge, lives in enumerate(arch.live) if lives or (full and arch.operations[edge] != "none")]
         layers: dict[str, nn.Module] = {}
         made: dict[str, nn.Module] = {}
-        for edge in live:
+        for edge in kept:
             name = arch.operations[edge]
             layers[str(edge)] = replica(made[name]) if name in made else _operation(name, channels)
             made[name] = layers[str(edge)]
-        super().__init__([EDGES[edge] for edge in live], layers, output=3)
+        dead = [str(edge) for edge in kept if not arch.live[edge]]
+        super().__init__([EDGES[edge] for edge in kept], layers, output=3, dead=dead)
 
 
 def _operation(name: str, channels: int) -> nn.Module:
@@ -271,7 +312,7 @@ def _operation(name: str, channels: int) -> nn.Module:
 class _Network(nn.Module):
     """Stem, stages of cells, classifier."""
 
-    def __init__(self, arch: Cell, dataset: Dataset, cells_per_stage: int) -> None:
+    def __init__(self, arch: Cell, dataset: Dataset, cells_per_stage: int, full: bool) -> None:
         super().__init__()
         stem = Conv2d(dataset.input_shape[0], WIDTH, 3, padding=1, bias=False)
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(WIDTH))
@@ -280,7 +321,7 @@ class _Network(nn.Module):
             width = WIDTH << stage
             if stage:
                 self.cells.append(_Reduction(width // 2, width))
-            cell = _Cell(arch, width)
+            cell = _Cell(arch, width, full)
             self.cells.extend(replica(cell) if i else cell for i in range(cells_per_stage))
         self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)

@@ -66,7 +66,13 @@ class Endless:
     def block_slots(self, dataset: str) -> tuple[str, ...]:
         return ("first", "second")
 
-    def build(self, arch: Member, dataset: str) -> Built:
+    def layer_slots(self, dataset: str) -> tuple[str, ...]:
+        return ("first", "second")
+
+    def correspondence(self, representative: Member, member: Member, dataset: str) -> dict[str, str]:
+        return {slot: slot for slot in self.layer_slots(dataset)}
+
+    def build(self, arch: Member, dataset: str, *, full: bool = False) -> Built:
         _act(_told(arch), arch)
         width = 2 + arch.number // 2
         with torch.device("meta"):

@@ -1,0 +1,50 @@
+"""A table of NAS-Bench-201 beside its truth, in arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from nasbench201_published import TEST, VALIDATION
+
+from zcpipe.table import Table
+from zcpipe.truth import align, read_truth
+
+
+@dataclass(frozen=True)
+class Population:
+    """Architectures by column: everything is [n], in order of index."""
+
+    index: np.ndarray
+    keys: np.ndarray
+    columns: dict[str, np.ndarray]
+    directions: dict[str, str]
+    truth: dict[str, np.ndarray]
+
+    def cut(self, inside: np.ndarray) -> Population:
+        """Keep the architectures of a mask."""
+        columns = {name: values[inside] for name, values in self.columns.items()}
+        truth = {name: values[inside] for name, values in self.truth.items()}
+        return replace(self, index=self.index[inside], keys=self.keys[inside], columns=columns, truth=truth)
+
+    def distinct(self) -> Population:
+        """Keep the first architecture of each key."""
+        inside = np.zeros(len(self.keys), dtype=bool)
+        inside[np.unique(self.keys, return_index=True)[1]] = True
+        return self.cut(inside)
+
+
+def load(table: Table, truth: Path) -> Population:
+    """Read counts and proxies of a table, and what is known of its architectures; counts come first."""
+    rows = table.to_arrow(["index", "arch", "key"])
+    archs = rows["arch"].to_pylist()
+    names = [column.name for kind in ("count", "proxy") for column in table.columns if column.kind == kind]
+    directed = [column.name for column in table.columns if column.direction != "none" and column.name in names]
+    return Population(
+        index=rows["index"].to_numpy(),
+        keys=np.array(rows["key"].to_pylist()),
+        columns=table.values(names),
+        directions=table.directions(directed),
+        truth={target: np.asarray(align(archs, read_truth(truth, target))) for target in (TEST, VALIDATION)},
+    )

@@ -1,0 +1,176 @@
+"""Every proxy on NAS-Bench-201 beside its published figures, and an aggregate chosen on 700 cells.
+
+    ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --images data/cifar10_train_1000.npz --workers 2
+
+Scores all 15,625 cells with the static, cheap and second-order proxies, under both protocols, with noise and (given
+--images) with real images, and 1,000 cells with the per-sample ones; correlates them with trained accuracies; chooses a
+log-rank recipe by forward selection on 700 cells and judges it on cells that share no key with those. Writes
+docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
+
+Every stage is kept under --out and not repeated: a table that is complete there is used as it is, whoever made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import study
+from nasbench201_choice import CHOSEN, choose
+from nasbench201_population import Population, load
+from nasbench201_published import SOURCES, TEST, comparison
+from nasbench201_report import figure, page, unexplained
+
+from zcpipe import get_space
+from zcpipe.proxies import list_proxies, resolve
+from zcpipe.rank import NAMED
+from zcpipe.rank.population import available, correlate_columns
+from zcpipe.run import All, RunSpec, Sample
+from zcpipe.table import open_table, status
+from zcpipe.table.store import find_header
+
+SEED = 0  # of weights, inputs and probes, and of the fixed cells
+PER_SAMPLE = 1000  # cells for the proxies that take a pass for every image
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: what goes in, how, and by which proxies; ``sample`` draws, or all cells."""
+
+    inputs: str
+    protocol: str
+    proxies: tuple[str, ...]
+    sample: int | None
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of its table's directory."""
+        return f"{self.inputs}-{self.protocol}{self.part}"
+
+    def spec(self, batch_size: int, images: Path | None) -> RunSpec:
+        """Return the run that makes the table."""
+        return RunSpec(
+            space="nasbench201",
+            dataset="cifar10",
+            proxies=self.proxies,
+            selection=All() if self.sample is None else Sample(n=self.sample),
+            batch_size=batch_size,
+            seed=SEED,
+            protocol=self.protocol,
+            inputs=self.inputs if self.inputs == "noise" else str(images),
+        )
+
+
+def cases(asked: str, images: Path | None, sample: int | None) -> list[Case]:
+    """Return the tables to make: whole ones, and small ones for the per-sample proxies."""
+    proxies = resolve(asked)
+    slow = {proxy.name for proxy in proxies if proxy.cost == "per-sample"}
+    whole = tuple(proxy.name for proxy in proxies if proxy.name not in slow)
+    # What is aggregated must stand in one table.
+    beside = {member for entry in NAMED.values() if slow & set(entry.proxies) for member in entry.proxies}
+    small = tuple(proxy.name for proxy in proxies if proxy.name in slow | beside)
+    found = []
+    for inputs, protocol in itertools.product(("noise", *(["data"] if images else [])), ("paper", "fused")):
+        if whole:
+            found.append(Case(inputs, protocol, whole, sample))
+        if slow:
+            found.append(Case(inputs, protocol, small, min(PER_SAMPLE, sample or PER_SAMPLE), "-per-sample"))
+    return found
+
+
+def scored(case: Case, options: argparse.Namespace) -> Path:
+    """Score a table unless it is complete."""
+    directory: Path = options.out / case.name
+    wanted = len(get_space("nasbench201")) if case.sample is None else case.sample
+    found = status(directory) if find_header(directory) else None
+    if found is None or not found.complete or found.rows < wanted:
+        study.score(case.spec(options.batch_size, options.images), directory, options.workers)
+    return directory
+
+
+def correlations(population: Population) -> dict[str, dict[str, dict[str, Any]]]:
+    """Correlate everything with everything that a source compares with: by comparison, then by proxy or aggregate."""
+    found = {}
+    for source in {comparison(source): source for source in SOURCES.values()}.values():
+        part = population.distinct() if source.distinct else population
+        made = available(part.columns)
+        rows = correlate_columns(part.columns, part.directions, part.truth[source.target], source.target, made)
+        found[comparison(source)] = {row.name: study.without_nan(asdict(row)) for row in rows}
+    return found
+
+
+def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Correlate one table and, where it is whole, choose an aggregate."""
+    table = open_table(directory)
+    inputs = {
+        "identity": table.identity,
+        "rows": len(table),
+        "columns": [column.name for column in table.columns],
+        "truth": hashlib.blake2b(options.truth.read_bytes(), digest_size=16).hexdigest(),
+        "aggregates": [asdict(entry) for entry in NAMED.values()],
+    }
+    population = load(table, options.truth)
+    kept = options.out / "stages"
+    result = {
+        "inputs": case.inputs,
+        "protocol": case.protocol,
+        "per_sample": bool(case.part),
+        "cells": len(table),
+        "correlations": study.stage(kept / f"{case.name}-correlations.json", inputs, lambda: correlations(population)),
+    }
+    if not case.part:
+        chosen = CHOSEN if case.sample is None else min(CHOSEN, case.sample // 2)
+        inputs = {**inputs, "chosen": chosen, "target": TEST}
+        result["choice"] = study.stage(
+            kept / f"{case.name}-choice.json", inputs, lambda: choose(population, chosen, SEED)
+        )
+        steps = ", ".join(f"+ {step['added']} {step['kendall']:.4f}" for step in result["choice"]["path"])
+        print(f"{case.name}, chosen on {result['choice']['chosen_on']} cells: {steps}")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
+    data = os.environ.get("ZCPIPE_DATA")
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        default=Path(data) / "nasbench201_cifar10.parquet" if data else None,
+        required=not data,
+        help="Parquet file with columns arch, cifar10_test_200 and cifar10_val_200",
+    )
+    parser.add_argument("--images", type=Path, help="file of real images and labels; without it only noise is scored")
+    parser.add_argument("--proxies", default=",".join(list_proxies()), help="what to score")
+    parser.add_argument("--out", type=Path, default=Path("runs/nasbench201_proxies"), help="where tables and stages go")
+    parser.add_argument("--docs", type=Path, help="where the page goes; docs, or with --sample the folder of --out")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in the batch")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N cells, half of them to choose on: a smoke test")
+    options = parser.parse_args(arguments)
+    if options.sample is not None and options.sample < 20:
+        parser.error(f"--sample needs 20 cells or more, got {options.sample}")
+    docs = options.docs or (options.out if options.sample else Path("docs"))
+    planned = cases(options.proxies, options.images, options.sample)
+    results = {case.name: analysed(case, scored(case, options), options) for case in planned}
+    docs.mkdir(parents=True, exist_ok=True)
+    base = docs / "nasbench201_proxies"
+    record = {"batch_size": options.batch_size, "seed": SEED, "cases": results}
+    base.with_suffix(".json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    figure(results, base.with_suffix(".png"))
+    base.with_suffix(".md").write_text(page(record))
+    for name in unexplained(results):
+        print(f"{name} differs from a published figure: explain it in nasbench201_published.py", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

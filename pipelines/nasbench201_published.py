@@ -1,0 +1,130 @@
+"""Published correlations of proxies with accuracy on NAS-Bench-201 for CIFAR-10, and why ours differ where they do.
+
+Everything that is quoted is here, and everything that explains a difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEST = "cifar10_test_200"
+VALIDATION = "cifar10_val_200"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where figures come from, and what they are to be compared with.
+
+    Attributes:
+        text: the publication.
+        target: the accuracy it correlates with.
+        distinct: it is taken on one cell of each key rather than on all.
+        absolute: it gives the absolute value of rho.
+    """
+
+    text: str
+    target: str = TEST
+    distinct: bool = False
+    absolute: bool = False
+
+
+def comparison(source: Source) -> str:
+    """Name what a source is compared with: a target and a population."""
+    return f"{source.target}, one cell of each key" if source.distinct else source.target
+
+
+SOURCES = {
+    "ICLR2021": Source(
+        "Abdelfattah et al., ICLR 2021: its notebook, all cells, real images, batch 64; absolute values", absolute=True
+    ),
+    "NBSZ": Source("Krishnakumar et al., NAS-Bench-Suite-Zero, 2022: validation accuracy", target=VALIDATION),
+    "VKDNW": Source(
+        "Tybl & Neumann, VKDNW, CVPR 2025, Table 1: re-runs with the authors' codes; compared on one cell of each key",
+        distinct=True,
+    ),
+    "APD": Source("APD, NeurIPS 2025, Table 2: re-runs, all cells"),
+    "AZ-NAS": Source("Lee & Ham, AZ-NAS, CVPR 2024, Table 1, and its notebook: all cells"),
+    "GradSign": Source("GradSign, ICLR 2022, as VKDNW quotes it"),
+    "MeCo": Source("MeCo, NeurIPS 2023, abstract"),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published figure; None is what the source does not give."""
+
+    proxy: str
+    source: str
+    kendall: float | None
+    spearman: float | None
+
+
+def _of(source: str, **figures: tuple[float | None, float | None]) -> tuple[Figure, ...]:
+    return tuple(Figure(proxy, source, *pair) for proxy, pair in figures.items())
+
+
+FIGURES = (
+    *_of(
+        "ICLR2021",
+        grad_norm=(None, 0.594),
+        snip=(None, 0.596),
+        grasp=(None, 0.514),
+        fisher=(None, 0.360),
+        synflow=(None, 0.737),
+        jacob_cov=(None, 0.731),
+    ),
+    *_of(
+        "NBSZ",
+        epe_nas=(None, 0.70),
+        fisher=(None, 0.50),
+        macs=(None, 0.69),
+        grad_norm=(None, 0.58),
+        grasp=(None, 0.51),
+        jacob_cov=(None, 0.75),
+        l2_norm=(None, 0.68),
+        nwot=(None, 0.77),
+        params=(None, 0.72),
+        plain=(None, -0.26),
+        snip=(None, 0.58),
+        synflow=(None, 0.73),
+        zen=(None, 0.35),
+    ),
+    *_of(
+        "VKDNW",
+        macs=(0.623, 0.799),
+        grad_norm=(0.328, 0.438),
+        grasp=(0.352, 0.505),
+        snip=(0.431, 0.591),
+        synflow=(0.561, 0.758),
+        jacob_cov=(0.616, 0.800),
+        nwot=(0.571, 0.762),
+        zen=(0.102, 0.103),
+        zico=(0.607, 0.802),
+        tenas=(0.536, 0.722),
+        aznas=(0.712, 0.892),
+        num_layers=(0.626, 0.767),
+        vkdnw=(0.618, 0.815),
+    ),
+    *_of(
+        "APD",
+        params=(0.576, 0.751),
+        macs=(0.541, 0.733),
+        snip=(0.455, 0.614),
+        grasp=(0.318, 0.460),
+        synflow=(0.571, 0.769),
+        nwot=(0.557, 0.743),
+        zen=(0.283, 0.365),
+        zico=(0.589, 0.784),
+        swap=(0.634, 0.810),
+    ),
+    *_of("AZ-NAS", gradsign=(0.618, None), aznas=(0.741, 0.913), aznas_linear=(0.697, None)),
+    *_of("GradSign", gradsign=(None, 0.765)),
+    *_of("MeCo", meco=(None, 0.89)),
+)
+
+VOTE = 0.817  # ICLR2021's notebook: the share of pairs that the vote orders rightly
+
+TOLERANCE = 0.03  # in Spearman's rho: a larger difference wants an explanation
+
+# By proxy: why it differs from a published figure by more than the tolerance.
+EXPLANATIONS: dict[str, str] = {}

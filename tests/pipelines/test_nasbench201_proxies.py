@@ -1,0 +1,195 @@
+"""The study of all proxies: chooses without looking at what it is judged on, compares as told, repeats nothing."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from zcpipe import get_space, open_table
+from zcpipe.run import RunSpec, Sample
+from zcpipe.scoring.columns import Column
+from zcpipe.table.schema import Header
+from zcpipe.table.store import locked
+
+SPACE = get_space("nasbench201")
+CELLS = [SPACE.sample(0, i) for i in range(60)]
+SIZES = np.array([SPACE.size(cell, "cifar10").params for cell in CELLS], dtype=float)
+GENERATOR = np.random.default_rng(4)
+ACCURACY = 60 + 30 * (SIZES.argsort().argsort() / len(CELLS)) + GENERATOR.normal(size=len(CELLS))
+SYNTHETIC = {
+    "expressivity": ACCURACY + 20 * GENERATOR.normal(size=60),
+    "progressivity": ACCURACY + 20 * GENERATOR.normal(size=60),
+    "trainability": ACCURACY + 20 * GENERATOR.normal(size=60),
+    "complexity": SIZES,
+    "synflow": ACCURACY + GENERATOR.normal(size=60),
+    "jacob_cov": ACCURACY + 10 * GENERATOR.normal(size=60),
+    "snip": np.where(np.arange(60) == 3, np.nan, ACCURACY),
+    "constant": np.zeros(60),
+}
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """Import a module of pipelines/ as the script beside it does."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return importlib.import_module
+
+
+@pytest.fixture
+def truth(tmp_path):
+    path = tmp_path / "truth.parquet"
+    columns = {"cifar10_test_200": ACCURACY, "cifar10_val_200": ACCURACY + GENERATOR.normal(size=60)}
+    pq.write_table(pa.table({"arch": [str(cell) for cell in CELLS], **columns}), path)
+    return path
+
+
+@pytest.fixture
+def population(study, truth, tmp_path):
+    return study("nasbench201_population").load(make_table(tmp_path / "population"), truth)
+
+
+def make_table(directory, protocol="paper"):
+    """A finished table of synthetic proxies, as `zcpipe run` would have left it."""
+    spec = RunSpec(
+        space="nasbench201", dataset="cifar10", proxies=("params",), selection=Sample(n=60), protocol=protocol
+    )
+    columns = [Column(name, "proxy", "", "higher", "function", "") for name in SYNTHETIC]
+    counts = [Column(name, "count", "", "higher", "full", "") for name in ("params", "macs")]
+    rows = [
+        {
+            "index": SPACE.index(cell),
+            "arch": str(cell),
+            "key": SPACE.key(cell),
+            "space": "nasbench201",
+            "seconds": 0.1,
+            "status": "ok",
+            "failures": [],
+            "params": int(SIZES[i]),
+            "macs": SPACE.size(cell, "cifar10").macs,
+            **{name: None if np.isnan(values[i]) else float(values[i]) for name, values in SYNTHETIC.items()},
+        }
+        for i, cell in enumerate(CELLS)
+    ]
+    with locked(directory, Header((*columns, *counts), spec.record(), spec.identity())) as store:
+        store.note_run(planned=60, selection=spec.record()["selection"])
+        store.commit(0, rows, {"native": True, "cpu": "AVX2"})
+    return open_table(directory)
+
+
+def test_choice_sees_the_chosen_cells_only(study, population):
+    """Another truth elsewhere leaves the path as it is; and no judged cell shares a key with a chosen one."""
+    choice = study("nasbench201_choice")
+    found = choice.choose(population, 30, 0)
+    listed = {SPACE.index(cell) for cell in CELLS[:30]}
+    chosen = np.isin(population.index, list(listed))
+    keys = set(population.keys[chosen])
+    others = [key for key in population.keys[~chosen] if key not in keys]
+    assert (found["chosen_on"], found["judged_on"]) == (30, len(others))
+    for values in population.truth.values():
+        values[~chosen] = values[~chosen][::-1].copy()
+    again = choice.choose(population, 30, 0)
+    assert again["path"] == found["path"]
+    assert again["judged"] != found["judged"]
+
+
+def test_choice_passes_over_what_cannot_be_told_apart_or_failed(study, population):
+    found = study("nasbench201_choice").choose(population, 30, 0)
+    assert found["passed_over"] == {
+        "macs": "ranks as params does",
+        "complexity": "ranks as params does",
+        "snip": "failed on 1 of the cells",
+    }
+    assert found["path"][0]["added"] == "synflow"
+    taus = [step["kendall"] for step in found["path"]]
+    assert taus == sorted(taus) and "constant" not in [step["added"] for step in found["path"]]
+    assert set(found["judged"]) == {"chosen", "aznas", "aznas and synflow"}
+    assert set(found["judged"]["aznas"]["leave_one_out"]) == set(found["judged"]["aznas"]["proxies"])
+
+
+def test_equal_keys_are_not_judged_on(study, population):
+    """Of cells that nearly all share one key only those with a key of their own are judged on."""
+    choice, kept = study("nasbench201_choice"), population.distinct()
+    assert len(kept.keys) == len(set(population.keys))
+    shared = population.keys.copy()
+    shared[:] = "k"
+    shared[-20:] = [f"other {i}" for i in range(20)]
+    first = {SPACE.index(cell) for cell in CELLS[:30]}
+    left = sum(index not in first for index in population.index[-20:])
+    found = choice.choose(dataclasses.replace(population, keys=shared), 30, 0)
+    assert found["judged_on"] == left
+
+
+def test_differences_are_marked_on_the_terms_of_their_source(study):
+    """A lower-is-better sign is lost in absolute figures; validation is compared with validation."""
+    report, published = study("nasbench201_report"), study("nasbench201_published")
+    rows = {
+        "cifar10_test_200": {"snip": -0.60, "macs": 0.50},
+        "cifar10_val_200": {"snip": 0.60, "macs": 0.70},
+        "cifar10_test_200, one cell of each key": {"snip": 0.59, "macs": 0.80},
+    }
+    assert set(rows) == {published.comparison(source) for source in published.SOURCES.values()}
+    table = {of: {name: {"spearman": rho} for name, rho in found.items()} for of, found in rows.items()}
+    found = {(d.figure.source, d.figure.proxy): d for d in report.differences({"case": {"correlations": table}})}
+    assert found["ICLR2021", "snip"].value == pytest.approx(0.60 - 0.596)
+    assert found["NBSZ", "macs"].value == pytest.approx(0.70 - 0.69)
+    assert not found["VKDNW", "macs"].large
+    assert found["APD", "macs"].value == pytest.approx(0.50 - 0.733) and found["APD", "macs"].large
+    assert report.unexplained({"case": {"correlations": table}}) == ["macs", "snip"]
+
+
+def test_tables_made_before_are_used_and_stages_are_not_repeated(study, truth, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    for protocol in ("paper", "fused"):
+        make_table(out / f"noise-{protocol}", protocol)
+    main = study("nasbench201_proxies")
+    arguments = ["--truth", str(truth), "--out", str(out), "--sample", "60", "--proxies", "params,macs"]
+    main.main(arguments)
+    assert "noise-fused, chosen on 30 cells: + synflow" in capsys.readouterr().out
+    page = (out / "nasbench201_proxies.md").read_text()
+    cases = json.loads((out / "nasbench201_proxies.json").read_text())["cases"]
+    vote = cases["noise-paper"]["correlations"]["cifar10_test_200"]["vote"]
+    assert (vote["n"], vote["failed"]) == (59, 1)
+    assert f"published: 0.817): {vote['pair_accuracy']:.4f}".rstrip("0") in page
+    assert "not explained yet" in page
+    assert (out / "nasbench201_proxies.png").stat().st_size > 0
+
+    def again(*_):
+        raise AssertionError("a stage whose output exists was repeated")
+
+    monkeypatch.setattr(main, "choose", again)
+    monkeypatch.setattr(main, "correlations", again)
+    monkeypatch.setattr(main.study, "score", again)
+    main.main(arguments)
+    assert (out / "nasbench201_proxies.md").read_text() == page
+
+
+def test_smoke(study, truth, tmp_path):
+    """A real run of a few cells, from scoring to the page."""
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--docs", str(tmp_path / "docs"), "--sample", "20", "--batch-size", "2"]
+    study("nasbench201_proxies").main(["--truth", str(truth), *arguments, "--proxies", "aznas", "--workers", "1"])
+    cases = json.loads((tmp_path / "docs/nasbench201_proxies.json").read_text())["cases"]
+    assert list(cases) == ["noise-paper", "noise-fused"]
+    assert cases["noise-paper"]["correlations"]["cifar10_test_200"]["aznas"]["n"] == 20
+
+
+def test_per_sample_proxies_stand_beside_what_they_are_aggregated_with(study, monkeypatch):
+    main = study("nasbench201_proxies")
+
+    def fake(name, cost):
+        return type("P", (), {"name": name, "cost": cost})()
+
+    installed = [fake("swap", "cheap"), fake("linear_regions", "cheap"), fake("ntk_condition", "per-sample")]
+    monkeypatch.setattr(main, "resolve", lambda asked: installed)
+    found = main.cases("all", None, None)
+    assert [(case.name, case.proxies, case.sample) for case in found[:2]] == [
+        ("noise-paper", ("swap", "linear_regions"), None),
+        ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 1000),
+    ]
+    assert len(main.cases("all", Path("images.npz"), 50)) == 8

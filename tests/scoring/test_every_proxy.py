@@ -1,0 +1,112 @@
+"""What must hold for every registered proxy, whatever it computes."""
+
+import gc
+import resource
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import assert_untouched, fingerprint, networks, small_network
+from torch import nn
+
+import zcpipe
+
+PROXIES = zcpipe.list_proxies()
+PER_CASE = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
+
+
+def score(model, proxies, **options):
+    x, y = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(5)), torch.arange(6) % 4
+    before = x.clone()
+    scores = zcpipe.score(model, x, y, proxies, blocks=model.names, unsupported="skip", **options)
+    assert torch.equal(x, before)
+    return scores
+
+
+def same(a, b, rel=0.0):
+    for name in a:
+        if a[name] is None:
+            assert b[name] is None
+        else:
+            assert b[name] == pytest.approx(a[name], rel=rel, abs=0 if rel == 0 else 1e-12, nan_ok=True), name
+
+
+@pytest.mark.parametrize("protocol", ["paper", "fused"])
+@pytest.mark.parametrize("proxy", PROXIES)
+@PER_CASE
+@given(parts=networks, frozen=st.integers(0, 5))
+def test_leaves_model_and_random_state_untouched_and_repeats(proxy, protocol, parts, frozen):
+    model = small_network(parts, inplace=True)
+    for parameter in list(model.parameters())[:frozen]:
+        parameter.requires_grad_(False)
+    before = fingerprint(model)
+    first = score(model, proxy, protocol=protocol)
+    assert_untouched(model, before)
+    same(first, score(model, proxy, protocol=protocol))
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+@PER_CASE
+@given(parts=networks)
+def test_in_place_activations_change_nothing(proxy, parts):
+    parts = (*parts[:3], 0.0, parts[4])
+    same(score(small_network(parts, False), proxy), score(small_network(parts, True), proxy))
+
+
+class InHalves(nn.Module):
+    """The same network, run on two parts of the batch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+        self.names = [f"inner.{name}" for name in model.names]
+
+    def forward(self, x):
+        return torch.cat([self.inner(x[:2]), self.inner(x[2:])])
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+@PER_CASE
+@given(parts=networks)
+def test_splitting_the_batch_changes_nothing_without_batch_norm(proxy, parts):
+    """Or is refused, where what is read off is a whole batch's map: never another value."""
+    parts = (parts[0], parts[1], "group", 0.0, parts[4])
+    model = small_network(parts, False)
+    whole = score(model, proxy)
+    try:
+        split = score(InHalves(model), proxy)
+    except zcpipe.errors.UsageError as error:
+        assert "blocks must run once" in str(error)
+        return
+    if split[proxy] is None:
+        assert split.failures[0].kind == "unsupported"
+    else:
+        same(whole, split, rel=1e-4)
+
+
+@PER_CASE
+@given(parts=networks)
+def test_all_together_are_what_each_is_alone(parts):
+    parts = (*parts[:3], 0.0, parts[4])
+    model = small_network(parts, False)
+    together = score(model, PROXIES)
+    for proxy in PROXIES:
+        alone = score(model, proxy)
+        same({proxy: together[proxy]}, alone, rel=1e-5)
+
+
+def test_memory_does_not_grow_over_50_networks():
+    def once(i):
+        score(small_network((2 + i % 3, 2, "batch", 0.0, True), True), PROXIES)
+
+    for i in range(10):
+        once(i)
+    gc.collect()
+    tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for i in range(50):
+        once(i)
+    gc.collect()
+    assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) <= tensors + 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 30_000  # KiB

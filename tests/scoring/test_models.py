@@ -1,0 +1,218 @@
+"""Networks of all kinds are scored, or the row says per proxy why not."""
+
+import pytest
+import torch
+from torch import nn
+
+import zcpipe
+from zcpipe.errors import UnsupportedError, UsageError
+
+ALL = zcpipe.list_proxies()
+LABELS = torch.arange(8) % 4
+
+
+class ResidualMlp(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.stem, self.head = nn.Linear(12, 16), nn.Linear(16, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + 0.1 * layer(x)
+        return self.head(x)
+
+
+class Bottleneck(nn.Module):
+    """A torchvision-style residual block."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False, groups=2)
+        self.bn2, self.bn3 = nn.BatchNorm2d(width), nn.BatchNorm2d(4 * width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += self.downsample(x)
+        return self.relu(y)
+
+
+def resnet():
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        stem,
+        Bottleneck(8, 4, 1),
+        Bottleneck(16, 8, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+
+
+class Vit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.position = nn.Parameter(torch.zeros(1, 16, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        tokens = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.encoder(tokens)).mean(1))
+
+
+class LstmClassifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm, self.head = nn.Embedding(20, 8), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, tokens):
+        return self.head(self.lstm(self.embed(tokens))[0][:, -1])
+
+
+def images():
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+CASES = {
+    "mlp": (lambda: ResidualMlp(200), lambda: images().flatten(1)[:, :12], ["stem", "layers.0", "layers.199"]),
+    "resnet": (resnet, images, ["0", "1", "2"]),
+    "vit": (Vit, images, ["encoder.layers.0", "encoder.layers.1"]),
+    "lstm": (LstmClassifier, lambda: torch.arange(8 * 6).view(8, 6) % 20, ["embed", "head"]),
+}
+# What these networks cannot have, and why; everything else must be a number.
+MISSING = {
+    "mlp": {},
+    "resnet": {},
+    "vit": {"fisher": "is not computed by a module", "nwot": "no ReLU", "linear_regions": "no ReLU", "swap": "no ReLU"},
+    "lstm": {
+        "jacob_cov": "integers",
+        "epe_nas": "integers",
+        "nwot": "no ReLU",
+        "fisher": "is not computed by a module",
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_proxy_has_a_value_or_a_reason(case):
+    torch.manual_seed(0)
+    build, inputs, blocks = CASES[case]
+    scores = zcpipe.score(build(), inputs(), LABELS, ALL, blocks=blocks, unsupported="skip")
+    reasons = {failure.proxy: failure.message for failure in scores.failures}
+    for proxy in ALL:
+        assert (scores[proxy] is None) == (proxy in reasons)
+    for proxy, reason in MISSING[case].items():
+        if proxy in ALL:
+            assert reason in reasons[proxy]
+    for proxy in {"grad_norm", "snip", "plain", "params"} & set(ALL):
+        assert scores[proxy] is not None
+    nodes = scores.nodes.to_pylist()
+    assert {"layer", "block"} <= {node["node"] for node in nodes}
+
+
+def test_attention_and_recurrence_are_layers_of_their_own():
+    scores = zcpipe.score(Vit(), images(), LABELS, "grad_norm", unsupported="skip")
+    names = [node["name"] for node in scores.nodes.to_pylist()]
+    assert "encoder.layers.0.self_attn.in_proj_weight" in names
+    assert "encoder.layers.1.self_attn.out_proj" in names
+    scores = zcpipe.score(LstmClassifier(), CASES["lstm"][1](), LABELS, "grad_norm")
+    assert [node["name"] for node in scores.nodes.to_pylist()] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head"]
+    assert all(node["grad_norm"] > 0 for node in scores.nodes.to_pylist())
+
+
+def test_weights_that_no_rule_knows_are_said_or_left_out():
+    with pytest.raises(UnsupportedError, match=r"no rule knows the weights of the model itself \(Vit\)"):
+        zcpipe.score(Vit(), images(), LABELS, "snip")
+    with pytest.warns(UserWarning, match="no rule knows"):
+        warned = zcpipe.score(Vit(), images(), LABELS, "snip", unsupported="warn")
+    assert warned["snip"] > 0
+
+
+def test_proxies_that_a_network_cannot_have_raise_unless_told_otherwise():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4))
+    with pytest.raises(UnsupportedError, match="no ReLU"):
+        zcpipe.score(model, images(), LABELS, "nwot")
+    assert zcpipe.score(model, images(), LABELS, "nwot", unsupported="skip").status == "error"
+
+
+def test_several_inputs_and_a_loss_of_ones_own():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 3), nn.Embedding(7, 3)
+
+        def forward(self, x, tokens):
+            return self.a(x) * self.b(tokens), "and more"
+
+    x, tokens, y = torch.randn(8, 5), torch.arange(8) % 7, torch.randn(8, 3)
+    model = Two()
+    scores = zcpipe.score(model, (x, tokens), y, "grad_norm,jacob_cov", loss=nn.functional.mse_loss)
+    model.zero_grad()
+    nn.functional.mse_loss(model(x, tokens)[0], y).backward()
+    assert scores["grad_norm"] == pytest.approx(float(model.a.weight.grad.norm()), rel=1e-5)
+    assert scores["jacob_cov"] is not None
+
+
+def test_shared_modules_count_once_with_all_their_gradient():
+    shared = nn.Linear(6, 6, bias=False)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(6, 4))
+    x = torch.randn(8, 6)
+    scores = zcpipe.score(model, x, LABELS, "grad_norm")
+    nn.functional.cross_entropy(model(x), LABELS).backward()
+    expected = shared.weight.grad.norm() + model[3].weight.grad.norm()
+    assert scores["grad_norm"] == pytest.approx(float(expected), rel=1e-5)
+    assert [node["name"] for node in scores.nodes.to_pylist()] == ["0", "3"]
+
+
+SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": None}, "snip need labels: pass targets"),
+        ({"targets": LABELS + 1}, r"targets must lie in 0 .. 3, got 1 .. 4"),
+        ({"targets": LABELS[:5]}, "tensor of 8 entries"),
+        ({"targets": LABELS.float()}, "integer class numbers"),
+        ({"targets": "snip"}, "name proxies as proxies='snip'"),
+        ({"loss": lambda output, targets: output}, "loss must return one number"),
+        ({"loss": lambda output, targets: 3.0}, "loss must return one number"),
+        ({"unsupported": "ignore"}, "unsupported must be"),
+        ({"protocol": "both"}, "protocol must be"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(UsageError, match=message):
+        zcpipe.score(SMALL, images(), **{"targets": LABELS, "proxies": "snip", **options})
+
+
+def test_a_model_without_parameters_says_so():
+    with pytest.raises(UnsupportedError, match="no convolution or linear layer"):
+        zcpipe.score(nn.Flatten(), images(), LABELS, "snip")
+
+
+def test_a_model_that_returns_no_tensor_says_so():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"logits": x}
+
+    with pytest.raises(UsageError, match="must return a tensor of floats"):
+        zcpipe.score(Odd(), images(), LABELS, "jacob_cov")
+
+
+def test_nan_in_the_network_fails_the_proxies_not_the_call():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4))
+    nn.init.constant_(model[1].weight, float("nan"))
+    scores = zcpipe.score(model, images(), LABELS, "snip,params")
+    assert scores.status == "error"
+    assert scores.failures[0].kind == "nonfinite"

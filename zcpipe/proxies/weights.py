@@ -1,0 +1,50 @@
+"""Proxies of the weights alone: their norms (l2_norm, as in NASLib) and the number of layers. They need no pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zcpipe.proxies.base import Proxy, Recipe, Values, WeightStatistic, total
+
+RECIPE = Recipe(init="default", inputs="none", norm="batch")
+
+
+def norms(weights: Sequence[Tensor]) -> Values | list[float]:
+    """Return the Euclidean norm of each weight."""
+    found = [torch.linalg.vector_norm(weight) for weight in weights]
+    return torch.stack(found).double().cpu().numpy() if found else []
+
+
+def _ones(weights: Sequence[Tensor]) -> list[float]:
+    return [1.0] * len(weights)
+
+
+PROXIES = (
+    Proxy(
+        name="l2_norm",
+        direction="higher",
+        scope="full",
+        cost="cheap",
+        recipe=RECIPE,
+        statistics=(WeightStatistic("l2_norm", "", norms),),
+        reduce=total("l2_norm"),
+        unit="",
+        formula="sum over layers of |w|_2, dead layers included",
+        paper="Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021; as in NASLib",
+    ),
+    Proxy(
+        name="num_layers",
+        direction="higher",
+        scope="function",
+        cost="cheap",
+        recipe=RECIPE,
+        statistics=(WeightStatistic("num_layers", "", _ones),),
+        reduce=total("num_layers"),
+        unit="",
+        formula="number of convolutions and linear layers that the output depends on",
+        paper="zcpipe",
+    ),
+)

@@ -1,0 +1,126 @@
+"""A network in the state of its pass, as passes and custom statistics see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zcpipe.errors import UsageError
+from zcpipe.ops.philox import Stream
+from zcpipe.proxies.base import Gradients
+from zcpipe.scoring.layers import weights_of
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class ScoredNetwork:
+    """A model, its batch and all that passes read off them; implements `zcpipe.proxies.base.Network`.
+
+    Attributes:
+        model: the network.
+        modules: all that is in it, as ``dict(model.named_modules())``.
+        inputs: positional arguments of its forward, first dimension N.
+        targets: labels, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        targets: Tensor | None,
+        loss: Loss | None,
+        stream: Callable[[str], Stream],
+    ) -> None:
+        self.model = model
+        self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
+        self.inputs = inputs
+        self.targets = targets
+        self.stream = stream
+        self._loss = loss
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Parameter]:
+        """Weights of all layers by name; see `zcpipe.scoring.layers.weights_of`."""
+        return weights_of(self.modules)
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """Gradients of the loss for ``layers``; a pass that has them puts them here."""
+        weights = list(self.layers.values())
+        with wanting_gradients(weights), torch.enable_grad():
+            found = torch.autograd.grad(self.batch_loss(self.model(*self.inputs)), weights, allow_unused=True)
+        return gradients_of(weights, found)
+
+    def batch_loss(self, output: object) -> Tensor:
+        """Return the loss of the whole batch."""
+        return self.loss(tensor_of(output), self.targets)
+
+    def loss(self, output: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the scalar loss of an output.
+
+        Raises:
+            UsageError: there are no targets, they do not fit the output, or the loss is no finite scalar.
+        """
+        if targets is None:
+            raise UsageError("these proxies need the loss of labelled samples: pass targets")
+        if self._loss is None:
+            return _cross_entropy(output, targets)
+        value = self._loss(output, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"loss must return one number as a tensor, got {got}")
+        return value.reshape(())
+
+
+class wanting_gradients:  # noqa: N801 - used like a function
+    """Inside, parameters ask for gradients; afterwards they do as before."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+
+    def __enter__(self) -> None:
+        self._before = [parameter.requires_grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.requires_grad_()
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, wanted in zip(self._parameters, self._before, strict=True):
+            parameter.requires_grad_(wanted)
+
+
+def gradients_of(weights: Sequence[Tensor], found: Sequence[Tensor | None]) -> Gradients:
+    """Pair weights with gradients; those that the loss does not depend on have zeros."""
+    detached = [weight.detach() for weight in weights]
+    known = [torch.zeros_like(w) if g is None else g for w, g in zip(detached, found, strict=True)]
+    return Gradients(detached, known)
+
+
+def tensor_of(output: object) -> Tensor:  # [N, ...]
+    """Return what a network computes: its output, or the first of several.
+
+    Raises:
+        UsageError: that is no tensor of floats.
+    """
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        what = f"{first.dtype}" if isinstance(first, Tensor) else type(first).__name__
+        raise UsageError(f"the model must return a tensor of floats (or several, the first counts), got {what}")
+    return first
+
+
+def _cross_entropy(output: Tensor, targets: Tensor) -> Tensor:  # [N, classes, ...], [N, ...]
+    if output.ndim < 2 or targets.shape != (output.shape[0], *output.shape[2:]):
+        raise UsageError(
+            f"targets must be class numbers of shape {(output.shape[0], *output.shape[2:])} for an output of shape "
+            f"{tuple(output.shape)}, got shape {tuple(targets.shape)}; pass a loss for other tasks"
+        )
+    if targets.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise UsageError(f"targets must be integer class numbers, got {targets.dtype}; pass a loss for other tasks")
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < output.shape[1]:
+        low, high = int(targets.min()), int(targets.max())
+        raise UsageError(f"targets must lie in 0 .. {output.shape[1] - 1}, got {low} .. {high}")
+    return F.cross_entropy(output, targets.long())
