@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from benchmarks.cells import CELLS
 from benchmarks.eager import EagerNetwork, eager_aznas
 from benchmarks.overhead import SmallImages
+from zcpipe.inputs import batch_of
 from zcpipe.proxies import resolve
 from zcpipe.proxies.base import JacobianStatistic, Recipe
 from zcpipe.run.process import worker_environment
@@ -45,7 +46,7 @@ from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.init import initialise
 from zcpipe.scoring.measure import Batch, measure, philox_probes
 from zcpipe.scoring.rewrite import fast_operations
-from zcpipe.scoring.rows import Batches, BuiltSubject, ClassScorer, noise_batch
+from zcpipe.scoring.rows import Batches, BuiltSubject, ClassScorer
 from zcpipe.scoring.size import count
 from zcpipe.spaces.classes import key_classes
 from zcpipe.spaces.nasbench201 import SPACES, Cell
@@ -105,7 +106,7 @@ def small() -> Contender:
 
 def both_ways(spec: RunSpec) -> Contender:
     """Run our forward and local backward alone: weights and probes are there, nothing is measured."""
-    batch = noise_batch(spec, 0)
+    batch = batch_of(spec, 0).images
 
     def prepare(cell: Cell) -> Callable[[], object]:
         built, key = SPACE.build(cell, "cifar10"), SPACE.key(cell)
@@ -135,7 +136,7 @@ def both_ways(spec: RunSpec) -> Contender:
 
 def bare(spec: RunSpec) -> Contender:
     """Run the pruned network forward and backward to its input in plain torch."""
-    batch = noise_batch(spec, 0)
+    batch = batch_of(spec, 0).images
 
     def prepare(cell: Cell) -> Callable[[], object]:
         model = initialise(SPACE.build(cell, "cifar10").model).to(memory_format=torch.channels_last).train()

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zcpipe import ops
-from zcpipe.ops._philox_twin import _normal, _rademacher
+from zcpipe.ops._philox_twin import _normal, _rademacher, _uniform
 from zcpipe.ops.codes import _hamming_distances, _sign_codes
 from zcpipe.ops.moments import _covariance, _cross_moment
 from zcpipe.ops.parameters import _parameter_statistics
@@ -134,6 +134,34 @@ def _convolution(kernel: int, device: torch.device) -> Case:
     )
 
 
+def _all_gradients(channels: int, pixels: int, device: torch.device) -> Case:
+    """ReLU, 3x3 convolution and batch norm: what a gradient of the result gives of the input, and of the kernels."""
+    shape = (SHAPE[0], channels, pixels, pixels)
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device) for seed in (1, 2)]
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in drawn)
+    weight = torch.randn(channels, channels, 3, 3, generator=torch.Generator().manual_seed(4)).to(device)
+
+    def graph(op: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (x, weight)]
+        y, cotangent = op(*leaves), grad.to(dtype)
+        return lambda: torch.autograd.grad(y, leaves, cotangent, retain_graph=True)[1]
+
+    def theirs(x: Tensor, weight: Tensor) -> Tensor:
+        layout = weight.contiguous(memory_format=torch.channels_last)
+        return F.batch_norm(F.conv2d(F.relu(x), layout, padding=1), None, None, training=True)
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return ops.conv_batch_norm_train(x, weight, padding=1, relu_input=True)
+
+    return Case(
+        f"ReLU, 3x3 convolution, norm; all gradients, {channels}x{pixels}x{pixels}",
+        graph(ours, torch.float32),
+        graph(theirs, torch.float32),
+        graph(theirs, torch.float64),
+        1e-5,
+    )
+
+
 def _random_numbers(device: torch.device) -> list[Case]:
     out, stream = _image(1, device), ops.Stream(key=1, nonce=2)
 
@@ -154,6 +182,13 @@ def _random_numbers(device: torch.device) -> list[Case]:
             lambda: torch.randn_like(out),
             lambda: numbers(_normal),
             1e-7,  # float32 rounds
+        ),
+        Case(
+            "philox uniform numbers",
+            lambda: stream.uniform_(out),
+            lambda: torch.empty_like(out).uniform_(-1, 1),
+            lambda: numbers(_uniform),
+            1e-7,
         ),
     ]
 
@@ -252,6 +287,8 @@ def cases(device: torch.device) -> list[Case]:
         *_normalisation(device),
         _convolution(1, device),
         _convolution(3, device),
+        _all_gradients(16, 32, device),
+        _all_gradients(64, 8, device),
         *_random_numbers(device),
         *_moments(device),
         *_parameters(device),
@@ -317,10 +354,10 @@ def main() -> None:
     if options.json:
         print(json.dumps({"build": ops.build_info(), "turns": options.turns, "ops": rows}))
         return
-    print(f"{'op':44} {'ours ms':>9} {'torch ms':>9} {'ratio':>7}   quartiles")
+    print(f"{'op':58} {'ours ms':>9} {'torch ms':>9} {'ratio':>7}   quartiles")
     for name, row in rows.items():
         quartiles = f"{row['low']:.2f} .. {row['high']:.2f}"
-        print(f"{name:44} {row['ours_ms']:9.3f} {row['torch_ms']:9.3f} {row['ratio']:7.2f}   {quartiles}")
+        print(f"{name:58} {row['ours_ms']:9.3f} {row['torch_ms']:9.3f} {row['ratio']:7.2f}   {quartiles}")
 
 
 if __name__ == "__main__":

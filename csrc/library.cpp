@@ -43,6 +43,18 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
         "Tensor? norm_bias, Tensor mean, Tensor invstd, Tensor(a!) total, int stride, int padding, bool relu_input, "
         "bool relu_output) -> ()");
 
+    // grad_x is empty unless `input`, products unless `outputs`; the sums of z times its gradient over the pixels.
+    m.def(
+        "conv_batch_norm_train_gradients(Tensor grad, Tensor x, Tensor z, Tensor weight, Tensor? norm_weight, Tensor? "
+        "norm_bias, Tensor mean, Tensor invstd, int stride, int padding, bool relu_input, bool relu_output, "
+        "bool input, bool outputs) "
+        "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor products)");
+    m.def(
+        "conv_batch_norm_train_gradients_onto(Tensor grad, Tensor x, Tensor z, Tensor weight, Tensor? norm_weight, "
+        "Tensor? norm_bias, Tensor mean, Tensor invstd, Tensor(a!) total, int stride, int padding, bool relu_input, "
+        "bool relu_output, bool outputs) "
+        "-> (Tensor grad_weight, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor products)");
+
     m.def("covariance(Tensor x) -> Tensor");
     m.def("cross_moment(Tensor a, Tensor b) -> Tensor");
 

@@ -35,7 +35,8 @@ def choose(population: Population, chosen: int, seed: int) -> dict[str, Any]:
     names, passed_over = candidates(cells)
     path = forward_selection(cells, names)
     recipe = [name for name, _ in path]
-    rivals = {"chosen": recipe, "aznas": [*groups()["aznas"]], "aznas and synflow": [*groups()["aznas"], "synflow"]}
+    four = groups()["aznas"]
+    rivals = {"chosen": recipe, "aznas": four, "aznas and synflow": (*four, "synflow"), "params": ("params",)}
     return {
         "chosen_on": len(cells.index),
         "judged_on": len(others.index),

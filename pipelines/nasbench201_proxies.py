@@ -1,6 +1,6 @@
 """Every proxy on NAS-Bench-201 beside its published figures, and an aggregate chosen on 700 cells.
 
-    ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --images data/cifar10_train_1000.npz --workers 2
+    ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --images npz:data/cifar10_train_1000.npz --workers 2
 
 Scores all 15,625 cells with the static, cheap and second-order proxies, under both protocols, with noise and (given
 --images) with real images, and 1,000 cells with the per-sample ones; correlates them with trained accuracies; chooses a
@@ -56,7 +56,7 @@ class Case:
         """The name of its table's directory."""
         return f"{self.inputs}-{self.protocol}{self.part}"
 
-    def spec(self, batch_size: int, images: Path | None) -> RunSpec:
+    def spec(self, batch_size: int, images: str | None) -> RunSpec:
         """Return the run that makes the table."""
         return RunSpec(
             space="nasbench201",
@@ -66,11 +66,11 @@ class Case:
             batch_size=batch_size,
             seed=SEED,
             protocol=self.protocol,
-            inputs=self.inputs if self.inputs == "noise" else str(images),
+            inputs=str(images) if self.inputs == "data" else self.inputs,
         )
 
 
-def cases(asked: str, images: Path | None, sample: int | None) -> list[Case]:
+def cases(asked: str, images: str | None, sample: int | None) -> list[Case]:
     """Return the tables to make: whole ones, and small ones for the per-sample proxies."""
     proxies = resolve(asked)
     slow = {proxy.name for proxy in proxies if proxy.cost == "per-sample"}
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         required=not data,
         help="Parquet file with columns arch, cifar10_test_200 and cifar10_val_200",
     )
-    parser.add_argument("--images", type=Path, help="file of real images and labels; without it only noise is scored")
+    parser.add_argument("--images", metavar="KIND:PATH", help="real images, as zcpipe run --inputs; else only noise")
     parser.add_argument("--proxies", default=",".join(list_proxies()), help="what to score")
     parser.add_argument("--out", type=Path, default=Path("runs/nasbench201_proxies"), help="where tables and stages go")
     parser.add_argument("--docs", type=Path, help="where the page goes; docs, or with --sample the folder of --out")

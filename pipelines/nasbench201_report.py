@@ -193,6 +193,7 @@ def figure(cases: Cases, path: Path) -> None:
     left.set_yticks(list(rows.values()), list(rows), fontsize=7)
     left.set(xlabel="|Spearman| with test accuracy", title="proxies and aggregates")
     right.set(xlabel="proxies in the recipe", ylabel="Kendall tau of the log-rank aggregate", title="forward selection")
+    right.locator_params(axis="x", integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

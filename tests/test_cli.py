@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -99,6 +100,19 @@ def test_dry_run_touches_nothing(zcpipe, tmp_path):
     assert "5260 classes" in zcpipe("run", "--space", "nasbench201", "--dry-run", "--out", out)[1]
 
 
+def test_real_images_are_named_by_their_content(zcpipe, tmp_path):
+    numpy.savez(tmp_path / "a.npz", images=numpy.zeros((3, 32, 32, 3), numpy.uint8), labels=numpy.arange(3))
+    real = ("run", *RUN, "--proxies", "params", "--inputs", f"npz:{tmp_path / 'a.npz'}", "--out", tmp_path / "t")
+    code, text, _ = zcpipe(*real, "--dry-run")
+    assert code == 0
+    assert f"2 x npz:{tmp_path / 'a.npz'}, 1 repeat(s)\ncontent          npz:" in text
+    assert zcpipe(*real, "-q")[0] == 0
+    code, _, err = zcpipe("run", *RUN, "--proxies", "params", "--out", tmp_path / "t")
+    assert code == 4 and "recipe.inputs" in err
+    code, _, err = zcpipe(*real, "--batch-size", "4")
+    assert code == 4 and "holds 3 images for a batch of 4" in err
+
+
 def test_rank_prints_the_best_first(zcpipe, table):
     code, text, err = zcpipe("rank", table, "--top", 3, "--json")
     ranking = json.loads(text)
@@ -167,6 +181,9 @@ def test_lists(zcpipe):
         (("run", *RUN[:2], "--archs", "/nowhere/archs.txt"), 2, "/nowhere/archs.txt"),
         (("run", *RUN[:2], "--batch-size", "0"), 2, "batch_size"),
         (("run", *RUN[:2], "--protocol", "papr"), 2, "protocol"),
+        (("run", *RUN[:2], "--inputs", "cifr10:x"), 2, "did you mean cifar10"),
+        (("run", *RUN[:2], "--inputs", "npz:/nowhere/a.npz"), 4, "/nowhere/a.npz: no such file"),
+        (("run", *RUN[:2], "--inputs", "cifar10:/nowhere", "--dry-run"), 4, "/nowhere"),
         (("run", *RUN[:2], "--device", "gpu"), 2, "unknown device"),
         (("run", *RUN[:2], "--device", "cuda:9"), 5, "cuda:9"),
         (("run", *RUN[:2], "--workers", "0", "--sample", "1", "--out", "/tmp/zcpipe-none"), 2, "workers"),

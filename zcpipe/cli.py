@@ -54,7 +54,8 @@ def _root(
 
 @app.command(
     epilog="Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
-    "zcpipe run --space nasbench201 --out tables/nb201 --dry-run"
+    "zcpipe run --space nasbench201 --out tables/nb201 --dry-run | "
+    "zcpipe run --space nasbench201 --inputs cifar10:data/cifar-10-batches-py --sample 100"
 )
 def run(
     space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
@@ -65,6 +66,9 @@ def run(
     archs: Annotated[Path | None, typer.Option(help="Score the architectures of a file, one text a line.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Shape of the task. [default: the space's first]")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
+    inputs: Annotated[
+        str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
+    ] = "noise",
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
     repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [default: score in this process]")] = None,
@@ -89,6 +93,7 @@ def run(
             "proxies": tuple(proxy.name for proxy in resolve(proxies)),
             "selection": _selection(sample, range_, archs),
             "batch_size": batch_size,
+            "inputs": inputs,
             "seed": seed,
             "repeats": repeats,
             "protocol": protocol,
@@ -326,6 +331,8 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
     typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}")
     typer.echo(f"proxies          {', '.join(spec['proxies'])}")
     typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s)")
+    if spec["inputs_content"]:
+        typer.echo(f"content          {plan['identity']['recipe']['inputs']}")
     typer.echo(f"recipe           {spec['protocol']} protocol on {spec['device']}")
     typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
     typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")

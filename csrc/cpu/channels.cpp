@@ -193,6 +193,32 @@ ZCPIPE_CLONES void map_gradient_to_blocks_of(Blocks out, const float* g, const f
         map_gradient_to_blocks<false>(out, g, x, map, norm, rows, columns, channels);
 }
 
+ZCPIPE_CLONES void block_products(double* sums, Blocks a, const float* b, int64_t rows, int64_t columns,
+                                  int64_t channels) {
+    constexpr int64_t kBlock = 16;
+    for (int64_t c = 0; c < channels; c += kBlock, a.data += a.block_stride) {
+        const int64_t n = std::min(kBlock, channels - c);
+        double even[kBlock] = {}, odd[kBlock] = {};  // pixels in turn, which hides the latency of an addition
+        for (int64_t row = 0; row < rows; ++row) {
+            const float *left = a.data + row * a.row_stride, *right = b + row * columns * channels + c;
+            int64_t p = 0;
+            if (n == kBlock) {
+                for (; p + 2 <= columns; p += 2) {
+#pragma omp simd
+                    for (int64_t l = 0; l < kBlock; ++l) {
+                        even[l] += double(left[p * kBlock + l]) * double(right[p * channels + l]);
+                        odd[l] += double(left[p * kBlock + kBlock + l]) * double(right[p * channels + channels + l]);
+                    }
+                }
+            }
+            for (; p < columns; ++p)
+                for (int64_t l = 0; l < n; ++l)
+                    even[l] += double(left[p * kBlock + l]) * double(right[p * channels + l]);
+        }
+        for (int64_t l = 0; l < n; ++l) sums[c + l] = even[l] + odd[l];
+    }
+}
+
 ZCPIPE_CLONES void mask(float* out, const float* x, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) out[i] = x[i] > 0 ? out[i] : 0.0f;
@@ -267,6 +293,10 @@ void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T
 void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map, Affine<float> norm,
                               bool relu, int64_t rows, int64_t columns, int64_t channels) {
     map_gradient_to_blocks_of(out, g, x, map, norm, relu, rows, columns, channels);
+}
+
+void sum_block_products(double* sums, Blocks a, const float* b, int64_t rows, int64_t columns, int64_t channels) {
+    block_products(sums, a, b, rows, columns, channels);
 }
 
 void mask_negative(float* out, const float* x, int64_t count) { mask(out, x, count); }

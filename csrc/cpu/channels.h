@@ -46,6 +46,9 @@ struct Blocks {
 void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map, Affine<float> norm,
                               bool relu, int64_t rows, int64_t columns, int64_t channels);
 
+// The sums over the pixels of the products of such an image and of an NHWC one, in double precision.
+void sum_block_products(double* sums, Blocks a, const float* b, int64_t rows, int64_t columns, int64_t channels);
+
 // out = 0 where x is not positive. For any elements.
 void mask_negative(float* out, const float* x, int64_t count);
 

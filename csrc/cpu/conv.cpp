@@ -8,8 +8,6 @@
 namespace zcpipe {
 namespace {
 
-constexpr int64_t kLeastPixels = 16;  // of a result that Winograd's transforms are worth it for
-
 // One row of pixels into the scratch, block by block.
 ZCPIPE_CLONES void spread_row(float* scratch, int64_t block_stride, const float* source, int64_t pixels,
                               int64_t channels, bool relu) {
@@ -36,6 +34,12 @@ ZCPIPE_CLONES void spread_row(float* scratch, int64_t block_stride, const float*
 }
 
 }  // namespace
+
+void load_blocks(Blocks to, const float* image, int64_t rows, int64_t columns, int64_t channels, bool relu) {
+    for (int64_t i = 0; i < rows; ++i)
+        spread_row(to.data + i * to.row_stride, to.block_stride, image + i * columns * channels, columns, channels,
+                   relu);
+}
 
 ImageConvolution::ImageConvolution(const Convolution& c, const float* weight, bool transposed)
     : transposed_(transposed),
@@ -66,8 +70,8 @@ ImageConvolution::ImageConvolution(const Convolution& c, const float* weight, bo
         }
         if (!winograd_) pack(part, c, weight);
     }
-    rows_ = std::max(rows_, margin_ + source_height_);
-    columns_ = std::max(columns_, margin_ + source_width_);
+    rows_ = std::max(rows_, margin_ + (source_height_ + 1) / 2 * 2);
+    columns_ = std::max(columns_, margin_ + (source_width_ + 1) / 2 * 2);
     work_size_ = winograd_ ? winograd_->work_size() : result_size_;
 }
 
@@ -127,10 +131,7 @@ const ImageConvolution::Tap& ImageConvolution::first_tap(const Part& part) const
 }
 
 void ImageConvolution::load(float* scratch, const float* image, bool relu) const {
-    const Blocks blocks = source(scratch);
-    for (int64_t i = 0; i < source_height_; ++i)
-        spread_row(blocks.data + i * blocks.row_stride, blocks.block_stride,
-                   image + i * source_width_ * source_channels_, source_width_, source_channels_, relu);
+    load_blocks(source(scratch), image, source_height_, source_width_, source_channels_, relu);
 }
 
 void ImageConvolution::run(Target target, float* scratch) const {

@@ -20,6 +20,11 @@ struct Convolution {
     int64_t out_width() const { return (in_width + 2 * padding - kernel) / stride + 1; }
 };
 
+constexpr int64_t kLeastPixels = 16;  // of a result that Winograd's transforms are worth it for
+
+// Fills blocks of 16 channels from an NHWC image; with `relu`, its negative elements count as zero.
+void load_blocks(Blocks to, const float* image, int64_t rows, int64_t columns, int64_t channels, bool relu);
+
 // One image after another through a convolution (source: its input, result: its output) or through the transpose of
 // its matrix (source: a gradient of its output, result: the gradient of its input).
 //
@@ -37,6 +42,7 @@ class ImageConvolution {
     int64_t scratch_size() const { return source_size() + work_size_; }  // floats
 
     // Where the source goes in the scratch, which is zero before the first image and lies at a multiple of 64 bytes.
+    // Around it there are zeros, which make its height and width even at least.
     Blocks source(float* scratch) const {
         return {scratch + margin_ * (row_stride() + 16), row_stride(), block_stride()};
     }

@@ -5,11 +5,13 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "common/layout.h"
 #include "cpu/conv.h"
+#include "cpu/conv_gradient.h"
 #include "cpu/norm.h"
 
 namespace {
@@ -73,12 +75,20 @@ void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor&
     });
 }
 
-void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight,
+// What a backward pass fills; null for what nobody wants.
+struct Gradients {
+    float* x = nullptr;
+    bool onto = false;  // x is added to
+    float* weight = nullptr;
+    float *norm_weight = nullptr, *norm_bias = nullptr;
+    double* products = nullptr;  // sums of z times its gradient over the pixels, [N, D]
+};
+
+void backward(const Gradients& wanted, const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight,
               const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const Tensor& mean,
-              const Tensor& invstd, const Layer& layer, bool relu_input, bool relu_output, bool onto) {
+              const Tensor& invstd, const Layer& layer, bool relu_input, bool relu_output) {
     const Images &in = layer.in, &out = layer.out;
     const float *g = grad.const_data_ptr<float>(), *conv = z.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
-    float* to = grad_x.mutable_data_ptr<float>();
     const double *m = mean.const_data_ptr<double>(), *r = invstd.const_data_ptr<double>();
     const Norm<float> norm(m, r, data_or_null(norm_weight), data_or_null(norm_bias), out.channels);
     Sums gradients(out);
@@ -87,18 +97,48 @@ void backward(const Tensor& grad_x, const Tensor& grad, const Tensor& x, const T
             add_gradients(gradients.first_of(i), gradients.second_of(i), g + i * out.size(), conv + i * out.size(),
                           norm.at(0), relu_output, out.pixels, out.channels);
     });
-    std::vector<float> unused_weight(out.channels), unused_bias(out.channels);
-    const NormGradient<float> map(unused_weight.data(), unused_bias.data(), m, r, data_or_null(norm_weight), gradients);
+    std::vector<float> unused(2 * out.channels);
+    float* grad_weight = wanted.norm_weight == nullptr ? unused.data() : wanted.norm_weight;
+    float* grad_bias = wanted.norm_bias == nullptr ? unused.data() + out.channels : wanted.norm_bias;
+    const NormGradient<float> map(grad_weight, grad_bias, m, r, data_or_null(norm_weight), gradients);
     const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), true);
-    layer.for_ranges(0, [&](int64_t begin, int64_t end) {
-        Buffer<float> scratch(image.scratch_size());
-        const Convolution& c = layer.convolution;
+    const int64_t height = layer.convolution.out_height(), width = layer.convolution.out_width();
+    // Calls f(image, gradient of its convolution) while that is in the cache.
+    const auto for_images = [&](int64_t begin, int64_t end, float* scratch, const auto& f) {
+        const Blocks dz = image.source(scratch);
         for (int64_t i = begin; i < end; ++i) {
-            apply_gradient_to_blocks(image.source(scratch.data()), g + i * out.size(), conv + i * out.size(), map.at(0),
-                                     norm.at(0), relu_output, c.out_height(), c.out_width(), out.channels);
-            image.run({to + i * in.size(), onto, relu_input ? from + i * in.size() : nullptr}, scratch.data());
+            const float* values = conv + i * out.size();
+            apply_gradient_to_blocks(dz, g + i * out.size(), values, map.at(0), norm.at(0), relu_output, height, width,
+                                     out.channels);
+            if (wanted.products != nullptr)
+                sum_block_products(wanted.products + i * out.channels, dz, values, height, width, out.channels);
+            if (wanted.x != nullptr)
+                image.run({wanted.x + i * in.size(), wanted.onto, relu_input ? from + i * in.size() : nullptr},
+                          scratch);
+            f(i, dz);
+        }
+    };
+    if (wanted.weight == nullptr) {
+        layer.for_ranges(0, [&](int64_t begin, int64_t end) {
+            Buffer<float> scratch(image.scratch_size());
+            for_images(begin, end, scratch.data(), [](int64_t, Blocks) {});
+        });
+        return;
+    }
+    const WeightGradient weights(layer.convolution);
+    const int64_t at_once = weights.images_at_once(in.samples), ranges = (in.samples + at_once - 1) / at_once;
+    std::vector<double> totals(ranges * weights.size());
+    torch::stable::parallel_for(0, ranges, 1, [&](int64_t begin, int64_t end) {
+        Buffer<float> scratch(image.scratch_size());
+        WeightSums sums(weights);
+        for (int64_t range = begin; range < end; ++range) {
+            double* total = totals.data() + range * weights.size();
+            for_images(range * at_once, std::min(in.samples, (range + 1) * at_once), scratch.data(),
+                       [&](int64_t i, Blocks dz) { sums.add(total, from + i * in.size(), relu_input, dz); });
+            sums.finish(total);
         }
     });
+    weights.write(wanted.weight, totals.data(), ranges);
 }
 
 void check_arguments(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding) {
@@ -176,24 +216,60 @@ std::tuple<Tensor, Tensor, Tensor> conv_batch_norm_train_onto(const Tensor& x, c
     return {call.z, call.mean, call.invstd};
 }
 
-// Fills grad_x, or adds to it.
-void backward_into(const Tensor& grad_x, const Tensor& grad_any, const Tensor& x_any, const Tensor& z_any,
-                   const Tensor& weight_any, const OptionalTensor& norm_weight_any, const OptionalTensor& norm_bias_any,
-                   const Tensor& mean, const Tensor& invstd, int64_t stride, int64_t padding, bool relu_input,
-                   bool relu_output, bool onto) {
-    const Tensor x = torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast);
-    const Tensor z = torch::stable::contiguous(z_any, MemoryFormat::ChannelsLast);
-    const Tensor grad = *checked_images(grad_any, z, MemoryFormat::ChannelsLast, "grad");
-    const Tensor weight = torch::stable::contiguous(weight_any);
-    const Layer layer(x, weight, stride, padding);
-    const int64_t channels = layer.out.channels;
-    STD_TORCH_CHECK(z.scalar_type() == ScalarType::Float && z.numel() == layer.out.size() * layer.out.samples,
-                    "z: expected the convolution's output");
-    const OptionalTensor norm_weight = checked_channels(norm_weight_any, channels, x, "norm_weight");
-    const OptionalTensor norm_bias = checked_channels(norm_bias_any, channels, x, "norm_bias");
-    check_statistics(mean, channels, "mean");
-    check_statistics(invstd, channels, "invstd");
-    backward(grad_x, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, layer, relu_input, relu_output, onto);
+// The arguments of a backward call in the forms that the kernels read.
+struct Backward {
+    Tensor x, z, grad, weight;
+    Layer layer;
+    OptionalTensor norm_weight, norm_bias;
+    Tensor mean, invstd;
+    bool relu_input, relu_output;
+
+    Backward(const Tensor& grad_any, const Tensor& x_any, const Tensor& z_any, const Tensor& weight_any,
+             const OptionalTensor& norm_weight_any, const OptionalTensor& norm_bias_any, const Tensor& mean,
+             const Tensor& invstd, int64_t stride, int64_t padding, bool relu_input, bool relu_output)
+        : x((check_arguments(x_any, weight_any, stride, padding),
+             torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast))),
+          z(torch::stable::contiguous(z_any, MemoryFormat::ChannelsLast)),
+          grad(*checked_images(grad_any, z, MemoryFormat::ChannelsLast, "grad")),
+          weight(torch::stable::contiguous(weight_any)),
+          layer(x, weight, stride, padding),
+          norm_weight(checked_channels(norm_weight_any, layer.out.channels, x, "norm_weight")),
+          norm_bias(checked_channels(norm_bias_any, layer.out.channels, x, "norm_bias")),
+          mean(mean),
+          invstd(invstd),
+          relu_input(relu_input),
+          relu_output(relu_output) {
+        STD_TORCH_CHECK(z.scalar_type() == ScalarType::Float && z.numel() == layer.out.size() * layer.out.samples,
+                        "z: expected the convolution's output");
+        check_statistics(mean, layer.out.channels, "mean");
+        check_statistics(invstd, layer.out.channels, "invstd");
+    }
+
+    void run(const Gradients& wanted) const {
+        backward(wanted, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, layer, relu_input, relu_output);
+    }
+
+    // The gradients of the parameters, and the products with `outputs`; also of x where `of_x` holds its place.
+    std::tuple<Tensor, Tensor, Tensor, Tensor> all(Gradients of_x, bool outputs) const {
+        Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+        Tensor grad_norm_weight = channel_tensor(x, layer.out.channels, ScalarType::Float);
+        Tensor grad_norm_bias = channel_tensor(x, layer.out.channels, ScalarType::Float);
+        Tensor products =
+            torch::stable::new_zeros(x, {outputs ? layer.out.samples : 0, layer.out.channels}, ScalarType::Double);
+        of_x.weight = grad_weight.mutable_data_ptr<float>();
+        of_x.norm_weight = grad_norm_weight.mutable_data_ptr<float>();
+        of_x.norm_bias = grad_norm_bias.mutable_data_ptr<float>();
+        if (outputs) of_x.products = products.mutable_data_ptr<double>();
+        run(of_x);
+        return {grad_weight, grad_norm_weight, grad_norm_bias, products};
+    }
+};
+
+// Where a gradient of x is added.
+float* target(const Tensor& total, const Tensor& x) {
+    check_target(total, x, "total");
+    STD_TORCH_CHECK(is_channels_last(total), "total: expected channels_last images");
+    return total.mutable_data_ptr<float>();
 }
 
 Tensor conv_batch_norm_train_backward(const Tensor& grad,                // [N, D, H', W']
@@ -205,10 +281,10 @@ Tensor conv_batch_norm_train_backward(const Tensor& grad,                // [N, 
                                       const Tensor& mean,                // [D] float64
                                       const Tensor& invstd,              // [D] float64
                                       int64_t stride, int64_t padding, bool relu_input, bool relu_output) {
-    check_arguments(x, weight, stride, padding);
+    const Backward call(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
+                        relu_output);
     Tensor grad_x = empty_images(x, MemoryFormat::ChannelsLast);
-    backward_into(grad_x, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
-                  relu_output, false);
+    call.run({.x = grad_x.mutable_data_ptr<float>()});
     return grad_x;
 }
 
@@ -216,11 +292,31 @@ void conv_batch_norm_train_backward_onto(const Tensor& grad, const Tensor& x, co
                                          const OptionalTensor norm_weight, const OptionalTensor norm_bias,
                                          const Tensor& mean, const Tensor& invstd, const Tensor& total, int64_t stride,
                                          int64_t padding, bool relu_input, bool relu_output) {
-    check_arguments(x, weight, stride, padding);
-    check_target(total, x, "total");
-    STD_TORCH_CHECK(is_channels_last(total), "total: expected channels_last images");
-    backward_into(total, grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
-                  relu_output, true);
+    const Backward call(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
+                        relu_output);
+    call.run({.x = target(total, x), .onto = true});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train_gradients(
+    const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight, const OptionalTensor norm_weight,
+    const OptionalTensor norm_bias, const Tensor& mean, const Tensor& invstd, int64_t stride, int64_t padding,
+    bool relu_input, bool relu_output, bool input, bool outputs) {
+    const Backward call(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
+                        relu_output);
+    Tensor grad_x = input ? empty_images(x, MemoryFormat::ChannelsLast)
+                          : torch::stable::new_zeros(x, {0, x.size(1), x.size(2), x.size(3)});
+    auto [grad_weight, grad_norm_weight, grad_norm_bias, products] =
+        call.all({.x = input ? grad_x.mutable_data_ptr<float>() : nullptr}, outputs);
+    return {grad_x, grad_weight, grad_norm_weight, grad_norm_bias, products};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train_gradients_onto(
+    const Tensor& grad, const Tensor& x, const Tensor& z, const Tensor& weight, const OptionalTensor norm_weight,
+    const OptionalTensor norm_bias, const Tensor& mean, const Tensor& invstd, const Tensor& total, int64_t stride,
+    int64_t padding, bool relu_input, bool relu_output, bool outputs) {
+    const Backward call(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
+                        relu_output);
+    return call.all({.x = target(total, x), .onto = true}, outputs);
 }
 
 }  // namespace
@@ -228,6 +324,8 @@ void conv_batch_norm_train_backward_onto(const Tensor& grad, const Tensor& x, co
 STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
     m.impl("conv_batch_norm_train", TORCH_BOX(&conv_batch_norm_train));
     m.impl("conv_batch_norm_train_backward", TORCH_BOX(&conv_batch_norm_train_backward));
+    m.impl("conv_batch_norm_train_gradients", TORCH_BOX(&conv_batch_norm_train_gradients));
+    m.impl("conv_batch_norm_train_gradients_onto", TORCH_BOX(&conv_batch_norm_train_gradients_onto));
     m.impl("conv_batch_norm_train_onto", TORCH_BOX(&conv_batch_norm_train_onto));
     m.impl("conv_batch_norm_train_backward_onto", TORCH_BOX(&conv_batch_norm_train_backward_onto));
 }

@@ -57,6 +57,9 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return c + a * b; }
     __attribute__((target(arch))) void chosen_row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride) { \
         version::row<version::kMostBlocks>(t, pixels, blocks, stride);                                             \
     }                                                                                                              \
+    __attribute__((target(arch))) void chosen_outer(const Outer& o, int64_t channels, int64_t blocks) {            \
+        version::outer<version::kMostBlocks>(o, channels, blocks);                                                 \
+    }                                                                                                              \
     __attribute__((target(arch))) int64_t chosen_most_blocks() { return version::kMostBlocks; }
 ZCPIPE_TILES("default", baseline)
 ZCPIPE_TILES("arch=x86-64-v3", v3)
@@ -64,6 +67,9 @@ ZCPIPE_TILES("arch=x86-64-v4", v4)
 #else
 void chosen_row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride) {
     baseline::row<baseline::kMostBlocks>(t, pixels, blocks, stride);
+}
+void chosen_outer(const Outer& o, int64_t channels, int64_t blocks) {
+    baseline::outer<baseline::kMostBlocks>(o, channels, blocks);
 }
 int64_t chosen_most_blocks() { return baseline::kMostBlocks; }
 #endif
@@ -73,6 +79,8 @@ int64_t chosen_most_blocks() { return baseline::kMostBlocks; }
 void convolve_row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride) {
     chosen_row(t, pixels, blocks, stride);
 }
+
+void add_outer_products(const Outer& o, int64_t channels, int64_t blocks) { chosen_outer(o, channels, blocks); }
 
 int64_t most_blocks() { return chosen_most_blocks(); }
 

@@ -28,6 +28,20 @@ struct Tile {
 // then channels, in that order, wherever its pixel lies.
 void convolve_row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride);
 
+// Pixels of a source and of a gradient, block by block, whose outer products are added up.
+struct Outer {
+    float* sums;                       // [source channel][channel of the panel]
+    const float* source;               // one block
+    int64_t source_row, source_pixel;  // strides
+    const float* gradient;             // one panel; neighbouring pixels lie 16 apart
+    int64_t gradient_row, gradient_block;
+    int64_t rows, columns;
+};
+
+// Adds the outer products of the first `channels` channels of the source's block, at most 16, and a panel of `blocks`
+// blocks. Each sum goes over rows, then columns. Sums of further channels, up to 16, may receive what the source holds.
+void add_outer_products(const Outer& o, int64_t channels, int64_t blocks);
+
 int64_t most_blocks();  // of a panel
 
 inline int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }

@@ -49,6 +49,30 @@ ZCPIPE_CLONES void scatter(float* places, int64_t place_stride, const float* sou
     }
 }
 
+// One row of tiles of one block of channels: A y A^T of each, place by place.
+ZCPIPE_CLONES void scatter_gradients(float* places, int64_t place_stride, const float* gradient, int64_t row_stride,
+                                     int64_t tiles) {
+    for (int64_t t = 0; t < tiles; ++t, gradient += 2 * kBlock, places += kBlock) {
+        Channels rows[4][2];
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            const Channels y0 = at(gradient + j * kBlock), y1 = at(gradient + j * kBlock + row_stride);
+            rows[0][j] = y0;
+            rows[1][j] = y0 + y1;
+            rows[2][j] = y0 - y1;
+            rows[3][j] = -y1;
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            float* to = places + 4 * i * place_stride;
+            at(to) = rows[i][0];
+            at(to + place_stride) = rows[i][0] + rows[i][1];
+            at(to + 2 * place_stride) = rows[i][0] - rows[i][1];
+            at(to + 3 * place_stride) = -rows[i][1];
+        }
+    }
+}
+
 // The 2x2 pixels of one tile of one block of channels, A^T m A, given to write(i, j, pixel).
 template <typename F>
 ZCPIPE_INLINE void gather_tile(const float* products, int64_t place_stride, const F& write) {
@@ -137,7 +161,43 @@ ZCPIPE_CLONES void transform_kernels(float* places, int64_t place_stride, const 
     }
 }
 
+ZCPIPE_CLONES void gather_taps(float* taps, const double* places, int64_t place_stride, int64_t width) {
+#pragma omp simd
+    for (int64_t l = 0; l < width; ++l) {
+        double rows[3][4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            const double* s = places + j * place_stride + l;
+            const double a = 0.5 * s[4 * place_stride], b = 0.5 * s[8 * place_stride];
+            rows[0][j] = s[0] + (a + b);
+            rows[1][j] = a - b;
+            rows[2][j] = (a + b) + s[12 * place_stride];
+        }
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) {
+            const double a = 0.5 * rows[i][1], b = 0.5 * rows[i][2];
+            float* to = taps + 3 * i * width + l;
+            to[0] = float(rows[i][0] + (a + b));
+            to[width] = float(a - b);
+            to[2 * width] = float((a + b) + rows[i][3]);
+        }
+    }
+}
+
 }  // namespace
+
+void transform_sources(float* places, int64_t place_stride, const float* source, int64_t row_stride, int64_t tiles) {
+    scatter(places, place_stride, source, row_stride, tiles);
+}
+
+void transform_gradients(float* places, int64_t place_stride, const float* gradient, int64_t row_stride,
+                         int64_t tiles) {
+    scatter_gradients(places, place_stride, gradient, row_stride, tiles);
+}
+
+void gather_kernels(float* taps, const double* places, int64_t place_stride, int64_t width) {
+    gather_taps(taps, places, place_stride, width);
+}
 
 Winograd::Winograd(int64_t source_channels, int64_t result_channels, int64_t height, int64_t width, Kernels kernels)
     : source_channels_(source_channels),

@@ -48,4 +48,13 @@ class Winograd {
     Buffer<float> weights_;             // [panel of result channels][16 places][source channel][channel of the panel]
 };
 
+// The same for the kernels' gradients, from the transpose of the formula above: g' = G^T ((A y' A^T) * (B^T d B)) G,
+// where * adds up all squares, y' being the gradient of y. Rows of `tiles` squares of one block of channels, whose 16
+// places lie `place_stride` apart.
+void transform_sources(float* places, int64_t place_stride, const float* source, int64_t row_stride, int64_t tiles);
+void transform_gradients(float* places, int64_t place_stride, const float* gradient, int64_t row_stride, int64_t tiles);
+
+// G^T s G of `width` neighbouring kernels: 16 places to taps[9][width].
+void gather_kernels(float* taps, const double* places, int64_t place_stride, int64_t width);
+
 }  // namespace zcpipe

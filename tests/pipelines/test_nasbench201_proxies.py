@@ -108,7 +108,7 @@ def test_choice_passes_over_what_cannot_be_told_apart_or_failed(study, populatio
     assert found["path"][0]["added"] == "synflow"
     taus = [step["kendall"] for step in found["path"]]
     assert taus == sorted(taus) and "constant" not in [step["added"] for step in found["path"]]
-    assert set(found["judged"]) == {"chosen", "aznas", "aznas and synflow"}
+    assert set(found["judged"]) == {"chosen", "aznas", "aznas and synflow", "params"}
     assert set(found["judged"]["aznas"]["leave_one_out"]) == set(found["judged"]["aznas"]["proxies"])
 
 
@@ -192,4 +192,4 @@ def test_per_sample_proxies_stand_beside_what_they_are_aggregated_with(study, mo
         ("noise-paper", ("swap", "linear_regions"), None),
         ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 1000),
     ]
-    assert len(main.cases("all", Path("images.npz"), 50)) == 8
+    assert len(main.cases("all", "npz:images.npz", 50)) == 8

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -204,6 +205,22 @@ def test_options_out_of_range(fields: dict[str, float], tmp_path: Path) -> None:
     for action in (run, describe):
         with pytest.raises(UsageError, match="must be"):
             action(spec(), tmp_path, **fields)
+
+
+def test_images_of_a_file_are_the_same_table_wherever_it_lies(tmp_path: Path) -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (9, 6, 6, 3), np.uint8), np.arange(9) % 4
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / name, images=images, labels=labels)
+    real = [spec(inputs=f"npz:{tmp_path / name}", selection=Sample(n=n)) for name, n in (("a.npz", 2), ("b.npz", 4))]
+    assert run(real[0], tmp_path / "t").new == 2
+    assert run(real[1], tmp_path / "t", workers=1).new == 2
+    assert open_table(tmp_path / "t").identity["recipe"]["inputs"] == f"npz:{real[0].inputs_content}"
+    with pytest.raises(IdentityMismatch, match=r"recipe.inputs is 'npz:.*' there and 'noise' here"):
+        run(spec(), tmp_path / "t")
+    np.savez(tmp_path / "b.npz", images=images ^ 1, labels=labels)
+    with pytest.raises(DataError, match="gives another batch than when the run was specified"):
+        run(real[1].model_copy(update={"selection": All()}), tmp_path / "t", workers=1)
+    assert len(open_table(tmp_path / "t")) == 4
 
 
 def test_a_missing_device_is_named(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class InHalves(nn.Module):
         return torch.cat([self.inner(x[:2]), self.inner(x[2:])])
 
 
-@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize("proxy", [name for name in PROXIES if name != "meco"])  # counts containers, on one image
 @PER_CASE
 @given(parts=networks)
 def test_splitting_the_batch_changes_nothing_without_batch_norm(proxy, parts):

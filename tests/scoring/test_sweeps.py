@@ -39,8 +39,12 @@ def test_equals_the_published_values(data, name, dtype):
     model, x, y, values = reference(data, name)
     scores = zcpipe.score(model.to(dtype), x.to(dtype), y, tuple(PUBLISHED))
     published = values["naslib_f32" if dtype == torch.float32 else "naslib_f64"]
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-6
     for ours, theirs in PUBLISHED.items():
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-6
+        if (name, ours, dtype) == ("arch00", "epe_nas", torch.float32):
+            # One activation lies so near 0 that the order of a convolution's sum decides its ReLU: torch's own
+            # channels_last kernels give 131.528 where its NCHW kernels gave the published 131.463 (float64: 131.462).
+            tolerance = 1e-3
         scale = scores["snip"] if ours == "plain" else abs(published[theirs])
         assert abs(scores[ours] - published[theirs]) <= tolerance * scale, ours
 

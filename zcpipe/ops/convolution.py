@@ -136,6 +136,33 @@ def _fake_backward(
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
+def _fake_gradients(
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    norm_weight: _Channels,
+    norm_bias: _Channels,
+    mean: Tensor,
+    invstd: Tensor,
+    stride: int,
+    padding: int,
+    relu_input: bool,
+    relu_output: bool,
+    input: bool,
+    outputs: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if input else x.new_empty(0, *x.shape[1:])
+    channels = weight.new_empty(weight.shape[0])
+    products = mean.new_empty(x.shape[0] if outputs else 0, weight.shape[0])
+    return grad_x, weight.new_empty(weight.shape), channels, torch.empty_like(channels), products
+
+
+def _fake_gradients_onto(*arguments: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    tensors, how, outputs = arguments[:8], arguments[9:13], arguments[13]  # without the total
+    return _fake_gradients(*(*tensors, *how, True, outputs))[1:]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
     x, weight, norm_weight, norm_bias, _, ctx.eps, *ctx.how = inputs
     _, z, mean, invstd = output
@@ -147,9 +174,12 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]: 
     x, weight, norm_weight, norm_bias, z, mean, invstd = ctx.saved_tensors
     needs = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 4
-    if any(needs[1:]) or (needs[0] and torch.is_grad_enabled()):
-        # Parameters' gradients, and derivatives that will be derived again, come from the single operations.
+    if any(needs) and torch.is_grad_enabled():
         grads = _composed(ctx, grad, needs)
+    elif any(needs[1:]):
+        op = torch.ops.zcpipe.conv_batch_norm_train_gradients
+        found = op(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, *ctx.how, needs[0], False)
+        grads = [g if needed else None for g, needed in zip(found[:4], needs, strict=True)]
     elif needs[0]:
         op = torch.ops.zcpipe.conv_batch_norm_train_backward
         grads[0] = op(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, *ctx.how)
@@ -157,29 +187,24 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]: 
 
 
 def _composed(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:  # noqa: ANN401
-    again = torch.is_grad_enabled()
-    arguments: tuple[Any, ...] = ctx.saved_tensors[:4]
-    with torch.enable_grad():
-        # Aliases, because a parameter may depend on x: the way through it is autograd's to follow, not ours.
-        alias = Tensor.view_as if again else _leaf
-        arguments = tuple(t if t is None else alias(t, t) for t in arguments)
-        y = _conv_batch_norm_train(*(*arguments, None, ctx.eps, *ctx.how))
-        asked = [t for t, needed in zip(arguments, needs, strict=True) if needed]
-        found = iter(torch.autograd.grad(y, asked, grad, create_graph=again))
+    """Derive the twin, for derivatives that will be derived again."""
+    # Aliases, because a parameter may depend on x: the way through it is autograd's to follow, not ours.
+    aliases: list[Any] = [t if t is None else t.view_as(t) for t in ctx.saved_tensors[:4]]
+    y = _conv_batch_norm_train(*(*aliases, None, ctx.eps, *ctx.how))
+    asked = [t for t, needed in zip(aliases, needs, strict=True) if needed]
+    found = iter(torch.autograd.grad(y, asked, grad, create_graph=True))
     return [next(found) if needed else None for needed in needs]
 
 
 _native = differentiable("conv_batch_norm_train", _backward, _save)
 
 
-def _leaf(t: Tensor, _: Tensor) -> Tensor:
-    return t.detach().requires_grad_()
-
-
 @on_load
 def _register() -> None:
     torch.library.register_fake("zcpipe::conv_batch_norm_train", _fake)
     torch.library.register_fake("zcpipe::conv_batch_norm_train_backward", _fake_backward)
+    torch.library.register_fake("zcpipe::conv_batch_norm_train_gradients", _fake_gradients)
+    torch.library.register_fake("zcpipe::conv_batch_norm_train_gradients_onto", _fake_gradients_onto)
     torch.library.register_fake("zcpipe::conv_batch_norm_train_onto", lambda *arguments: _fake(*arguments)[1:])
     torch.library.register_fake("zcpipe::conv_batch_norm_train_backward_onto", lambda *arguments: None)
     torch.library.register_autograd("zcpipe::conv_batch_norm_train", _backward, setup_context=_save)

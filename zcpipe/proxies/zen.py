@@ -51,7 +51,7 @@ def features(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:  # [N, ...]
     """Run a model and return what entered its last adaptive pool or else its last linear layer.
 
     Raises:
-        UnsupportedError: none of either ran.
+        UnsupportedError: none of either ran, or it saw a part of the samples only.
     """
     found: dict[bool, Tensor] = {}  # by whether it entered a pool
     handles = [
@@ -66,7 +66,10 @@ def features(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:  # [N, ...]
             handle.remove()
     if not found:
         raise UnsupportedError("zen needs an adaptive pool or a linear layer to tell which features come last")
-    return found[True in found]
+    last = found[True in found]
+    if len(last) != len(inputs[0]):
+        raise UnsupportedError(f"zen needs the features of all {len(inputs[0])} samples at once, got {len(last)}")
+    return last
 
 
 def _noise(network: Network, purpose: str) -> list[Tensor]:
@@ -115,7 +118,7 @@ PROXIES = (
         statistics=(CustomStatistic("zen", "", "network", zen),),
         reduce=only("zen"),
         unit="",
-        formula="ln mean |f(x + x'/100) - f(x)|_1 + sum over batch norms of ln sqrt(mean variance), f what enters the pool",
+        formula="ln mean |f(x + x'/100) - f(x)|_1 + sum of ln sqrt(mean variance) of batch norms, f: pool inputs",
         paper="Lin et al., Zen-NAS: A Zero-Shot NAS for High-Performance Image Recognition, ICCV 2021; as in NASLib",
     ),
 )

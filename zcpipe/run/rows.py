@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from zcpipe.errors import CapabilityError
+from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
@@ -42,13 +43,19 @@ class Failed:
 
 
 class UnitScorer:
-    """Scores units of a run in the process it lives in."""
+    """Scores units of a run in the process it lives in.
+
+    Raises:
+        DataError: the run's images are not here, or others are.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._space = get_space(spec.space)
         self._frame = RowFrame(spec)
         self._scorer = ClassScorer(spec)
+        if spec.inputs != NOISE:
+            batch_of(spec, 0)  # what is wrong with the file must not end as rows
         self._static = [p for p in resolve(spec.proxies) if not p.statistics and p.name not in COUNTS]
 
     def score(self, unit: Unit) -> list[Row]:

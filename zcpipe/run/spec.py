@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.inputs import NOISE, content_of, parse
 from zcpipe.table.schema import canonical
 
 
@@ -73,8 +74,13 @@ class RunSpec(_Frozen):
     Names of proxies are resolved (no groups) and the device is explicit. The selection, the proxies, the device and
     the size of shards are not part of the identity: they may differ from one run on a table to the next.
 
+    ``inputs`` is ``noise`` or KIND:PATH (see `zcpipe.inputs`). Of such a file the identity holds the kind and
+    ``inputs_content``, which names the images and labels that the run takes from it, wherever it lies. It is read from
+    the file when the spec is made, unless it is given: then the file is held against it when it is used.
+
     Raises:
         UsageError: a field is missing, unknown or out of its range; one line says which.
+        DataError: the file of inputs is missing, damaged or foreign, or does not fit the data set.
     """
 
     space: str
@@ -85,7 +91,8 @@ class RunSpec(_Frozen):
     seed: int = Field(default=0, ge=0, lt=2**64)
     repeats: int = Field(default=1, ge=1)
     protocol: Literal["paper", "fused"] = "paper"
-    inputs: Literal["noise"] = "noise"
+    inputs: str = NOISE
+    inputs_content: str = ""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda:\d+)$")
     classes_per_shard: int = Field(default=64, ge=1)
 
@@ -93,16 +100,21 @@ class RunSpec(_Frozen):
     @classmethod
     def _in_one_line(cls, data: Any, handler: ModelWrapValidatorHandler[RunSpec]) -> RunSpec:  # noqa: ANN401
         try:
-            return handler(data)
+            spec = handler(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             got = "" if first["type"] == "missing" else f", got {first['input']!r}"
             raise UsageError(f"invalid run: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+        if spec.inputs != NOISE and not spec.inputs_content:
+            object.__setattr__(spec, "inputs_content", content_of(spec))  # frozen from here on
+        return spec
 
     def identity(self) -> dict[str, Any]:
         """Return what all rows of one table share."""
         recipe = {name: getattr(self, name) for name in ("protocol", "batch_size", "inputs", "repeats")}
+        if self.inputs != NOISE:
+            recipe["inputs"] = f"{parse(self.inputs)[0]}:{self.inputs_content}"
         return {"space": self.space, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
 
     def identity_hash(self) -> str:

@@ -2,12 +2,12 @@
 
 Autograd would write every layer's gradient into memory of its own and add them up afterwards. A cell whose layers are
 all native operations needs neither: its nodes and their gradients are made in order, each layer adding to what is
-there. First derivatives with respect to the cell's input only.
+there. First derivatives only: with respect to the cell's input and, where a pass wants them (`Taps`), to parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,29 @@ from zcpipe.ops._check import use_native
 from zcpipe.spaces.layers import Dag
 
 _native = torch.ops.zcpipe
+
+
+class Taps(Protocol):
+    """What a pass wants to see of layers that are fused, where hooks on their modules would see nothing.
+
+    Parameters that ask for gradients get them through autograd, as they would from the modules. Modules that could not
+    be fused are called as always: whatever hangs on them is called, and no tap for them.
+    """
+
+    #: whether a backward sweep is one to parameters; the input's gradients alone are cheaper
+    active: bool
+    #: whether `output` is called in such sweeps
+    outputs: bool
+    #: whether `relu` is called; set before the forward
+    relus: bool
+
+    def output(self, conv: nn.Conv2d, products: Tensor) -> None:  # [N, D] float64
+        """Take the sums over pixels of a convolution's output times its gradient, once the sweep is there."""
+        ...
+
+    def relu(self, relu: nn.ReLU, x: Tensor) -> None:  # [N, C, H, W]
+        """Take what enters a ReLU, at its place in the forward; it is the pass's own, to be read and left alone."""
+        ...
 
 
 class Layer(Protocol):
@@ -82,42 +105,74 @@ class Convolution:
     norm: nn.BatchNorm2d
     stride: int
     padding: int
-    relu_input: bool
+    relu_input: nn.ReLU | None
     relu_output: bool
+    taps: Taps | None = None
     makes_new = True
 
     @property
+    def parameters(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The kernels, and the norm's scales and shifts."""
+        return self.conv.weight, self.norm.weight, self.norm.bias
+
+    @property
     def _how(self) -> tuple[int, int, bool, bool]:
-        return self.stride, self.padding, self.relu_input, self.relu_output
+        return self.stride, self.padding, self.relu_input is not None, self.relu_output
 
     def forward(self, x: Tensor, total: Tensor | None, own: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Add the normalised convolution."""
-        parameters = (self.conv.weight, self.norm.weight, self.norm.bias)
+        if self.taps is not None and self.taps.relus and self.relu_input is not None:
+            self.taps.relu(self.relu_input, x)
         if total is not None and own:
             op = _native.conv_batch_norm_train_onto
-            z, mean, invstd = op(x, *parameters, total, self.norm.eps, *self._how)
+            z, mean, invstd = op(x, *self.parameters, total, self.norm.eps, *self._how)
             return total, (x, z, mean, invstd)
-        y, z, mean, invstd = _native.conv_batch_norm_train(x, *parameters, total, self.norm.eps, *self._how)
+        y, z, mean, invstd = _native.conv_batch_norm_train(x, *self.parameters, total, self.norm.eps, *self._how)
         return y, (x, z, mean, invstd)
 
     def backward(self, saved: tuple[Tensor, ...], grad: Tensor, total: Tensor | None, own: bool) -> Tensor:
         """Add the input's gradient."""
-        x, z, mean, invstd = saved
-        arguments = (grad, x, z, self.conv.weight, self.norm.weight, self.norm.bias, mean, invstd)
+        arguments = self._arguments(saved, grad)
         if total is not None and own:
             _native.conv_batch_norm_train_backward_onto(*arguments, total, *self._how)
             return total
         g: Tensor = _native.conv_batch_norm_train_backward(*arguments, *self._how)
         return g if total is None else g.add_(total)
 
+    def backward_to_all(
+        self, saved: tuple[Tensor, ...], grad: Tensor, total: Tensor | None, own: bool, to_input: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Add the input's gradient, unless nobody wants it, and return the parameters' too."""
+        arguments = self._arguments(saved, grad)
+        outputs = self.taps is not None and self.taps.outputs
+        if to_input and total is not None and own:
+            found = _native.conv_batch_norm_train_gradients_onto(*arguments, total, *self._how, outputs)
+        else:
+            g, *found = _native.conv_batch_norm_train_gradients(*arguments, *self._how, to_input, outputs)
+            if to_input:
+                total = g if total is None else g.add_(total)
+        *parameters, products = found
+        if self.taps is not None and outputs:
+            self.taps.output(self.conv, products)
+        return total, parameters
+
+    def _arguments(self, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, z, mean, invstd = saved
+        return grad, x, z, *self.parameters, mean, invstd
+
 
 _Step = tuple[int, int, Layer]  # source, target, what leads from one to the other
 
 
-def fast_cell(cell: Dag, layers: Sequence[Layer]) -> Callable[[Tensor], Tensor] | None:
+def fast_chain(chain: Convolution, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a forward for a chain that taps listen to: a cell of one layer."""
+    return _forward([(0, 1, chain)], 1, original, chain.taps)
+
+
+def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> Callable[[Tensor], Tensor] | None:
     """Return a forward for a cell whose edges are `layers`; None if its output is not memory of its own.
 
-    Dead edges do not run: nobody watches them where all layers may be replaced.
+    Dead edges do not run: nobody watches them where all layers may be replaced. Only ReLUs can be, through taps.
     It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
     native operations do not know.
     """
@@ -125,12 +180,24 @@ def fast_cell(cell: Dag, layers: Sequence[Layer]) -> Callable[[Tensor], Tensor] 
     arriving = [layer for _, target, layer in steps if target == cell.output]
     if len(arriving) < 2 and not any(layer.makes_new for layer in arriving):
         return None
-    original: Callable[[Tensor], Tensor] = cell.forward
+    dead = _dead(cell, layers) if taps is not None and taps.relus else []
+    return _forward(steps, cell.output, cell.forward, taps, dead)
+
+
+def _forward(
+    steps: Sequence[_Step],
+    output: int,
+    original: Callable[[Tensor], Tensor],
+    taps: Taps | None,
+    dead: Sequence[_Step] = (),
+) -> Callable[[Tensor], Tensor]:
+    chains = [layer for _, _, layer in steps if isinstance(layer, Convolution)] if taps is not None else []
 
     def forward(x: Tensor) -> Tensor:
         fits = x.ndim == 4 and x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
         if fits and x.is_contiguous(memory_format=torch.channels_last) and use_native("avg_pool3x3", x):
-            return _Cell.apply(x, steps, cell.output)  # type: ignore[no-any-return,no-untyped-call]
+            parameters = [parameter for chain in chains for parameter in chain.parameters]
+            return _Cell.apply(x, steps, output, taps, dead, *parameters)  # type: ignore[no-any-return,no-untyped-call]
         return original(x)
 
     return forward
@@ -146,6 +213,24 @@ def _useful(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
             useful.add(source)
             steps.append((source, target, layer))
     return steps[::-1]
+
+
+def _dead(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
+    """Return the dead edges, in order."""
+    edges = zip(cell.edges, cell.layers, layers, strict=True)
+    return [(source, target, layer) for (source, target), name, layer in edges if name in cell.dead]
+
+
+def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) -> None:
+    """Show taps what enters the ReLUs of dead layers, and run those that others of them need; see `Dag`."""
+    nodes = dict(live)
+    read = {source for source, _, _ in steps}
+    for source, target, layer in steps:
+        x = nodes[source] if source in nodes else torch.zeros_like(nodes[0])
+        if target in read and target not in live:
+            nodes[target], _ = layer.forward(x, nodes.get(target), own=False)
+        elif isinstance(layer, Convolution) and layer.relu_input is not None:
+            taps.relu(layer.relu_input, x)
 
 
 class _Nodes:
@@ -168,27 +253,53 @@ class _Nodes:
 
 class _Cell(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, steps: Sequence[_Step], output: int) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        steps: Sequence[_Step],
+        output: int,
+        taps: Taps | None,
+        dead: Sequence[_Step],
+        *parameters: Tensor | None,  # of the convolutions, in order, where taps are given
+    ) -> Tensor:
         nodes = _Nodes(0, x)
-        ctx.steps, ctx.output, ctx.kept = steps, output, []
+        ctx.steps, ctx.output, ctx.taps, ctx.kept = steps, output, taps, []
         with torch._C._AutoDispatchBelowAutograd():
             for source, target, layer in steps:
                 total, own = nodes.so_far(target)
                 value, kept = layer.forward(nodes.values[source], total, own)
                 nodes.put(target, value, own or layer.makes_new or total is not None)
                 ctx.kept.append(kept)
+            if taps is not None and dead:
+                _run_dead(nodes.values, dead, taps)
         return nodes.values[output]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        to_input, *to_parameters = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
+        to_all = ctx.taps is not None and ctx.taps.active
         grads = _Nodes(ctx.output, grad.contiguous(memory_format=torch.channels_last))
+        found: list[Tensor | None] = []  # of the parameters, from the last to the first
         with torch._C._AutoDispatchBelowAutograd():
             for (source, target, layer), kept in zip(reversed(ctx.steps), reversed(ctx.kept), strict=True):
                 total, own = grads.so_far(source)
-                value = layer.backward(kept, grads.values[target], total, own)
-                grads.put(source, value, own or layer.makes_new or total is not None)
-        return grads.values.get(0), None, None
+                of_parameters: Sequence[Tensor | None] = (None, None, None)
+                value: Tensor | None = None
+                if target in grads.values:
+                    wanted = to_input or source != 0
+                    if to_all and isinstance(layer, Convolution):
+                        value, of_parameters = layer.backward_to_all(kept, grads.values[target], total, own, wanted)
+                    elif wanted:
+                        value = layer.backward(kept, grads.values[target], total, own)
+                if value is not None:
+                    grads.put(source, value, own or layer.makes_new or total is not None)
+                if isinstance(layer, Convolution):
+                    found.extend(reversed(of_parameters))
+        asked = (
+            g if wanted else None for g, wanted in zip(reversed(found), to_parameters, strict=ctx.taps is not None)
+        )
+        return grads.values.get(0), None, None, None, None, *asked
 
 
 def _sum(total: Tensor | None, value: Tensor, own: bool) -> Tensor:

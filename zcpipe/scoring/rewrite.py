@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from zcpipe.errors import UsageError
 from zcpipe.ops import avg_pool3x3, batch_norm_train, conv_batch_norm_train
-from zcpipe.scoring.cells import Convolution, Identity, Layer, Pool, fast_cell
+from zcpipe.scoring.cells import Convolution, Identity, Layer, Pool, Taps, fast_cell, fast_chain
 from zcpipe.spaces.layers import Dag, Op, has_hooks
 
 _FLOATS = (torch.float32, torch.float64)
@@ -22,7 +22,9 @@ _Onto = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @contextmanager
-def fast_operations(modules: Mapping[str, nn.Module], called: Collection[str] = ()) -> Iterator[None]:
+def fast_operations(
+    modules: Mapping[str, nn.Module], called: Collection[str] = (), taps: Taps | None = None
+) -> Iterator[None]:
     """Inside, modules that a native operation can stand in for call it; afterwards they are as before.
 
     Single pools and batch norms are swapped, and chains of [ReLU,] convolution, batch norm [, ReLU] that make a whole
@@ -36,11 +38,14 @@ def fast_operations(modules: Mapping[str, nn.Module], called: Collection[str] = 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
         called: names of modules that must be called as modules, because somebody will hook them.
+        taps: what a pass wants to see of chains and cells, which are steps of autograd then also where parameters ask
+            for gradients, first derivatives alone. Chains in which it could not be seen stay as they are; hooks that
+            are put on modules inside are called there, and nowhere else.
     """
     swapped = []
     try:
         if not torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
-            rewriter = _Rewriter(modules, called)
+            rewriter = _Rewriter(modules, called, taps)
             for module in modules.values():
                 attributes = {} if "forward" in vars(module) else rewriter.attributes(module)
                 if attributes:
@@ -57,9 +62,10 @@ def fast_operations(modules: Mapping[str, nn.Module], called: Collection[str] = 
 class _Rewriter:
     """What the modules of one network are swapped for."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], called: Collection[str]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], called: Collection[str], taps: Taps | None) -> None:
         self._called = {modules[name] for name in called if name in modules}
-        self._frozen = not any(
+        self._taps = taps
+        self._one_step = taps is not None or not any(
             p.requires_grad for m in modules.values() for p in m._parameters.values() if p is not None
         )
         self._chains: dict[nn.Module, Convolution] = {}
@@ -72,13 +78,17 @@ class _Rewriter:
         onto = self._onto(module)
         if onto is not None:
             return {"forward": _alone(onto), "forward_onto": onto}
-        cell = self._cell(module) if self._frozen and isinstance(module, Dag) else None
+        cell = self._cell(module) if self._one_step and isinstance(module, Dag) else None
         return {} if cell is None else {"forward": cell}
 
     def _onto(self, module: nn.Module) -> _Onto | None:
         inner = module.op if self._is_bare_op(module) else module
         if inner in self._chains:
-            return _for_images(module, _run_chain(self._chains[inner]), _is_channels_last)
+            chain = self._chains[inner]
+            if chain.taps is not None:
+                run = fast_chain(chain, module.forward)
+                return lambda x, total: _added(total, run(x))
+            return _for_images(module, _run_chain(chain), _is_channels_last)
         if _is_avg_pool3x3(module):
             return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
         if _is_batch_norm(module):
@@ -99,9 +109,12 @@ class _Rewriter:
         relu_input, relu_output = at == 1, len(parts) - at == 3
         if parts[at : at + 2] != middle or len(parts) != 2 + relu_input + relu_output:
             return None
+        if relu_output and self._taps is not None and self._taps.relus:
+            return None  # what enters that ReLU is never written
         if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
             return None
-        return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu_input, relu_output)
+        relu = parts[0] if isinstance(parts[0], nn.ReLU) else None
+        return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu, relu_output, self._taps)
 
     def _cell(self, cell: Dag) -> Callable[[Tensor], Tensor] | None:
         """Return the fast forward of a cell, None if one of its layers has none."""
@@ -109,7 +122,7 @@ class _Rewriter:
             return None
         layers = [self._cell_layer(layer) for layer in cell.layers.values()]
         known = [layer for layer in layers if layer is not None]
-        return fast_cell(cell, known) if len(known) == len(layers) else None
+        return fast_cell(cell, known, self._taps) if len(known) == len(layers) else None
 
     def _cell_layer(self, layer: nn.Module) -> Layer | None:
         inner = layer.op if self._is_bare_op(layer) else layer
@@ -146,7 +159,7 @@ def _run_chain(chain: Convolution) -> _Onto:
             norm.eps,
             stride=chain.stride,
             padding=chain.padding,
-            relu_input=chain.relu_input,
+            relu_input=chain.relu_input is not None,
             relu_output=chain.relu_output,
             total=total,
         )

@@ -9,10 +9,10 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import Proxy, resolve
 from zcpipe.proxies.base import Recipe
@@ -184,29 +184,18 @@ class Batches:
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
+        self._noise = spec.model_copy(update={"inputs": NOISE})
         self._kept: dict[tuple[int, bool], Batch] = {}
 
     def of(self, repeat: int, noise: bool) -> Batch:
         """Return the batch of a repeat: pure noise, or the run's images with labels."""
-        known = (repeat, noise)
+        known = (repeat, noise or self._spec.inputs == NOISE)
         if known not in self._kept:
             if len(self._kept) == _BATCHES_KEPT:
                 self._kept.clear()
-            self._kept[known] = self._noise(repeat)
+            drawn = batch_of(self._noise if known[1] else self._spec, repeat)
+            self._kept[known] = Batch([drawn.images], drawn.labels)
         return self._kept[known]
-
-    def _noise(self, repeat: int) -> Batch:
-        spec = self._spec
-        classes = get_space(spec.space).datasets[spec.dataset].classes
-        labels = Stream.of(spec.seed, spec.space, "run", repeat, "labels").integers(spec.batch_size, classes)
-        return Batch([noise_batch(spec, repeat)], labels.to(spec.device))
-
-
-def noise_batch(spec: RunSpec, repeat: int) -> Tensor:  # [N, C, H, W]
-    """Draw the batch of a run's repeat: i.i.d. standard normals, channels-last, the same for every architecture."""
-    shape = (spec.batch_size, *get_space(spec.space).datasets[spec.dataset].input_shape)
-    batch = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
-    return Stream.of(spec.seed, spec.space, "run", repeat, "inputs").normal_(batch)
 
 
 def _over_repeats(

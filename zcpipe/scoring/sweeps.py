@@ -77,6 +77,8 @@ class _Captured:
 
 
 class _Sweeps:
+    """State of one pass. It is also what fused layers report to: see `zcpipe.scoring.cells.Taps`."""
+
     def __init__(
         self,
         network: ScoredNetwork,
@@ -104,24 +106,22 @@ class _Sweeps:
         self._values: dict[str, Any] = {}
         self._errors: dict[str, Exception] = {}
         self._overwritten = False
+        self._names = {module: name for name, module in network.modules.items()}
+        self.active = False
+        self.outputs = bool(self._outputs)
+        self.relus = bool(self._relus)
 
     def run(self) -> BlockResult:
         weights = list(self._network.layers.values()) if self._gradients or self._outputs else []
         inputs = [self._as_leaf(tensor) for tensor in self._network.inputs]
         modules = self._network.modules
-        with wanting_gradients(weights), fast_operations(modules, called=self._seen()), torch.enable_grad():
+        with wanting_gradients(weights), fast_operations(modules, self._blocks, self), torch.enable_grad():
             output = tensor_of(self._forward(inputs))
             self._sweep_loss(output, weights)
             self._sweep_inputs(output, inputs)
             self._sweep_blocks()
         self._finish()
         return BlockResult({s.name: self._array(s) for s in self._statistics}, self._errors)
-
-    def _seen(self) -> set[str]:
-        """Name the modules that must be called as modules: they are hooked, or their weights need gradients."""
-        relus = [n for n, module in self._network.modules.items() if isinstance(module, nn.ReLU)] if self._relus else []
-        layers = self._network.layers if self._gradients or self._outputs else {}
-        return {*self._blocks, *relus, *layers}
 
     def _as_leaf(self, tensor: Tensor) -> Tensor:
         asked = bool(self._inputs) and tensor.is_floating_point()
@@ -171,7 +171,7 @@ class _Sweeps:
         return hook
 
     def _on_output(self, name: str) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _arguments: Any, output: Any) -> Any:  # noqa: ANN401
+        def hook(module: nn.Module, _arguments: Any, output: Any) -> Any:  # noqa: ANN401
             self._called.add(name)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return output
@@ -183,22 +183,34 @@ class _Sweeps:
                 except _OverwrittenError:  # autograd would show a traceback of its own; said after the sweep
                     self._overwritten = True
                     return
-                products = product_sums(*_channels_second(z, gradient, self._network.modules[name]))
-                for statistic in self._outputs:
-                    with self._costing(statistic):
-                        moments = statistic.moments(products)
-                        self._output_moments[statistic.name].setdefault(name, []).append(moments)
+                self._take_products(name, product_sums(*_channels_second(z, gradient, module)))
 
             output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
             return output.clone() if self._copies else output
 
         return hook
 
-    def _on_relu(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0].detach()
-        if len(x) != len(self._network.inputs[0]):
-            error = UnsupportedError(f"a ReLU sees {len(x)} samples, the batch has {len(self._network.inputs[0])}")
+    def output(self, conv: nn.Conv2d, products: Tensor) -> None:  # [N, C] float64
+        """Take what a fused convolution reports."""
+        self._called.add(self._names[conv])
+        self._take_products(self._names[conv], products)
+
+    def _take_products(self, name: str, products: Tensor) -> None:  # [N, C] float64
+        for statistic in self._outputs:
+            with self._costing(statistic):
+                moments = statistic.moments(products)
+                self._output_moments[statistic.name].setdefault(name, []).append(moments)
+
+    def _on_relu(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.relu(module, arguments[0].detach())
+
+    def relu(self, _relu: nn.Module, x: Tensor) -> None:
+        """Take what enters a ReLU."""
+        samples = len(self._network.inputs[0])
+        if len(x) != samples:
+            error = UnsupportedError(f"a ReLU sees {len(x)} samples, the batch has {samples}")
             self._errors |= {statistic.name: error for statistic in self._relus}
+            return
         for statistic in self._relus:
             with self._costing(statistic):
                 self._totals[statistic.name] = statistic.moments(x, self._totals[statistic.name])
@@ -210,7 +222,9 @@ class _Sweeps:
             return
         loss = self._network.batch_loss(output)
         more = bool(self._inputs or self._jacobians)
+        self.active = True
         found = torch.autograd.grad(loss, weights, retain_graph=more, allow_unused=True)
+        self.active = False
         if self._overwritten:
             raise _OverwrittenError
         self._network.gradients = gradients_of(weights, found)

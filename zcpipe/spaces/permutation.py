@@ -22,8 +22,13 @@ def permuted(length: int, seed: int, space: str, i: int) -> int:
     return int(_permutation(length, seed, space)[i])
 
 
-@lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, space: str) -> NDArray[np.int64]:
-    words = Stream.of(seed, space, "", 0, "permutation").bits(2 * length).numpy().astype(np.uint64) & 0xFFFFFFFF
+def permutation(length: int, stream: Stream) -> NDArray[np.int64]:
+    """Return the permutation of ``range(length)`` that belongs to a stream: the order of 64 random bits each."""
+    words = stream.bits(2 * length).numpy().astype(np.uint64) & 0xFFFFFFFF
     order: NDArray[np.int64] = np.argsort(words[0::2] << np.uint64(32) | words[1::2], kind="stable")
     return order
+
+
+@lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, space: str) -> NDArray[np.int64]:
+    return permutation(length, Stream.of(seed, space, "", 0, "permutation"))

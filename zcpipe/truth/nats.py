@@ -43,10 +43,10 @@ from typing import Any
 import pyarrow as pa
 
 from zcpipe.errors import DataError
-from zcpipe.truth.plain import shown
 from zcpipe.truth.reader import Progress, Reader
-from zcpipe.truth.stream import reading
-from zcpipe.truth.unpickle import Limits, load
+from zcpipe.untrusted.plain import shown
+from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.unpickle import Limits, load
 
 READER_VERSION = 1
 

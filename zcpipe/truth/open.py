@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError, unknown_name
-from zcpipe.truth.stream import reading
+from zcpipe.untrusted.stream import reading
 
 ARCH = "arch"
 

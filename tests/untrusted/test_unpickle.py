@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcpipe.errors import DataError
-from zcpipe.truth.unpickle import Limits, load
+from zcpipe.untrusted.unpickle import Limits, load
 
 ATOMS = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
 KEYS = ATOMS | st.tuples(st.text(), st.integers(0, 999))

@@ -5,9 +5,9 @@ bound, overflows the C stack on hashing deeply nested tuples, and would make 30 
 machine carries out only those operations (cut apart by ``pickletools``) that build numbers, texts and containers,
 counts what they build against limits, and lets a reader drop what it does not need while the file is still being read.
 
-A global is a name looked up in `PLAIN_GLOBALS`; nothing is imported, and the only calls are to that table's functions.
-Understood are the binary opcodes of protocols 2 to 5. Ordered dicts come out as plain dicts, numpy scalars as Python
-numbers.
+A global is a name looked up in a table such as `PLAIN_GLOBALS`; nothing is imported, and the only calls are to that
+table's functions. Understood are the binary opcodes of protocols 2 to 5. Ordered dicts come out as plain dicts, numpy
+scalars as Python numbers, Python 2's texts, which may hold anything, as bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, cast
 
 from zcpipe.errors import DataError
-from zcpipe.truth.plain import PLAIN_GLOBALS, DType, Forbidden
-from zcpipe.truth.stream import Content, Progress, Truncated, pieces
+from zcpipe.untrusted.plain import PLAIN_GLOBALS, Array, DType, Forbidden, Globals
+from zcpipe.untrusted.stream import Content, Progress, Truncated, pieces
 
 MAX_KEY_LENGTH = 8
 WEIGHT = 16  # bytes of a text or of bytes that count as one more object
@@ -39,11 +39,13 @@ class Limits:
         objects: entries of containers and distinct texts that are alive at once, weighed so that each stands for about
             a hundred bytes of memory.
         memo: entries of the memo, of the stack and of its marks.
+        item: bytes of a single text or of a single array's content.
     """
 
     content: int = 64 << 20
     objects: int = 2_000_000
     memo: int = 2_000_000
+    item: int = 4 << 20
 
 
 OnDict = Callable[[dict[Any, Any]], int]
@@ -56,6 +58,7 @@ def load(
     *,
     limits: Limits | None = None,
     on_dict: OnDict | None = None,
+    names: Globals = PLAIN_GLOBALS,
     progress: Progress | None = None,
 ) -> Any:  # noqa: ANN401 - the file decides; callers check every type they use
     """Read one pickled object, plain or bz2-compressed.
@@ -65,17 +68,18 @@ def load(
         where: the file's name, for messages.
         limits: what the file may cost.
         on_dict: sees every dict as it fills, to drop what is not needed while reading.
+        names: the globals that the file may name, and what makes their stand-ins.
         progress: told the bytes read from the file.
 
     Returns:
-        The object, made of None, bool, int, float, str, bytes, list, tuple, dict and set.
+        The object, made of None, bool, int, float, str, bytes, list, tuple, dict, set and what ``names`` makes.
 
     Raises:
         DataError: the file is truncated, damaged, too large, no pickle, or asks for anything but data.
     """
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     bounds = limits or Limits()
-    machine = _Machine(bounds, on_dict)
+    machine = _Machine(bounds, on_dict, names)
     try:
         return machine.run(pieces(stream, where, bounds.content, progress))
     except Forbidden as error:
@@ -95,7 +99,6 @@ class _Named:
         self.make = make
 
 
-_NAMED = {names: _Named(make) for names, make in PLAIN_GLOBALS.items()}
 _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
@@ -113,9 +116,10 @@ def _keys(values: list[Any]) -> list[Any]:
 class _Machine:
     """The stack machine: for each operation that builds data, by the name ``pickletools`` gives it, one method."""
 
-    def __init__(self, limits: Limits, on_dict: OnDict | None) -> None:
+    def __init__(self, limits: Limits, on_dict: OnDict | None, names: Globals) -> None:
         self.limits = limits
         self.on_dict = on_dict
+        self.named = {name: _Named(make) for name, make in names.items()}
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: list[Any] = []
@@ -140,6 +144,8 @@ class _Machine:
             "SHORT_BINUNICODE": self._text,
             "BINUNICODE": self._text,
             "BINUNICODE8": self._text,
+            "SHORT_BINSTRING": lambda text: self._bytes(text.encode("latin-1")),  # as pickletools decoded it
+            "BINSTRING": lambda text: self._bytes(text.encode("latin-1")),
             "SHORT_BINBYTES": self._bytes,
             "BINBYTES": self._bytes,
             "BINBYTES8": self._bytes,
@@ -170,7 +176,7 @@ class _Machine:
     def run(self, parts: Iterator[bytes]) -> object:
         """Interpret the whole content and return the object it builds."""
         operations = self._operations()
-        content = Content(self._bounded(parts))
+        content = Content(self._bounded(parts), self.limits.item)
         steps = pickletools.genops(cast(IO[bytes], content))
         step, argument, _ = next(steps)
         if step.name != "PROTO":
@@ -292,7 +298,9 @@ class _Machine:
             self.objects -= self.on_dict(target)
 
     def _put(self, index: int) -> None:
-        if index == len(self.memo):  # writers number 0, 1, 2, ...; an index beyond the end is an attempt at a huge memo
+        if index == 1 and not self.memo:  # Python 2 numbers from 1
+            self.memo.append(None)
+        if index == len(self.memo):  # writers number one by one; an index beyond the end is an attempt at a huge memo
             self.memo.append(self.stack[-1])
         else:
             self.memo[index] = self.stack[-1]
@@ -300,7 +308,7 @@ class _Machine:
     def _global(self, module: object, name: object) -> None:
         if type(module) is not str or type(name) is not str:
             raise TypeError("not a name")
-        named = _NAMED.get((module, name))
+        named = self.named.get((module, name))
         if named is None:
             # The names come from the file: quoted and cut, so that the message stays one line.
             raise Forbidden(f"the global {f'{module}.{name}'!r:.120}")
@@ -313,6 +321,6 @@ class _Machine:
 
     def _build(self, state: object) -> None:
         target = self.stack[-1]
-        if type(target) is not DType:
+        if type(target) not in (DType, Array):
             raise Forbidden(f"a state for a {type(target).__name__}")
         target.set_state(state)

@@ -1,4 +1,4 @@
-"""Bytes of a benchmark file: plain or bz2, in pieces, counted against a limit, every damage a DataError."""
+"""Bytes of a pickle: plain or bz2, in pieces, counted against a limit, every damage a DataError."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from zcpipe.errors import DataError
-from zcpipe.truth.plain import Forbidden
+from zcpipe.untrusted.plain import Forbidden
 
 PIECE = 1 << 18
-MAX_ITEM = 4 << 20
 MAX_LINE = 512
 
 Progress = Callable[[int], None]
@@ -24,17 +23,18 @@ class Truncated(Exception):  # noqa: N818 - never leaves this package: the reade
 
 
 class Content:
-    """Content as ``pickletools.genops`` reads it: never more at once than any benchmark file needs.
+    """Content as ``pickletools.genops`` reads it: never more at once than the largest item that is expected.
 
     Attributes:
         buffer: content at hand.
         position: where in it the next read begins. Between two reads the caller may move it on.
     """
 
-    def __init__(self, parts: Iterator[bytes]) -> None:
+    def __init__(self, parts: Iterator[bytes], max_item: int) -> None:
         self.buffer = b""
         self.position = 0
         self._parts = parts
+        self._max_item = max_item
 
     def read(self, size: int) -> bytes:
         """Read exactly that many bytes.
@@ -43,7 +43,7 @@ class Content:
             Truncated: there are fewer.
             Forbidden: no single item of such a file is that large.
         """
-        if size > MAX_ITEM:
+        if size > self._max_item:
             raise Forbidden(f"a single item of {size} bytes")
         if self._hold(size) < size:
             raise Truncated
