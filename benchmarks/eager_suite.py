@@ -71,13 +71,8 @@ def _own_name(name: str) -> str:
     return name
 
 
-def eager_suite(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return the 13 measures of a network that is in train mode, on a batch [N, 3, H, W] with classes [N]."""
-    return {name: measured(name, model, inputs, targets) for name in MEASURES}
-
-
 def measured(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """Return one measure, NaN where it is not defined."""
+    """Return one measure of a network in train mode, on a batch [N, 3, H, W] with classes [N]; NaN if undefined."""
     if name == "l2_norm":
         return MEASURES[name](model, inputs.clone(), targets.clone())
     own = copy.deepcopy(model)
@@ -267,7 +262,7 @@ def _counted(net: nn.Module, inputs: Tensor) -> tuple[float, float]:
     for module in net.modules():
         if not list(module.children()):
             module.register_forward_hook(count)
-    net.eval()(torch.rand(1, *inputs.shape[1:]))
+    net.eval()(torch.rand(1, *inputs.shape[1:], dtype=inputs.dtype))
     return params / 1e6, operations / 1e6
 
 
