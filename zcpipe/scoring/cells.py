@@ -185,12 +185,12 @@ def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> C
     It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
     native operations do not know.
     """
-    steps = _useful(cell, layers)
+    steps, others = _useful(cell, layers)
     arriving = [layer for _, target, layer in steps if target == cell.output]
     if len(arriving) < 2 and not any(layer.makes_new for layer in arriving):
         return None
-    dead = _dead(cell, layers) if taps is not None and (taps.relus or taps.norms) else []
-    return _forward(steps, cell.output, cell.forward, taps, dead)
+    watched = taps is not None and (taps.relus or taps.norms)
+    return _forward(steps, cell.output, cell.forward, taps, others if watched else ())
 
 
 def _forward(
@@ -212,22 +212,18 @@ def _forward(
     return forward
 
 
-def _useful(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
-    """Return the edges that lead to the output, in order."""
-    useful, steps = {cell.output}, []
-    for (source, target), name, layer in zip(
-        reversed(cell.edges), reversed(list(cell.layers)), reversed(layers), strict=True
-    ):
-        if target in useful and name not in cell.dead:
+def _useful(cell: Dag, layers: Sequence[Layer]) -> tuple[list[_Step], list[_Step]]:
+    """Return the edges that lead to the output, and the others, both in order."""
+    useful = {cell.output}
+    steps: list[_Step] = []
+    others: list[_Step] = []
+    edges = list(zip(cell.edges, cell.layers, layers, strict=True))
+    for (source, target), name, layer in reversed(edges):
+        leads = target in useful and name not in cell.dead
+        if leads:
             useful.add(source)
-            steps.append((source, target, layer))
-    return steps[::-1]
-
-
-def _dead(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
-    """Return the dead edges, in order."""
-    edges = zip(cell.edges, cell.layers, layers, strict=True)
-    return [(source, target, layer) for (source, target), name, layer in edges if name in cell.dead]
+        (steps if leads else others).append((source, target, layer))
+    return steps[::-1], others[::-1]
 
 
 def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) -> None:
