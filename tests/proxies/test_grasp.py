@@ -176,6 +176,7 @@ OPERATIONS = {
         lambda x: F.adaptive_avg_pool2d(x, 3) + F.adaptive_avg_pool2d(x, 1),
         lambda x: torch.einsum("nchw,nchv->ncwv", x, x) + torch.baddbmm(x[:, 0], x[:, 1], x[:, 2])[:, None],
         lambda x: F.dropout(x, 0.4),
+        lambda x: x.new_zeros(x.shape) + torch.zeros_like(x) + x,
         lambda x: F.interpolate(x, 6) + F.interpolate(x, 6, mode="bilinear"),
         lambda x: F.pixel_shuffle(x, 2).index_select(1, torch.tensor([0, 0, 0, 0])),
     ],
@@ -242,6 +243,13 @@ def test_sequences_and_volumes(one_pass):
         seeded(lambda: nn.Sequential(nn.Conv3d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))),
         torch.randn(4, 2, 3, 3, 3),
     )
+
+
+def test_tokens(one_pass):
+    model = seeded(
+        lambda: nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3))
+    )
+    check(model, torch.arange(12).reshape(4, 3) % 7)
 
 
 def test_any_loss(one_pass):

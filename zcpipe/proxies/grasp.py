@@ -36,13 +36,13 @@ _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 # Operations of a forward whose tangents tests have differentiated again; see `_KnownOperations`.
 _KNOWN = frozenset(
     """
-    _adaptive_avg_pool2d _efficientzerotensor _has_same_storage_numel _new_zeros_with_same_feature_meta _reshape_alias
-    _safe_softmax _softmax _to_copy _unsafe_view abs add addmm alias all amax arange as_strided_ avg_pool2d
-    avg_pool3x3 baddbmm batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clamp_min clone
-    constant_pad_nd convolution copy_ detach div div_ elu elu_backward embedding empty empty_like eq exp expand fill_
-    gather ge gelu gelu_backward gt hardswish hardswish_backward hardtanh hardtanh_backward index_select is_same_size
-    le leaky_relu leaky_relu_backward lift_fresh log log1p logical_and logical_and_ lt masked_fill
-    max_pool2d_with_indices mean mish mish_backward mm mul mul_ native_dropout ne neg new_empty new_zeros permute
+    _adaptive_avg_pool2d _efficientzerotensor _has_same_storage_numel _new_zeros_with_same_feature_meta _safe_softmax
+    _softmax _to_copy _unsafe_view abs add addmm alias all amax as_strided_ avg_pool2d avg_pool3x3 baddbmm
+    batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clone constant_pad_nd convolution copy_ detach
+    div div_ elu elu_backward embedding empty empty_like eq exp expand fill_ gather ge gelu gelu_backward gt hardswish
+    hardswish_backward hardtanh hardtanh_backward index_select is_same_size le leaky_relu leaky_relu_backward
+    lift_fresh log log1p logical_and_ lt masked_fill max_pool2d_with_indices mean mish mm mul neg new_empty new_zeros
+    permute
     pixel_shuffle pow reciprocal reflection_pad2d relu repeat replication_pad2d roll rsqrt rsub scalar_tensor select
     sgn sigmoid sigmoid_backward silu slice softplus softplus_backward split split_with_sizes sqrt squeeze stack sub
     sub_ sum t tanh tanh_backward threshold_backward to transpose unbind unsqueeze upsample_bilinear2d
