@@ -64,9 +64,27 @@ class Layer(Protocol):
     #: whether what it returns is memory of its own, given no total to add to
     makes_new: bool
 
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether zeros become zeros."""
+        ...
+
+    def show_zeros(self, like: Tensor) -> None:
+        """Show taps what a forward of zeros of the shape of `like` would show them."""
+        ...
+
+
+class _WeightFree:
+    """What skips and pools have in common: zeros stay zeros, and nobody watches."""
+
+    keeps_zero = True
+
+    def show_zeros(self, like: Tensor) -> None:
+        """Show nothing."""
+
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(_WeightFree):
     """A skip."""
 
     makes_new = False
@@ -81,7 +99,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(_WeightFree):
     """An average pool 3x3."""
 
     makes_new = True
@@ -165,6 +183,23 @@ class Convolution:
             self.taps.output(self.conv, products)
         return total, parameters
 
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether the norm shifts nothing."""
+        return self.norm.bias is None or not bool(self.norm.bias.any())
+
+    def show_zeros(self, like: Tensor) -> None:
+        """Show the ReLU zeros, and no variance."""
+        if self.taps is None:
+            return
+        if self.taps.relus and self.relu_input is not None:
+            self.taps.relu(self.relu_input, torch.zeros_like(like))
+        if self.taps.norms:
+            kernel = self.conv.weight.shape[2]
+            height, width = ((size + 2 * self.padding - kernel) // self.stride + 1 for size in like.shape[2:])
+            variance = torch.zeros(len(self.conv.weight), dtype=torch.float64, device=like.device)
+            self.taps.norm(self.norm, variance, len(like) * height * width)
+
     def _arguments(self, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         x, z, mean, invstd = saved
         return grad, x, z, *self.parameters, mean, invstd
@@ -231,7 +266,12 @@ def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) ->
     nodes = dict(live)
     read = {source for source, _, _ in steps}
     for source, target, layer in steps:
-        x = nodes[source] if source in nodes else torch.zeros_like(nodes[0])
+        if source not in nodes:  # nothing arrives there
+            if layer.keeps_zero:
+                layer.show_zeros(nodes[0])
+                continue
+            nodes[source] = torch.zeros_like(nodes[0])
+        x = nodes[source]
         if target in read and target not in live:
             nodes[target], _ = layer.forward(x, nodes.get(target), own=False)
         elif taps.norms:

@@ -107,8 +107,8 @@ class _NormTaps:
     def hook(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if module.training and isinstance(module, nn.BatchNorm2d):
             x = arguments[0]
-            variance = x.double().var((0, 2, 3), unbiased=False)
-            self.norm(module, variance, x.numel() // x.shape[1])
+            variance = x.var((0, 2, 3), unbiased=False)
+            self.norm(module, variance.double(), x.numel() // x.shape[1])
 
     def output(self, conv: nn.Conv2d, products: Tensor) -> None:
         raise AssertionError("there is no backward")

@@ -72,6 +72,8 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
             recipes.setdefault(recipe_of(proxy, protocol), []).append(proxy)
     statistics_of(proxies)
     planned = [group for recipe, members in recipes.items() for group in _groups(recipe, members)]
+    with_dead = {group.recipe.init for group in planned if group.full}
+    planned = [replace(g, full=True) if g.recipe.init in with_dead and _may_share(g) else g for g in planned]
     # Networks are drawn once per initialisation, so groups of one follow each other.
     return tuple(sorted(planned, key=lambda group: (group.recipe.init, group.full)))
 
@@ -142,6 +144,12 @@ def _groups(recipe: Recipe, proxies: Sequence[Proxy]) -> list[Group]:
     if not counting or not seeing:
         return [_group(recipe, bool(counting), proxies)]
     return [_group(recipe, True, [p for p in proxies if p not in seeing]), _group(recipe, False, seeing)]
+
+
+def _may_share(group: Group) -> bool:
+    """Whether a group may run on a full network that is there anyway: dead layers change nothing and cost little."""
+    blind = not any(_sees_dead_layers(s) for p in group.proxies for s in p.statistics)
+    return blind and group.recipe.absolute  # one image
 
 
 def _sees_dead_layers(statistic: Statistic) -> bool:
