@@ -211,8 +211,13 @@ class Network(Protocol):
         """Gradients of the loss for ``layers``, computed once for all statistics of the recipe."""
         ...
 
-    def batch_loss(self, output: object) -> Tensor:
-        """Return the scalar loss of the whole batch, given what the model returned."""
+    def loss_gradients(
+        self, parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Tensor | None
+    ) -> list[Tensor]:
+        """Return the gradients of the loss of a batch, zeros where it does not depend on a parameter.
+
+        One forward and one backward, with the native operations.
+        """
         ...
 
     def loss(self, output: Tensor, targets: Tensor | None) -> Tensor:

@@ -65,16 +65,8 @@ def _norm_of_all(network: Network) -> list[float]:
     parameters = [p for p in network.model.parameters() if p.is_floating_point()]
     if not parameters:
         raise UnsupportedError("the network has no parameters")
-    for parameter in parameters:
-        parameter.requires_grad_()
-    try:
-        with torch.enable_grad():
-            loss = network.batch_loss(network.model(*network.inputs))
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-    return [math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))]
+    found = network.loss_gradients(parameters, network.inputs, network.targets)
+    return [math.sqrt(sum(float(gradient.double().square().sum()) for gradient in found))]
 
 
 def _proxy(statistic: GradientStatistic | OutputStatistic, formula: str, paper: str = PAPER) -> Proxy:

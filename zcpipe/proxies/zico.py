@@ -9,13 +9,15 @@ weights whose deviation is zero are left out. Of two values a and b, mean|g| / s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from zcpipe.errors import UsageError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, total
-from zcpipe.proxies.samples import asking, gradients_of, loss_of, weights_of
+from zcpipe.proxies.samples import part, weights_of
 
 PAPER = "Li et al., ZiCo: Zero-shot NAS via Inverse Coefficient of Variation on Gradients, ICLR 2023"
 RECIPE = Recipe(init="default", inputs="data", norm="batch")
@@ -39,12 +41,15 @@ def zico(network: Network) -> Values:  # [layers]
         raise UsageError(f"zico compares the two halves of a batch, got {samples} sample")
     half = samples // 2
     weights = weights_of(network)
-    with asking(weights):
-        first = gradients_of(loss_of(network, slice(None, half)), weights)
-        second = gradients_of(loss_of(network, slice(half, None)), weights)
+    first, second = (_gradients(network, weights, samples) for samples in (slice(None, half), slice(half, None)))
     sums = torch.stack([_inverse_variation(a, b) for a, b in zip(first, second, strict=True)]).cpu().numpy()
     values: Values = np.log(np.where(sums == 0, 1.0, sums))
     return values
+
+
+def _gradients(network: Network, weights: Sequence[Tensor], samples: slice) -> list[Tensor]:
+    targets = None if network.targets is None else network.targets[samples]
+    return network.loss_gradients(weights, part(network.inputs, samples), targets)
 
 
 def _inverse_variation(a: Tensor, b: Tensor) -> Tensor:  # gradients of one weight -> scalar, float64

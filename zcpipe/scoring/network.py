@@ -52,9 +52,16 @@ class ScoredNetwork:
     def gradients(self) -> Gradients:
         """Gradients of the loss for ``layers``; a pass that has them puts them here."""
         weights = list(self.layers.values())
-        with wanting_gradients(weights), torch.enable_grad():
-            found = torch.autograd.grad(self.batch_loss(self.model(*self.inputs)), weights, allow_unused=True)
-        return gradients_of(weights, found)
+        return gradients_of(weights, self.loss_gradients(weights, self.inputs, self.targets))
+
+    def loss_gradients(
+        self, parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Tensor | None
+    ) -> list[Tensor]:
+        """Return the gradients of the loss of a batch; see `zcpipe.proxies.base.Network.loss_gradients`."""
+        with wanting_gradients(parameters), fast_operations(self.modules, taps=_GradientTaps()), torch.enable_grad():
+            loss = self.loss(tensor_of(self.model(*inputs)), targets)
+            found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:
@@ -95,32 +102,50 @@ class ScoredNetwork:
         return value.reshape(())
 
 
-class _NormTaps:
-    """Hands on the variances of batch norms, fused or not; see `zcpipe.scoring.cells.Taps`."""
+class _Taps:
+    """Asks for nothing; see `zcpipe.scoring.cells.Taps`."""
 
-    active = outputs = relus = False
+    active = outputs = relus = norms = False
+
+    def output(self, conv: nn.Conv2d, products: Tensor) -> None:
+        """Not asked for."""
+
+    def relu(self, relu: nn.ReLU, x: Tensor) -> None:
+        """Not asked for."""
+
+    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
+        """Not asked for."""
+
+
+class _GradientTaps(_Taps):
+    """Lets sweeps go to parameters."""
+
+    active = True
+
+
+class _NormTaps(_Taps):
+    """Hands on the variances of batch norms, fused or not."""
+
     norms = True
 
     def __init__(self, on_norm: OnNorm) -> None:
-        self.norm = on_norm
+        self._on_norm = on_norm
+
+    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
+        """Hand on what a fused layer reports."""
+        self._on_norm(norm, variance, count)
 
     def hook(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if module.training and isinstance(module, nn.BatchNorm2d):
             x = arguments[0]
             variance = x.var((0, 2, 3), unbiased=False)
-            self.norm(module, variance.double(), x.numel() // x.shape[1])
-
-    def output(self, conv: nn.Conv2d, products: Tensor) -> None:
-        raise AssertionError("there is no backward")
-
-    def relu(self, relu: nn.ReLU, x: Tensor) -> None:
-        raise AssertionError("not asked for")
+            self._on_norm(module, variance.double(), x.numel() // x.shape[1])
 
 
 class wanting_gradients:  # noqa: N801 - used like a function
     """Inside, parameters ask for gradients; afterwards they do as before."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
 
     def __enter__(self) -> None:
