@@ -2,10 +2,10 @@
 
     ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --images npz:data/cifar10_train_1000.npz --workers 2
 
-Scores all 15,625 cells with the static, cheap and second-order proxies, under both protocols, with noise and (given
---images) with real images, and 1,000 cells with the per-sample ones; correlates them with trained accuracies; chooses a
-log-rank recipe by forward selection on 700 cells and judges it on cells that share no key with those. Writes
-docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
+Scores all 15,625 cells with the static, cheap and second-order proxies on real images (given --images), again with noise
+and under the fused protocol what differs there, and 1,000 cells with the per-sample ones; correlates all of it with
+trained accuracies; chooses a log-rank recipe by forward selection on 700 cells and judges it on cells that share no key
+with those. Writes docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
 
 Every stage is kept under --out and not repeated: a table that is complete there is used as it is, whoever made it.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -30,10 +29,11 @@ from nasbench201_published import SOURCES, TEST, comparison
 from nasbench201_report import figure, page, unexplained
 
 from zcpipe import get_space
-from zcpipe.proxies import list_proxies, resolve
+from zcpipe.proxies import Proxy, list_proxies, resolve
 from zcpipe.rank import NAMED
 from zcpipe.rank.population import available, correlate_columns
 from zcpipe.run import All, RunSpec, Sample
+from zcpipe.scoring.plan import recipe_of
 from zcpipe.table import open_table, status
 from zcpipe.table.store import find_header
 
@@ -71,20 +71,33 @@ class Case:
 
 
 def cases(asked: str, images: str | None, sample: int | None) -> list[Case]:
-    """Return the tables to make: whole ones, and small ones for the per-sample proxies."""
+    """Return the tables to make.
+
+    The first holds everything, on real images where there are some. Others hold what differs there: with noise, what
+    reads images; fused, what it gives another recipe; second derivatives, the dearest, only in the first. The
+    per-sample proxies have small tables of their own.
+    """
     proxies = resolve(asked)
     slow = {proxy.name for proxy in proxies if proxy.cost == "per-sample"}
-    whole = tuple(proxy.name for proxy in proxies if proxy.name not in slow)
     # What is aggregated must stand in one table.
     beside = {member for entry in NAMED.values() if slow & set(entry.proxies) for member in entry.proxies}
     small = tuple(proxy.name for proxy in proxies if proxy.name in slow | beside)
-    found = []
-    for inputs, protocol in itertools.product(("noise", *(["data"] if images else [])), ("paper", "fused")):
-        if whole:
-            found.append(Case(inputs, protocol, whole, sample))
-        if slow:
-            found.append(Case(inputs, protocol, small, min(PER_SAMPLE, sample or PER_SAMPLE), "-per-sample"))
-    return found
+    whole = [proxy for proxy in proxies if proxy.name not in slow]
+    counts = [proxy for proxy in whole if not proxy.statistics]
+    cheap = [proxy for proxy in whole if proxy.statistics and proxy.cost != "second-order"]
+    reading = [proxy for proxy in cheap if proxy.recipe and proxy.recipe.inputs == "data"]
+    changed = [proxy for proxy in cheap if recipe_of(proxy, "fused") != proxy.recipe]
+    first = "data" if images else "noise"
+    found = [Case(first, "paper", _names(whole), sample), Case(first, "fused", _names([*counts, *changed]), sample)]
+    if images:
+        found.insert(1, Case("noise", "paper", _names([*counts, *reading]), sample))
+    cells = min(PER_SAMPLE, sample or PER_SAMPLE)
+    inputs = (first, "noise") if images else (first,)
+    return found + [Case(kind, "paper", small, cells, "-per-sample") for kind in inputs if slow]
+
+
+def _names(proxies: Sequence[Proxy]) -> tuple[str, ...]:
+    return tuple(proxy.name for proxy in proxies)
 
 
 def scored(case: Case, options: argparse.Namespace) -> Path:
@@ -127,7 +140,7 @@ def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[s
         "cells": len(table),
         "correlations": study.stage(kept / f"{case.name}-correlations.json", inputs, lambda: correlations(population)),
     }
-    if not case.part:
+    if not case.part and case.protocol == "paper" and case.inputs == ("data" if options.images else "noise"):
         chosen = CHOSEN if case.sample is None else min(CHOSEN, case.sample // 2)
         inputs = {**inputs, "chosen": chosen, "target": TEST}
         result["choice"] = study.stage(
