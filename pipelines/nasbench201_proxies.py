@@ -2,10 +2,10 @@
 
     ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --images npz:data/cifar10_train_1000.npz --workers 2
 
-Scores all 15,625 cells with the static, cheap and second-order proxies on real images (given --images), again with noise
-and under the fused protocol what differs there, and 1,000 cells with the per-sample ones; correlates all of it with
-trained accuracies; chooses a log-rank recipe by forward selection on 700 cells and judges it on cells that share no key
-with those. Writes docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
+Scores all 15,625 cells with the static, cheap and second-order proxies on real images (given --images), again with
+noise and under the fused protocol what differs there, and 1,000 cells with the per-sample ones; correlates all of it
+with trained accuracies; chooses a log-rank recipe by forward selection on 700 cells and judges it on cells that share
+no key with those. Writes docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
 
 Every stage is kept under --out and not repeated: a table that is complete there is used as it is, whoever made it.
 """
