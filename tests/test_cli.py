@@ -78,6 +78,22 @@ def test_run_reports_resumes_and_grows(zcpipe, tmp_path):
     assert json.loads(text)["complete"] is True
 
 
+def test_further_proxies_join_a_table(zcpipe, tmp_path):
+    out = tmp_path / "t"
+    grow = ("run", *RUN[:2], "--batch-size", "2", "--range", "0:4", "--out", out, "--proxies")
+    assert zcpipe(*grow, "complexity", "-q")[0] == 0
+    code, text, _ = zcpipe(*grow, "complexity,expressivity", "--dry-run")
+    assert code == 0
+    assert "0 rows for complexity\n" in text and "4 new columns: expressivity\n" in text
+    code, text, _ = zcpipe(*grow, "complexity,expressivity", "-q")
+    assert code == 0 and "4 architectures (4 ok), 4 new" in text
+    text = zcpipe("status", out)[1]
+    assert "4 of 4 rows in 2 shards: complete" in text
+    assert f"4 of 4 in {out}.columns/0001: expressivity, params, macs" in text
+    assert json.loads(zcpipe("status", out, "--json")[1])["groups"][1]["rows"] == 4
+    assert zcpipe("rank", out, "--proxies", "expressivity,complexity")[0] == 0
+
+
 def test_run_scores_listed_architectures(zcpipe, tmp_path):
     listed = tmp_path / "archs.txt"
     listed.write_text(f"{SPACE[7]}\n\n{SPACE[9]}\n")
@@ -154,9 +170,12 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
 def test_lists(zcpipe):
     listed = {space["name"]: space for space in json.loads(zcpipe("spaces", "--json")[1])}  # others may be installed
     assert listed["nasbench201"]["architectures"] == 15625
-    assert {p["name"] for p in json.loads(zcpipe("proxies", "*ivity", "--json")[1])} == {
-        "expressivity",
-        "progressivity",
+    assert {p["name"] for p in json.loads(zcpipe("proxies", "*gressivity", "--json")[1])} == {"progressivity"}
+    passes = json.loads(zcpipe("proxies", "--plan", "aznas,grad_norm,jacob_cov", "--json")[1])
+    assert {one["pass"]: one["proxies"] for one in passes} == {
+        "sweeps": ["grad_norm", "jacob_cov"],
+        "blocks": ["expressivity", "progressivity", "trainability"],
+        "counts": ["complexity"],
     }
     listed = {entry["name"]: entry for entry in json.loads(zcpipe("aggregates", "--json")[1])}
     assert (listed["vote"]["method"], listed["vote"]["proxies"]) == ("vote", ["synflow", "jacob_cov", "snip"])

@@ -79,7 +79,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score architectures into a table. The same command again resumes; a larger selection grows the table."""
+    """Score architectures into a table. The same command again resumes; further rows or proxies join the table."""
     from zcpipe import run as runs
     from zcpipe.proxies import resolve
     from zcpipe.run.device import resolve_device
@@ -155,12 +155,15 @@ def status(directory: TableDir, as_json: Json = False) -> None:
 
     found = read_status(directory)
     if as_json:
-        _print_json({**asdict(found), "complete": found.complete})
+        _print_json({**asdict(found), "missing": found.missing, "complete": found.complete})
         return
     identity = found.identity
     typer.echo(f"{found.path}: {identity['space']} on {identity['dataset']}, seed {identity['seed']}")
-    state = "complete" if found.complete else f"{found.planned - found.rows} to go"
+    state = "complete" if found.complete else f"{found.missing} to go"
     typer.echo(f"{found.rows} of {found.planned} rows in {found.shards} shards: {state}")
+    if len(found.groups) > 1:
+        for group in found.groups:
+            typer.echo(f"  {group.rows} of {group.planned} in {group.path}: {', '.join(group.proxies)}")
     typer.echo(", ".join(f"{count} {name}" for name, count in found.by_status.items()) or "no rows yet")
     for line in _reasons(found.reasons):
         typer.echo(line)
@@ -338,8 +341,12 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
     typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
     typer.echo(f"done             {plan['done']}")
     typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
+    if plan["exists"]:
+        for group in plan["groups"]:
+            what = "rows for" if group["exists"] else "new columns:"
+            typer.echo(f"  {group['todo']['architectures']:14} {what} {', '.join(group['proxies'])}")
     typer.echo(f"columns          {', '.join(plan['schema'])}")
-    for one in plan["passes"]:
+    for one in itertools.chain.from_iterable(group["passes"] for group in plan["groups"]):
         recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
         typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
         typer.echo(f"  feeds          {', '.join(one['proxies'])}")

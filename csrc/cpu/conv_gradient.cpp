@@ -10,10 +10,15 @@ namespace zcpipe {
 namespace {
 
 constexpr int64_t kSquarePlaces = 16;
-constexpr int64_t kSlots = 32;          // the squares of a place and their sums stay in the nearest cache
-constexpr int64_t kPixelsAtOnce = 256;  // likewise
+// Squares that are multiplied at once: those of a place and their sums stay in the nearest cache, or, where the sums
+// are in memory, there are enough of them for each time that the sums are read and written.
+constexpr int64_t kSlots = 32, kWideSlots = 128, kWide = 128 * 128;
+
+constexpr int64_t kPixelsAtOnce = 256;  // stay in the nearest cache
 constexpr int64_t kPixelsInFloat = 2048;
-constexpr int64_t kMostRanges = 4;  // each has sums of its own to fill and to add up
+
+// Ranges have sums of their own to fill and to add up, which takes some thousand pixels to be worth it.
+constexpr int64_t kMostRanges = 4, kPixelsOfRange = 4096;
 
 ZCPIPE_CLONES void add_parts(double* sums, const float* values, int64_t count) {
 #pragma omp simd
@@ -33,12 +38,12 @@ WeightGradient::WeightGradient(const Convolution& c)
       places_(winograd_ ? kSquarePlaces : c.kernel * c.kernel),
       rows_(c.in_height + 2 * c.padding + winograd_),
       columns_(c.in_width + 2 * c.padding + winograd_) {
-    if (winograd_) slots_ = std::max(kSlots, tile_columns());
+    if (winograd_) slots_ = std::max(c.in_channels * c.out_channels < kWide ? kSlots : kWideSlots, tile_columns());
 }
 
 int64_t WeightGradient::images_at_once(int64_t images) const {
     const int64_t pixels = c_.out_height() * c_.out_width();
-    return std::max((images + kMostRanges - 1) / kMostRanges, (kPixelsInFloat + pixels - 1) / pixels);
+    return std::max((images + kMostRanges - 1) / kMostRanges, (kPixelsOfRange + pixels - 1) / pixels);
 }
 
 void WeightGradient::write(float* weight, const double* sums, int64_t count) const {

@@ -9,9 +9,9 @@ import zcpipe
 
 
 class Convnet(nn.Module):
-    """Convolutions that are plain, strided, grouped, depthwise, dilated and shared; a residual sum in place."""
+    """Convolutions that are plain, strided, grouped, depthwise, dilated and perhaps shared; a residual sum in place."""
 
-    def __init__(self, width, bias, affine):
+    def __init__(self, width, bias, affine, shared=False):
         super().__init__()
 
         def norm(channels):
@@ -24,6 +24,7 @@ class Convnet(nn.Module):
         )
         self.depthwise = nn.Conv2d(2 * width, 2 * width, (3, 1), padding=(1, 0), groups=2 * width, bias=bias)
         self.dilated = nn.Conv2d(2 * width, 3, 2, (1, 2), dilation=2, bias=bias)
+        self.shared, self.last = shared, nn.Conv2d(3, 3, 1, bias=bias)
         self.point, self.act = nn.Conv2d(3, 3, 1, bias=bias), nn.ReLU(inplace=True)
         self.norm, self.head = norm(3), nn.Linear(3, 4)
 
@@ -32,11 +33,11 @@ class Convnet(nn.Module):
         y = self.grouped_norm(self.grouped(self.act(x)))
         y += self.depthwise(x)
         y = self.point(self.dilated(y))
-        y = y + self.point(self.act(self.norm(y)))
+        y = y + (self.point if self.shared else self.last)(self.act(self.norm(y)))
         return self.head(y.mean((2, 3)))
 
 
-convnets = st.builds(Convnet, st.integers(1, 3), st.booleans(), st.booleans())
+convnets = st.builds(Convnet, st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
 
 
 def draw(model, seed, samples=5):

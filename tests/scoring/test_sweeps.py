@@ -112,3 +112,10 @@ def test_a_layer_that_the_output_does_not_need_has_gradient_0():
     for name in ("grad_norm@layer", "fisher@layer"):
         assert scores.statistics[name][0] > 0
         assert scores.statistics[name][1:].tolist() == [0, 0]
+
+
+def test_what_dead_layers_would_change_is_taken_without_them():
+    names = ["nwot", "num_layers", "l2_norm", "grad_norm", "grasp"]
+    groups = plan(zcpipe.proxies.resolve(names))
+    full = {proxy.name: group.full for group in groups for proxy in group.proxies}
+    assert full == {"nwot": True, "grad_norm": True, "grasp": True, "l2_norm": True, "num_layers": False}

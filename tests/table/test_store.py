@@ -22,6 +22,7 @@ from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.scoring.columns import Column
 from zcpipe.table import Table, open_table, status
 from zcpipe.table.files import TEMPORARY, publish
+from zcpipe.table.join import Part
 from zcpipe.table.schema import Header
 from zcpipe.table.store import find_header, locked, scan
 
@@ -101,7 +102,7 @@ def test_top_follows_directions_and_leaves_failed_rows_out(table: Table) -> None
             table.top(1, by=bad)
     few = Header(header().columns[1:], {}, header().identity)
     with pytest.raises(UsageError, match="needs the column expressivity"):
-        Table(few, {}).top(1)
+        Table(Part(few, {})).top(1)
     with pytest.raises(UsageError, match="positive number"):
         table.top(0)
 

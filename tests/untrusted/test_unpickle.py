@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcpipe.errors import DataError
+from zcpipe.untrusted.plain import ARRAY_GLOBALS, Array
 from zcpipe.untrusted.unpickle import Limits, load
 
 ATOMS = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
@@ -400,3 +401,66 @@ def test_unreadable_file():
             raise OSError(5, "Input/output error")
 
     refused(Broken(), "Input/output error")
+
+
+# Arrays, for readers that ask for them.
+
+
+@given(
+    st.sampled_from(["u1", "<i4", ">i8", "<f4", "|b1"]),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.sampled_from([2, 3, 4]),
+)
+def test_arrays_of_plain_numbers(code, shape, protocol):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(code)
+    found = load(pickle.dumps({"data": array}, protocol=protocol), "some.pickle", names=ARRAY_GLOBALS)["data"]
+    assert type(found) is Array
+    assert found.value.dtype == array.dtype
+    assert np.array_equal(found.value, array)
+
+
+def array_with(state):
+    """An array as numpy pickles it, of any state."""
+
+    class Odd:
+        def __reduce__(self):
+            return np.array([1]).__reduce__()[0], (np.ndarray, (0,), b"b"), state
+
+    return pickle.dumps(Odd(), protocol=4)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (5,), np.dtype("u1"), False, b"four"),
+        (1, (-2, -2), np.dtype("u1"), False, b"four"),
+        (1, (2.0, 2), np.dtype("u1"), False, b"four"),
+        (1, (1,) * 40, np.dtype("u1"), False, b"x"),
+        (1, (2, 2), np.dtype("u1"), True, b"four"),
+        (1, (1 << 40, 1 << 40), np.dtype("u1"), False, b"four"),
+        (1, (1,), np.dtype("O"), False, [print]),
+        (1, (4,), np.dtype("u1"), False, "four"),
+        (1, (4,), "u1", False, b"four"),
+        (2, (4,), np.dtype("u1"), False, b"four"),
+        ("four",),
+        "four",
+    ],
+)
+def test_arrays_that_are_not_what_they_say(state):
+    refused(array_with(state), names=ARRAY_GLOBALS)
+
+
+def test_arrays_are_refused_where_none_belong():
+    refused(pickle.dumps(np.zeros(3)), "_reconstruct", "nothing in it was run")
+
+
+def test_texts_of_python_2_are_bytes_and_its_memo_begins_at_1():
+    assert load(b"\x80\x02}q\x01U\x03keyq\x02]q\x03(U\x02\xff\x00T\x01\x00\x00\x00xh\x02es.", "some.pickle") == {
+        b"key": [b"\xff\x00", b"x", b"key"]
+    }
+
+
+def test_a_single_item_may_not_be_larger_than_its_reader_expects():
+    data = pickle.dumps(b"x" * 100, protocol=4)
+    assert load(data, "some.pickle", limits=Limits(item=200)) == b"x" * 100
+    refused(data, "a single item of", limits=Limits(item=50))

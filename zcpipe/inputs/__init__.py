@@ -5,6 +5,6 @@ A new format is one file here with a function ``read(path) -> ImageFile``, and a
 
 from __future__ import annotations
 
-from zcpipe.inputs.batch import FORMATS, NOISE, Batch, batch_of, content_of, parse
+from zcpipe.inputs.batch import FORMATS, NOISE, Batch, batch_of, content_of, noise_of, parse
 
-__all__ = ["FORMATS", "NOISE", "Batch", "batch_of", "content_of", "parse"]
+__all__ = ["FORMATS", "NOISE", "Batch", "batch_of", "content_of", "noise_of", "parse"]

@@ -88,13 +88,8 @@ def batch_of(spec: RunSpec, repeat: int) -> Batch:
         DataError: the file is missing, damaged or foreign, does not fit the data set, has too few images, or gives
             another batch than that which the spec names.
     """
-    dataset = get_space(spec.space).datasets[spec.dataset]
     if spec.inputs == NOISE:
-        shape = (spec.batch_size, *dataset.input_shape)
-        images = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
-        _stream(spec, repeat, "inputs").normal_(images)
-        labels = _stream(spec, repeat, "labels").integers(spec.batch_size, dataset.classes)
-        return Batch(images, labels.to(spec.device))
+        return noise_of(spec, repeat)
     drawn = _drawn.get(_name(spec, spec.inputs_content))
     if drawn is None and content_of(spec) != spec.inputs_content:
         raise DataError(
@@ -105,6 +100,16 @@ def batch_of(spec: RunSpec, repeat: int) -> Batch:
     pixels = _normalised(drawn.images[repeat], drawn.mean, drawn.std)
     labels = torch.from_numpy(drawn.labels[repeat].copy())
     return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(spec.device), labels.to(spec.device))
+
+
+def noise_of(spec: RunSpec, repeat: int) -> Batch:
+    """Return i.i.d. standard normal images and uniform labels, whatever the run's inputs: what recipes "noise" see."""
+    dataset = get_space(spec.space).datasets[spec.dataset]
+    shape = (spec.batch_size, *dataset.input_shape)
+    images = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
+    _stream(spec, repeat, "inputs").normal_(images)
+    labels = _stream(spec, repeat, "labels").integers(spec.batch_size, dataset.classes)
+    return Batch(images, labels.to(spec.device))
 
 
 def content_of(spec: RunSpec) -> str:

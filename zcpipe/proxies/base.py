@@ -188,6 +188,9 @@ class ActivationStatistic:
     node: Node = field(default="network", init=False)
 
 
+OnNorm = Callable[[nn.BatchNorm2d, Tensor, int], None]
+
+
 class Network(Protocol):
     """A network in the state of its pass, as a `CustomStatistic` gets it: frozen, out of place, nothing hooked.
 
@@ -220,18 +223,28 @@ class Network(Protocol):
         """Return the random numbers for a purpose, always the same for this network."""
         ...
 
+    def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:
+        """Run the model forward without gradients, with the native operations, and return what it returns.
+
+        ``on_norm`` is told of every train-mode ``BatchNorm2d`` that runs, dead layers' included: the module, the
+        (biased) variances of its channels over the batch, and the number of values that they were taken over.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class CustomStatistic:
     """A function of the network that runs passes of its own: per-sample gradients, curvature, other inputs.
 
-    ``measure`` returns one number per layer or block, or one for the network, as ``node`` says.
+    ``measure`` returns one number per layer or block, or one for the network, as ``node`` says. ``blind`` says that
+    layers that cannot influence the output cannot influence it either, so that it may share a network that has some.
     """
 
     name: str
     unit: str
     node: Node
     measure: Callable[[Network], Sequence[float] | Values]
+    blind: bool = False
 
 
 Statistic = (

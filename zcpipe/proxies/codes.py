@@ -3,9 +3,12 @@
 All read which inputs of ReLUs are above zero over a batch, in train mode. A ReLU is a module of type ``nn.ReLU``:
 functional ones and other activations are not seen. ReLUs that cannot influence the output count, too.
 
-`linear_regions` cannot exceed the batch size, and networks of ordinary width reach it: on NAS-Bench-201 it tells only
-networks without a live path from the others. TE-NAS counts on 3000 crops of 1 x 3 x 3 values through a network of one
-channel and one cell, which is another network than the one that is scored; see `refine_regions`.
+`swap` reads the first 16 samples, as many as the published code takes, and so is at most 65,536: over many more samples
+codes hardly repeat by chance, and the score does little but count neurons.
+
+`linear_regions` is at most the batch size, and on a network of ordinary width it is the batch size: on NAS-Bench-201 it
+tells cells without a path from input to output from all others, and nothing else. TE-NAS counts the regions of
+another network, of one cell and one channel, on 3000 images of 3 x 3 pixels; AZ-NAS's comparison counts as here.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from zcpipe.errors import UnsupportedError
@@ -22,25 +24,13 @@ from zcpipe.ops import hamming_distances, sign_codes
 from zcpipe.proxies.aznas import RECIPE as _NOISE
 from zcpipe.proxies.base import ActivationStatistic, Proxy, Recipe, only
 
-_WORD = 64
-# Halves, quarters, ... of 64 x 64 bits that change places: how far, and which bits of a word are the lower ones.
-_SWAPS = (
-    (32, 0x00000000FFFFFFFF),
-    (16, 0x0000FFFF0000FFFF),
-    (8, 0x00FF00FF00FF00FF),
-    (4, 0x0F0F0F0F0F0F0F0F),
-    (2, 0x3333333333333333),
-    (1, 0x5555555555555555),
-)
+_SAMPLES = 16  # whose signs are a neuron's code
+# Halves, quarters, ... of 16 x 16 bits that change places: how far, and which bits of a word are the lower ones.
+_SWAPS = ((8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F), (2, 0x3333333333333333), (1, 0x5555555555555555))
 
 
 def add_agreements(x: Tensor, total: Tensor | None) -> Tensor:  # [N, ...] -> [N, N] int64
-    """Count in how many activations each pair of samples agrees, on top of those of other ReLUs.
-
-    Raises:
-        UnsupportedError: other ReLUs had another number of samples.
-    """
-    _check_batch(x, None if total is None else len(total))
+    """Count in how many activations each pair of samples agrees, on top of those of other ReLUs."""
     agreements = math.prod(x.shape[1:]) - hamming_distances(_sample_codes(x))
     return agreements if total is None else total + agreements
 
@@ -51,12 +41,7 @@ def log_determinant(kernel: Tensor) -> float:  # [N, N]
 
 
 def refine_regions(x: Tensor, same: Tensor | None) -> Tensor:  # [N, ...] -> [N, N] bool
-    """Tell which pairs of samples have one code in this ReLU and in those before it.
-
-    Raises:
-        UnsupportedError: other ReLUs had another number of samples.
-    """
-    _check_batch(x, None if same is None else len(same))
+    """Tell which pairs of samples have one code in this ReLU and in those before it."""
     if same is not None and int(same.sum()) == len(x):
         return same  # no two samples are left to tell apart
     equal = hamming_distances(_sample_codes(x)) == 0
@@ -69,86 +54,53 @@ def count_regions(same: Tensor) -> float:  # [N, N] bool
     return float(round((1.0 / shared).sum()))
 
 
-def add_neuron_codes(x: Tensor, total: Tensor | None) -> Tensor:  # [N, C, H, W] -> [1 + ceil(N / 64), room] int64
-    """Append the code over the batch of every neuron of a map; vectors and tokens have none.
+def mark_neuron_codes(x: Tensor, seen: Tensor | None) -> Tensor:  # [N, C, H, W] -> [65536] bool
+    """Mark the code of every neuron of a map; vectors and tokens have none, as published.
 
-    The first row of the total starts with the number of codes and the batch size, the others hold the codes' words. It
-    grows by doubling, so that the codes of many maps are not copied with each.
-
-    Raises:
-        UnsupportedError: other ReLUs had another number of samples.
+    A neuron's code says in which of the first 16 samples it is above zero.
     """
-    _check_batch(x, None if total is None else int(total[0, 1]))
-    codes = neuron_codes(x) if x.ndim == 4 else x.new_empty(-(-len(x) // _WORD), 0, dtype=torch.int64)
-    done = 0 if total is None else int(total[0, 0])
-    count = done + codes.shape[1]
-    if total is None or count > total.shape[1]:
-        grown = codes.new_empty(1 + len(codes), max(2 * count, 2))
-        if total is not None:
-            grown[:, :done] = total[:, :done]
-        total = grown
-    total[1:, done:count] = codes
-    total[0, 0], total[0, 1] = count, len(x)
-    return total
+    if seen is None:
+        seen = x.new_zeros(1 << _SAMPLES, dtype=torch.bool)
+    if x.ndim == 4:
+        seen[neuron_codes(x[:_SAMPLES])] = True
+    return seen
 
 
-def count_neuron_codes(total: Tensor) -> float:
-    """Return how many of the codes that `add_neuron_codes` collected are distinct.
+def count_neuron_codes(seen: Tensor) -> float:  # [65536] bool
+    """Return the number of codes marked.
 
     Raises:
         UnsupportedError: there are none.
     """
-    count = int(total[0, 0])
-    if count == 0:
+    distinct = int(seen.count_nonzero())
+    if distinct == 0:
         raise UnsupportedError("the network has no ReLU modules on feature maps [N, C, H, W]")
-    words: list[NDArray[np.int64]] = list(total[1:, :count].cpu().numpy())
-    codes = words[0]
-    for more in words[1:]:  # numbers of the distinct codes so far, and of the next words, make the codes of both
-        low, high = (np.unique(part, return_inverse=True)[1] for part in (codes, more))
-        codes = low * (high.max() + 1) + high
-    ordered = np.sort(codes)
-    return float(1 + np.count_nonzero(ordered[1:] != ordered[:-1]))
+    return float(distinct)
 
 
-def neuron_codes(x: Tensor) -> Tensor:  # [N, ...] of F elements each -> [ceil(N / 64), F] int64
-    """Write in which samples each neuron is above zero as bits: sample n is bit n % 64 of word n // 64.
+def neuron_codes(x: Tensor) -> Tensor:  # [N, ...] of F elements each, N <= 16 -> [F] int64
+    """Write as bits in which samples each neuron is above zero: bit n is for sample n.
 
-    The neurons come in no particular order, the same for all words.
+    The neurons come in no particular order.
     """
     samples = _sample_codes(x)
-    size = math.prod(x.shape[1:])
-    whole, rest = divmod(size, _WORD)
-    codes = samples.new_empty(-(-len(x) // _WORD), size)
-    for word, part in zip(codes, samples.tensor_split(range(_WORD, len(x), _WORD)), strict=True):
-        bits = part.new_zeros(_WORD, part.shape[1])
-        bits[: len(part)] = part
-        _transpose(bits)
-        word[: _WORD * whole].view(_WORD, whole).copy_(bits[:, :whole])
-        if rest:
-            word[_WORD * whole :] = bits[:rest, -1]
-    return codes
-
-
-def _transpose(bits: Tensor) -> None:  # [64, W] int64
-    """Transpose each column's 64 x 64 bits in place: bit f of row n becomes bit n of row f."""
-    for far, lower in _SWAPS:
+    bits = samples.new_zeros(_SAMPLES, samples.shape[1])
+    bits[: len(samples)] = samples
+    for far, lower in _SWAPS:  # bit f of row n becomes bit n of row f
         low, high = bits.view(-1, 2, far, bits.shape[1]).unbind(1)
         change = (low >> far).bitwise_xor_(high).bitwise_and_(lower)
         high.bitwise_xor_(change)
         low.bitwise_xor_(change << far)
+    squares = bits.view(torch.int16)  # the words' lowest 16 bits first
+    whole, rest = divmod(math.prod(x.shape[1:]), _SAMPLES)
+    codes = torch.cat([squares[:, :whole].flatten(), squares[:rest, whole : whole + 1].flatten()])
+    return codes.long() & (1 << _SAMPLES) - 1
 
 
 def _sample_codes(x: Tensor) -> Tensor:  # [N, ...] of F elements each -> [N, ceil(F / 64)] int64
     """Return the samples' codes, their bits in the order of memory, which is the same for all samples."""
     channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return sign_codes(x.permute(0, 2, 3, 1) if channels_last else x)
-
-
-def _check_batch(x: Tensor, samples: int | None) -> None:
-    if samples is not None and len(x) != samples:
-        raise UnsupportedError(
-            f"activation codes need all of the batch in each ReLU: got {len(x)} rows after {samples}"
-        )
 
 
 def _proxy(
@@ -179,10 +131,10 @@ PROXIES = (
         "Mellor et al., Neural Architecture Search without Training, ICML 2021",
     ),
     _proxy(
-        # The published script draws standard normal weights 32 times; a run does so with its repeats.
-        ActivationStatistic("swap", "", add_neuron_codes, count_neuron_codes),
+        # The published script takes the mean over 32 draws of the weights; a run takes that over its repeats.
+        ActivationStatistic("swap", "", mark_neuron_codes, count_neuron_codes),
         Recipe(init="normal", inputs="data", norm="batch"),
-        "number of distinct codes of the neurons of all ReLU maps, a neuron's code being its signs over the batch",
+        "number of distinct codes of the neurons of all ReLU maps, a neuron's code being its signs over 16 samples",
         "Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-Fast NAS, ICLR 2024",
     ),
     _proxy(

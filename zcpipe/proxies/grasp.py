@@ -36,13 +36,13 @@ _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 # Operations of a forward whose tangents tests have differentiated again; see `_KnownOperations`.
 _KNOWN = frozenset(
     """
-    _adaptive_avg_pool2d _efficientzerotensor _has_same_storage_numel _new_zeros_with_same_feature_meta _reshape_alias
-    _safe_softmax _softmax _to_copy _unsafe_view abs add addmm alias all amax arange as_strided_ avg_pool2d
-    avg_pool3x3 baddbmm batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clamp_min clone
-    constant_pad_nd convolution copy_ detach div div_ elu elu_backward embedding empty empty_like eq exp expand fill_
-    gather ge gelu gelu_backward gt hardswish hardswish_backward hardtanh hardtanh_backward index_select is_same_size
-    le leaky_relu leaky_relu_backward lift_fresh log log1p logical_and logical_and_ lt masked_fill
-    max_pool2d_with_indices mean mish mish_backward mm mul mul_ native_dropout ne neg new_empty new_zeros permute
+    _adaptive_avg_pool2d _efficientzerotensor _has_same_storage_numel _new_zeros_with_same_feature_meta _safe_softmax
+    _softmax _to_copy _unsafe_view abs add addmm alias all amax as_strided_ avg_pool2d avg_pool3x3 baddbmm
+    batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clone constant_pad_nd convolution copy_ detach
+    div div_ elu elu_backward embedding empty empty_like eq exp expand fill_ gather ge gelu gelu_backward gt hardswish
+    hardswish_backward hardtanh hardtanh_backward index_select is_same_size le leaky_relu leaky_relu_backward
+    lift_fresh log log1p logical_and_ lt masked_fill max_pool2d_with_indices mean mish mm mul neg new_empty new_zeros
+    permute
     pixel_shuffle pow reciprocal reflection_pad2d relu repeat replication_pad2d roll rsqrt rsub scalar_tensor select
     sgn sigmoid sigmoid_backward silu slice softplus softplus_backward split split_with_sizes sqrt squeeze stack sub
     sub_ sum t tanh tanh_backward threshold_backward to transpose unbind unsqueeze upsample_bilinear2d
@@ -65,7 +65,8 @@ def curvatures(network: Network) -> list[float]:
     found = None
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivatives
         try:
-            found = _Tangents(network, weights, gradients).run()
+            if all(weight.dtype in _AGREEMENT for weight in weights):
+                found = _Tangents(network, weights, gradients).run()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # torch's word for operations without tangents, or whose tangents have no gradients
@@ -338,7 +339,9 @@ def _output(network: Network) -> Tensor:
 
 def _product_sum(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.detach(), b.detach()
-    return product_sums(a, b).sum() if a.ndim in (2, 3, 4) else (a.double() * b.double()).sum()
+    if a.ndim in (2, 3, 4) and a.dtype in _AGREEMENT:
+        return product_sums(a, b).sum()
+    return (a.double() * b.double()).sum()
 
 
 def _is_plain_norm(module: nn.Module) -> bool:
@@ -398,7 +401,7 @@ PROXIES = (
         scope="function",
         cost="second-order",
         recipe=RECIPE,
-        statistics=(CustomStatistic("grasp", "", "layer", curvatures),),
+        statistics=(CustomStatistic("grasp", "", "layer", curvatures, blind=True),),
         reduce=total("grasp"),
         unit="",
         formula="-sum of w (H g) over all weights, g the loss's gradient and H its Hessian with respect to them",

@@ -71,7 +71,7 @@ class _Outputs:
     def see(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401
         """Measure a module's output; a forward hook."""
         value = output[0] if isinstance(output, (tuple, list)) and output else output
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2 or len(value) == 0:
             return
         known = value if not _only_rescales(module) or not arguments else arguments[0]
         if self._last is not None and (known is self._last or value is self._last):

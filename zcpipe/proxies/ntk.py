@@ -78,7 +78,7 @@ PROXIES = (
         scope="function",
         cost="per-sample",
         recipe=RECIPE,
-        statistics=(CustomStatistic("ntk_condition", "", "network", ntk_condition),),
+        statistics=(CustomStatistic("ntk_condition", "", "network", ntk_condition, blind=True),),
         reduce=only("ntk_condition"),
         unit="",
         formula="largest over smallest eigenvalue of G G^T, row i of G the gradient of the sum of sample i's outputs",

@@ -112,7 +112,7 @@ PROXIES = (
         scope="function",
         cost="cheap",
         recipe=Recipe(init="kaiming_normal", inputs="noise", norm="batch"),
-        statistics=(CustomStatistic("grad_norm_global", "", "network", _norm_of_all),),
+        statistics=(CustomStatistic("grad_norm_global", "", "network", _norm_of_all, blind=True),),
         reduce=only("grad_norm_global"),
         unit="",
         formula="|g|_2, g the loss's gradients of all parameters together",

@@ -1,11 +1,12 @@
 """VKDNW (Tybl & Neumann, CVPR 2025): the shape of the spectrum of the Fisher information.
 
 Settings are those of the published code for NAS-Bench-201: the first 128 parameter tensors in the order of
-``named_parameters`` (its other script draws 128 at random), of each the first element. It differs from the paper, and
-from this, in three ways. It multiplies the Jacobian by the Cholesky factor L of the output's covariance S = L L^T
-where L^T is due, so that its matrix is J^T L^T L J instead of the Fisher information J^T S J. It works in float32,
-with a smoothing of 0.05 rounded to half precision. And it adds 1e-10 to the sum of the deciles, so that the entropy of
-a network with a very small spectrum depends on its scale.
+``named_parameters``, norm layers and biases among them, of each the first element (its other script draws 128 tensors
+at random). In three things this keeps to the Fisher information where the code departs from it. The code multiplies the
+Jacobian J by the Cholesky factor L of the class covariance S = L L^T where L^T is due, so that its matrix is
+J^T L^T L J instead of J^T S J, which has another spectrum. It works in float32, with a smoothing of 0.05 rounded to
+half precision. And it adds 1e-10 to the sum of the deciles, so that the entropy of a very small spectrum depends on its
+scale. The code returns the number of parameter tensors beside the entropy; ours is the entropy alone.
 """
 
 from __future__ import annotations

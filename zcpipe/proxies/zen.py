@@ -7,15 +7,13 @@ the global pool move from x to x + x' / 100, which normalisation would hide, put
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, only
+from zcpipe.proxies.base import CustomStatistic, Network, OnNorm, Proxy, Recipe, only
 
 _STEP = 0.01
 _MOMENTUM = 0.1  # torch's default, which the published networks have
@@ -34,21 +32,28 @@ def zen(network: Network) -> list[float]:
         The score; -inf where f does not depend on the input, NaN where the features overflow.
 
     Raises:
-        UnsupportedError: an input is not of floats, or neither an adaptive pool nor a linear layer runs.
+        UnsupportedError: an input is not of floats, no adaptive pool and no linear layer runs on the whole batch, or a
+            batch norm has a forward of its own.
     """
     x = _noise(network, "zen:x")
     other = [tensor + _STEP * step for tensor, step in zip(x, _noise(network, "zen:step"), strict=True)]
-    with _running_variances(network.model) as variances:
-        before, after = (features(network.model, inputs) for inputs in (x, other))
+    variances: dict[nn.BatchNorm2d, Tensor] = {}
+
+    def update(norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
+        unbiased = variance.double() * (count / (count - 1))
+        running = variances[norm] if norm in variances else torch.ones_like(unbiased)
+        variances[norm] = running + _MOMENTUM * (unbiased - running)
+
+    before, after = (features(network, inputs, update) for inputs in (x, other))
     moved = float((after - before).flatten(1).abs().sum(1, dtype=torch.float64).mean())
     if not math.isfinite(moved):
         return [math.nan]
-    scales = sum(0.5 * math.log(float(variance.mean(dtype=torch.float64))) for variance in variances)
+    scales = sum(0.5 * math.log(float(variance.mean())) for variance in variances.values())
     return [(math.log(moved) if moved > 0 else -math.inf) + scales]
 
 
-def features(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:  # [N, ...]
-    """Run a model and return what entered its last adaptive pool or else its last linear layer.
+def features(network: Network, inputs: Sequence[Tensor], on_norm: OnNorm) -> Tensor:  # [N, ...]
+    """Run a network and return what entered its last adaptive pool or else its last linear layer.
 
     Raises:
         UnsupportedError: none of either ran, or it saw a part of the samples only.
@@ -56,11 +61,11 @@ def features(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:  # [N, ...]
     found: dict[bool, Tensor] = {}  # by whether it entered a pool
     handles = [
         module.register_forward_pre_hook(lambda m, arguments: found.update({isinstance(m, _POOLS): arguments[0]}))
-        for module in model.modules()
+        for module in network.model.modules()
         if isinstance(module, (*_POOLS, nn.Linear))
     ]
     try:
-        model(*inputs)
+        network.run(inputs, on_norm)
     finally:
         for handle in handles:
             handle.remove()
@@ -79,33 +84,6 @@ def _noise(network: Network, purpose: str) -> list[Tensor]:
     return [
         network.stream(f"{purpose}:{i}").normal_(torch.empty_like(tensor)) for i, tensor in enumerate(network.inputs)
     ]
-
-
-@contextmanager
-def _running_variances(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, forwards keep running variances, from 1, of every ``BatchNorm2d``: in the list, not in the modules."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        if type(norm).forward is not nn.BatchNorm2d.forward or "forward" in vars(norm):
-            raise UnsupportedError(f"zen cannot see the variances of {type(norm).__name__}, which has its own forward")
-    device = next(model.parameters()).device
-    variances = [torch.ones(norm.num_features, device=device) for norm in norms]
-    try:
-        for norm, variance in zip(norms, variances, strict=True):
-            vars(norm)["forward"] = _normalisation(norm, variance)
-        yield variances
-    finally:
-        for norm in norms:
-            vars(norm).pop("forward", None)
-
-
-def _normalisation(norm: nn.BatchNorm2d, variance: Tensor) -> Callable[[Tensor], Tensor]:
-    mean = torch.zeros_like(variance)
-
-    def forward(x: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, True, _MOMENTUM, norm.eps)
-
-    return forward
 
 
 PROXIES = (

@@ -3,8 +3,8 @@
 The paper takes two mini-batches of 64. A network is scored on one batch, whose halves are these mini-batches: a run
 with a batch of 128 has the paper's. Each half goes through the network by itself, with its own batch statistics.
 
-The paper's formula divides by the deviation of |g|; its code, and everyone who followed it, by that of the signed g,
-and so does this. Under a deviation over two values, mean|g| / std(g) is (|a| + |b|) / |a - b|.
+As in the published code, the deviation is that of the signed g, not of |g|, the population's (divided by 2, not 1), and
+weights whose deviation is zero are left out. Of two values a and b, mean|g| / std(g) is (|a| + |b|) / |a - b|.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ RECIPE = Recipe(init="default", inputs="data", norm="batch")
 def zico(network: Network) -> Values:  # [layers]
     """ln(sum over a layer's weights of mean|g| / std(g)) per layer, over the gradients g of the loss on two halves.
 
-    The deviation is the population's (divided by 2, not 1). Weights whose deviation is zero are left out, as in the
-    published code; a layer of such weights only, such as one that the loss does not depend on, has 0. The first half
-    is the smaller one of an odd batch.
+    A layer all of whose weights are left out, such as one that the loss does not depend on, has 0. The first half is
+    the smaller one of an odd batch. Two forwards and two backwards of half a batch each.
 
     Returns:
         One number per layer, NaN where a gradient is not finite.
@@ -61,7 +60,7 @@ PROXIES = (
         scope="function",
         cost="cheap",
         recipe=RECIPE,
-        statistics=(CustomStatistic("zico", "", "layer", zico),),
+        statistics=(CustomStatistic("zico", "", "layer", zico, blind=True),),
         reduce=total("zico"),
         unit="",
         formula="sum over layers of ln(sum of mean|g| / std(g)), g the loss's gradients on the two halves of the batch",

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import UsageError
 from zcpipe.proxies import resolve
 from zcpipe.run.executor import Executor, Lease, Outcome
 from zcpipe.run.inprocess import InProcessExecutor
-from zcpipe.run.rows import Failed, Row, RowFrame, build, check_device
+from zcpipe.run.job import Job, Plan, prepare
+from zcpipe.run.rows import Failed, Row, RowFrame, build
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import Shard, WorkList, plan
+from zcpipe.run.work import Shard, Size, WorkList
 from zcpipe.run.workers import WorkersExecutor
-from zcpipe.scoring.columns import Column
 from zcpipe.scoring.plan import describe as describe_plan
-from zcpipe.scoring.rows import ClassScorer
-from zcpipe.table.schema import STATUSES, Header
-from zcpipe.table.store import Rows, Store, check_identity, find_header, locked, scan
+from zcpipe.table.groups import find_groups, note, writing
+from zcpipe.table.join import combine_status, joined_header
+from zcpipe.table.schema import STATUSES
+from zcpipe.table.store import Rows, Store, locked, scan
 
 _LEASE_SECONDS = 2.0
 _LEASE_UNITS = 256
@@ -90,6 +91,9 @@ def run(
 ) -> RunSummary:
     """Compute the rows that a table lacks. Relaunching the same call resumes what was interrupted.
 
+    Proxies that the table does not hold join it as a group of columns (`zcpipe.table.groups`); nothing that is there is
+    written again. Groups are computed one after the other, each with the rows that it lacks itself.
+
     Args:
         spec: what to compute.
         out: the table's directory, by default ``spec.default_out()``.
@@ -101,24 +105,31 @@ def run(
     Raises:
         UsageError: the spec does not fit the space, or an option is out of range.
         CapabilityError: the device is not there, or workers cannot be started.
-        DataError: the table is damaged, foreign, locked or unwritable, or lacks columns of these proxies.
+        DataError: the table is damaged, foreign, locked or unwritable, or made by proxies that have changed.
         IdentityMismatch: the table has another identity.
         KeyboardInterrupt: finished shards are committed and workers stopped.
     """
     started = time.monotonic()
     _check_options(workers, timeout)
-    job = _prepare(spec, out)
-    with locked(job.out, job.header) as store:
-        rows = scan(job.out, job.header)
-        present = np.intersect1d(job.work.indices, rows.index)
-        planned = len(job.work.indices)
-        todo = planned - len(present)
-        on_event(Planned(planned, len(present)))
-        if todo:
-            store.note_run(planned=len(rows.index) + todo, selection=job.spec.record()["selection"])
-            _compute(job, store, rows, workers, timeout, on_event)
-        by_status = _count_by_status(job)
-    return RunSummary(job.out, planned, len(present), todo, by_status, time.monotonic() - started)
+    plan = prepare(spec, out)
+    with locked(plan.out, plan.base) as store:
+        if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
+            plan = prepare(spec, plan.out)
+        rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]
+        planned = len(plan.work.indices)
+        present = [int(np.isin(plan.work.indices, there.index).sum()) for there in rows]
+        done = len(plan.done())
+        on_event(Planned(planned * len(plan.jobs), sum(present)))
+        if done < planned:
+            note(store)  # whose process it is that holds the lock
+        for job, there, had in zip(plan.jobs, rows, present, strict=True):
+            if had < planned:
+                with writing(store, job.group) as own:
+                    total = len(there.index) + planned - had
+                    note(own, planned=total, selection=job.spec.record()["selection"])
+                    _compute(job, plan.work, own, there, workers, timeout, on_event)
+        by_status = _count_by_status(plan)
+    return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
 
 
 def describe(
@@ -129,31 +140,40 @@ def describe(
     Raises what :func:`run` would raise before it computes.
     """
     _check_options(workers, timeout)
-    job = _prepare(spec, out)
-    exists = find_header(job.out) is not None
-    present = np.intersect1d(job.work.indices, scan(job.out, job.header).index if exists else np.empty(0, np.int64))
-    whole, left = job.work.size(np.empty(0, np.int64)), job.work.size(present)
+    plan = prepare(spec, out)
+    done = plan.done()
+    proxies = dict.fromkeys(name for job in plan.jobs for name in job.spec.proxies)
+    whole, left = plan.work.size(np.empty(0, np.int64)), plan.work.size(done)
     return {
-        "spec": job.spec.record(),
-        "identity": job.spec.identity(),
-        "out": str(job.out),
-        "exists": exists,
+        "spec": {**plan.jobs[0].spec.record(), "proxies": list(proxies)},
+        "identity": spec.identity(),
+        "out": str(plan.out),
+        "exists": bool(plan.found),
         "architectures": whole.rows,
         "classes": whole.classes,
         "shards": whole.shards,
-        "done": len(present),
-        "todo": {"architectures": left.rows, "classes": left.classes, "shards": left.shards},
-        "passes": describe_plan(resolve(job.spec.proxies), job.spec.protocol),
-        "schema": {field.name: str(field.type) for field in job.header.schema},
+        "done": len(done),
+        "todo": _counts(left),
+        "groups": [_describe_job(job, plan.work) for job in plan.jobs],
+        "schema": {field.name: str(field.type) for field in joined_header([g.header for g in plan.groups]).schema},
     }
 
 
-@dataclass(frozen=True)
-class _Job:
-    spec: RunSpec
-    out: Path
-    header: Header
-    work: WorkList
+def _counts(size: Size) -> dict[str, int | None]:
+    return {"architectures": size.rows, "classes": size.classes, "shards": size.shards}
+
+
+def _describe_job(job: Job, work: WorkList) -> dict[str, Any]:
+    present = np.intersect1d(work.indices, job.present())
+    left = work.size(present)
+    return {
+        "directory": str(job.group.directory),
+        "exists": job.exists,
+        "proxies": list(job.spec.proxies),
+        "done": len(present),
+        "todo": _counts(left),
+        "passes": describe_plan(resolve(job.spec.proxies), job.spec.protocol),
+    }
 
 
 def _check_options(workers: int | None, timeout: float) -> None:
@@ -163,55 +183,28 @@ def _check_options(workers: int | None, timeout: float) -> None:
         raise UsageError(f"timeout must be a positive number of seconds, got {timeout:g}")
 
 
-def _prepare(spec: RunSpec, out: Path | None) -> _Job:
-    """Fit a spec to the table that is already there, if any, and plan its rows."""
-    out = spec.default_out() if out is None else out
-    check_device(spec.device)
-    present = find_header(out)
-    columns = ClassScorer(spec).columns
-    if present is None:
-        header = Header(columns, spec.record(), spec.identity())
-        return _Job(spec, out, header, plan(spec))
-    check_identity(out, present.identity, spec.identity())
-    _check_columns(out, present, [column.name for column in columns])
-    own = {name: present.spec[name] for name in ("proxies", "classes_per_shard")}
-    adopted = RunSpec.model_validate({**spec.model_dump(), **own})
-    _check_same_columns(out, present, ClassScorer(adopted).columns)
-    return _Job(adopted, out, present, plan(adopted))
-
-
-def _check_columns(out: Path, present: Header, asked: list[str]) -> None:
-    has = {column.name for column in present.columns}
-    lacking = [name for name in asked if name not in has]
-    if lacking:
-        raise DataError(f"the table {out} has no columns {', '.join(lacking)}; score these proxies into another --out")
-
-
-def _check_same_columns(out: Path, present: Header, computed: Sequence[Column]) -> None:
-    """A table cannot grow by rows of other columns, as a later version of a proxy might make them."""
-    there, here = ({column.name: asdict(column) for column in columns} for columns in (present.columns, computed))
-    changed = [f"{name} is there only in one" for name in there.keys() ^ here.keys()]
-    for name in there.keys() & here.keys():
-        differing = [key for key, value in there[name].items() if here[name][key] != value]
-        changed += [f"{key} of {name} is {there[name][key]!r} there and {here[name][key]!r} here" for key in differing]
-    if changed:
-        raise DataError(
-            f"the table {out} was made by proxies that have changed since ({min(changed)}); score into another --out"
-        )
-
-
 def _compute(
-    job: _Job, store: Store, rows: Rows, workers: int | None, timeout: float, on_event: Callable[[Event], None]
+    job: Job,
+    work: WorkList,
+    store: Store,
+    rows: Rows,
+    workers: int | None,
+    timeout: float,
+    on_event: Callable[[Event], None],
 ) -> None:
     own_build = build(job.spec.device)
     if any(other != own_build for other in rows.builds):
-        on_event(Warned(f"{job.out} has rows of another build or instruction set: last digits may differ between them"))
+        on_event(
+            Warned(
+                f"{store.directory} has rows of another build or instruction set: last digits may differ between them"
+            )
+        )
     executor: Executor
     executor = InProcessExecutor(job.spec) if workers is None else WorkersExecutor(job.spec, workers, timeout)
-    assembly = _Assembly(job, store, own_build, on_event)
+    assembly = _Assembly(job.spec, store, own_build, on_event)
     with closing(executor):
         try:
-            _drive(executor, _Leases(job.work.shards(rows.index)), assembly)
+            _drive(executor, _Leases(work.shards(rows.index)), assembly)
         except KeyboardInterrupt:
             assembly.commit_finished()
             raise
@@ -265,12 +258,12 @@ class _Assembly:
     """Puts the rows of shards together and commits whole shards only."""
 
     def __init__(
-        self, job: _Job, store: Store, own_build: Mapping[str, Any], on_event: Callable[[Event], None]
+        self, spec: RunSpec, store: Store, own_build: Mapping[str, Any], on_event: Callable[[Event], None]
     ) -> None:
         self._store = store
         self._build = own_build
         self._on_event = on_event
-        self._frame = RowFrame(job.spec)
+        self._frame = RowFrame(spec)
         self._open: dict[int, _Open] = {}
 
     @property
@@ -303,7 +296,13 @@ class _Assembly:
                 self._on_event(Committed(path, len(shard.rows)))
 
 
-def _count_by_status(job: _Job) -> dict[str, int]:
-    rows = scan(job.out, job.header)
-    found = Counter(rows.status[np.isin(rows.index, job.work.indices)].tolist())
+def _count_by_status(plan: Plan) -> dict[str, int]:
+    """Count the rows of a run's selection by what the groups that it computed say together."""
+    indices = plan.work.indices
+    parts = []
+    for job in plan.jobs:
+        rows = scan(job.group.directory, job.group.header)
+        asked = np.isin(rows.index, indices)
+        parts.append((rows.status[asked], np.searchsorted(indices, rows.index[asked])))
+    found = Counter(combine_status(parts, len(indices)))
     return {name: found[name] for name in STATUSES if found[name]}

@@ -34,6 +34,8 @@ class Taps(Protocol):
     outputs: bool
     #: whether `relu` is called; set before the forward
     relus: bool
+    #: whether `norm` is called; set before the forward
+    norms: bool
 
     def output(self, conv: nn.Conv2d, products: Tensor) -> None:  # [N, D] float64
         """Take the sums over pixels of a convolution's output times its gradient, once the sweep is there."""
@@ -41,6 +43,10 @@ class Taps(Protocol):
 
     def relu(self, relu: nn.ReLU, x: Tensor) -> None:  # [N, C, H, W]
         """Take what enters a ReLU, at its place in the forward; it is the pass's own, to be read and left alone."""
+        ...
+
+    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:  # [D] float64
+        """Take the variances of a batch norm's channels over the batch, and over how many values they were taken."""
         ...
 
 
@@ -126,8 +132,11 @@ class Convolution:
         if total is not None and own:
             op = _native.conv_batch_norm_train_onto
             z, mean, invstd = op(x, *self.parameters, total, self.norm.eps, *self._how)
-            return total, (x, z, mean, invstd)
-        y, z, mean, invstd = _native.conv_batch_norm_train(x, *self.parameters, total, self.norm.eps, *self._how)
+            y = total
+        else:
+            y, z, mean, invstd = _native.conv_batch_norm_train(x, *self.parameters, total, self.norm.eps, *self._how)
+        if self.taps is not None and self.taps.norms:
+            self.taps.norm(self.norm, invstd.pow(-2) - self.norm.eps, z.numel() // z.shape[1])
         return y, (x, z, mean, invstd)
 
     def backward(self, saved: tuple[Tensor, ...], grad: Tensor, total: Tensor | None, own: bool) -> Tensor:
@@ -172,16 +181,16 @@ def fast_chain(chain: Convolution, original: Callable[[Tensor], Tensor]) -> Call
 def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> Callable[[Tensor], Tensor] | None:
     """Return a forward for a cell whose edges are `layers`; None if its output is not memory of its own.
 
-    Dead edges do not run: nobody watches them where all layers may be replaced. Only ReLUs can be, through taps.
+    Dead edges do not run: nobody watches them where all layers may be replaced, but through taps.
     It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
     native operations do not know.
     """
-    steps = _useful(cell, layers)
+    steps, others = _useful(cell, layers)
     arriving = [layer for _, target, layer in steps if target == cell.output]
     if len(arriving) < 2 and not any(layer.makes_new for layer in arriving):
         return None
-    dead = _dead(cell, layers) if taps is not None and taps.relus else []
-    return _forward(steps, cell.output, cell.forward, taps, dead)
+    watched = taps is not None and (taps.relus or taps.norms)
+    return _forward(steps, cell.output, cell.forward, taps, others if watched else ())
 
 
 def _forward(
@@ -203,32 +212,30 @@ def _forward(
     return forward
 
 
-def _useful(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
-    """Return the edges that lead to the output, in order."""
-    useful, steps = {cell.output}, []
-    for (source, target), name, layer in zip(
-        reversed(cell.edges), reversed(list(cell.layers)), reversed(layers), strict=True
-    ):
-        if target in useful and name not in cell.dead:
+def _useful(cell: Dag, layers: Sequence[Layer]) -> tuple[list[_Step], list[_Step]]:
+    """Return the edges that lead to the output, and the others, both in order."""
+    useful = {cell.output}
+    steps: list[_Step] = []
+    others: list[_Step] = []
+    edges = list(zip(cell.edges, cell.layers, layers, strict=True))
+    for (source, target), name, layer in reversed(edges):
+        leads = target in useful and name not in cell.dead
+        if leads:
             useful.add(source)
-            steps.append((source, target, layer))
-    return steps[::-1]
-
-
-def _dead(cell: Dag, layers: Sequence[Layer]) -> list[_Step]:
-    """Return the dead edges, in order."""
-    edges = zip(cell.edges, cell.layers, layers, strict=True)
-    return [(source, target, layer) for (source, target), name, layer in edges if name in cell.dead]
+        (steps if leads else others).append((source, target, layer))
+    return steps[::-1], others[::-1]
 
 
 def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) -> None:
-    """Show taps what enters the ReLUs of dead layers, and run those that others of them need; see `Dag`."""
+    """Show dead layers to taps. Where these ask for no norms, only layers run that others of them need; see `Dag`."""
     nodes = dict(live)
     read = {source for source, _, _ in steps}
     for source, target, layer in steps:
         x = nodes[source] if source in nodes else torch.zeros_like(nodes[0])
         if target in read and target not in live:
             nodes[target], _ = layer.forward(x, nodes.get(target), own=False)
+        elif taps.norms:
+            layer.forward(x, None, own=False)
         elif isinstance(layer, Convolution) and layer.relu_input is not None:
             taps.relu(layer.relu_input, x)
 

@@ -105,10 +105,13 @@ def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol =
 
     Raises:
         UsageError: blocks, probes or targets do not fit the network.
+
+    What goes wrong as the network is made is raised as it is.
     """
     result = Measurement()
     for group in plan(proxies, protocol):
-        _guarded(group.proxies, result, partial(_run_group, subject, group, result))
+        with subject.network(group.recipe, group.full) as model:  # without a network there is nothing to say of it
+            _guarded(group.proxies, result, partial(_run_group, subject, model, group, result))
     counted = [proxy for proxy in proxies if not proxy.statistics]
     if counted:
         _guarded(counted, result, lambda: _count(counted, subject.size, result))
@@ -130,24 +133,23 @@ def status_of(proxies: Sequence[Proxy], scores: Mapping[str, float | None], fail
     return "memory" if any(failure.kind == "memory" for failure in failures) else "error"
 
 
-def _run_group(subject: Subject, group: Group, result: Measurement) -> None:
+def _run_group(subject: Subject, model: nn.Module, group: Group, result: Measurement) -> None:
     """Run the passes of one network; one that fails costs its own proxies only."""
     errors: dict[str, Exception] = {}
     batch = subject.batch(group.recipe)
-    with subject.network(group.recipe, group.full) as model:
-        network = ScoredNetwork(model, batch.inputs, batch.targets, subject.loss, subject.stream)
-        for one in group.passes:
-            try:
-                measured = _run_pass(one, network, subject)
-            except UsageError:
-                raise
-            except Exception as error:
-                errors |= {statistic.name: error for statistic in one.statistics}
-                continue
-            errors |= measured.errors
-            result.statistics |= measured.statistics
-            layers = tuple(network.layers) if any(s.node == "layer" for s in one.statistics) else ()
-            result.layers |= {s.name: layers for s in one.statistics if s.node == "layer"}
+    network = ScoredNetwork(model, batch.inputs, batch.targets, subject.loss, subject.stream)
+    for one in group.passes:
+        try:
+            measured = _run_pass(one, network, subject)
+        except UsageError:
+            raise
+        except Exception as error:
+            errors |= {statistic.name: error for statistic in one.statistics}
+            continue
+        errors |= measured.errors
+        result.statistics |= measured.statistics
+        layers = tuple(network.layers) if any(s.node == "layer" for s in one.statistics) else ()
+        result.layers |= {s.name: layers for s in one.statistics if s.node == "layer"}
     for proxy in group.proxies:
         broken = next((errors[s.name] for s in proxy.statistics if s.name in errors), None)
         if broken is not None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
-from zcpipe.proxies.base import Gradients
+from zcpipe.proxies.base import Gradients, OnNorm
 from zcpipe.scoring.layers import weights_of
+from zcpipe.scoring.rewrite import fast_operations
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,6 +56,24 @@ class ScoredNetwork:
             found = torch.autograd.grad(self.batch_loss(self.model(*self.inputs)), weights, allow_unused=True)
         return gradients_of(weights, found)
 
+    @torch.no_grad()
+    def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:
+        """Run the model forward with the native operations; see `zcpipe.proxies.base.Network.run`."""
+        if on_norm is None:
+            with fast_operations(self.modules):
+                return self.model(*inputs)
+        taps = _NormTaps(on_norm)
+        handles = []
+        try:
+            with fast_operations(self.modules, taps=taps):
+                for module in self.modules.values():
+                    if isinstance(module, nn.BatchNorm2d):
+                        handles.append(module.register_forward_pre_hook(taps.hook))
+                return self.model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def batch_loss(self, output: object) -> Tensor:
         """Return the loss of the whole batch."""
         return self.loss(tensor_of(output), self.targets)
@@ -74,6 +93,28 @@ class ScoredNetwork:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(f"loss must return one number as a tensor, got {got}")
         return value.reshape(())
+
+
+class _NormTaps:
+    """Hands on the variances of batch norms, fused or not; see `zcpipe.scoring.cells.Taps`."""
+
+    active = outputs = relus = False
+    norms = True
+
+    def __init__(self, on_norm: OnNorm) -> None:
+        self.norm = on_norm
+
+    def hook(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if module.training and isinstance(module, nn.BatchNorm2d):
+            x = arguments[0]
+            variance = x.double().var((0, 2, 3), unbiased=False)
+            self.norm(module, variance, x.numel() // x.shape[1])
+
+    def output(self, conv: nn.Conv2d, products: Tensor) -> None:
+        raise AssertionError("there is no backward")
+
+    def relu(self, relu: nn.ReLU, x: Tensor) -> None:
+        raise AssertionError("not asked for")
 
 
 class wanting_gradients:  # noqa: N801 - used like a function

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from zcpipe.errors import UsageError
 from zcpipe.proxies.base import (
+    ActivationStatistic,
     CustomStatistic,
     JacobianStatistic,
     MapStatistic,
@@ -51,8 +52,9 @@ class Group:
 def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group, ...]:
     """Group proxies into the fewest passes.
 
-    Proxies of one recipe share a network, a batch and a forward; if one of them counts dead layers, the network that
-    they share has these. Counts (proxies without statistics) need no pass and are in no group.
+    Proxies of one recipe share a network, a batch and a forward. If one of them counts dead layers, that network has
+    these, and proxies that would see but must not count them get a network of their own. Counts (proxies without
+    statistics) need no pass and are in no group.
 
     Args:
         proxies: what to compute.
@@ -64,12 +66,12 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
     """
     if protocol not in get_args(Protocol):
         raise UsageError(f"protocol must be {' or '.join(get_args(Protocol))}, got {protocol!r}")
-    groups: dict[Recipe, list[Proxy]] = {}
+    recipes: dict[Recipe, list[Proxy]] = {}
     for proxy in proxies:
         if proxy.statistics:
-            groups.setdefault(recipe_of(proxy, protocol), []).append(proxy)
+            recipes.setdefault(recipe_of(proxy, protocol), []).append(proxy)
     statistics_of(proxies)
-    planned = [_group(recipe, members) for recipe, members in groups.items()]
+    planned = [group for recipe, members in recipes.items() for group in _groups(recipe, members)]
     # Networks are drawn once per initialisation, so groups of one follow each other.
     return tuple(sorted(planned, key=lambda group: (group.recipe.init, group.full)))
 
@@ -134,7 +136,21 @@ _WORK = {
 }
 
 
-def _group(recipe: Recipe, proxies: Sequence[Proxy]) -> Group:
+def _groups(recipe: Recipe, proxies: Sequence[Proxy]) -> list[Group]:
+    counting = [p for p in proxies if p.scope == "full"]
+    seeing = [p for p in proxies if p.scope == "function" and any(map(_sees_dead_layers, p.statistics))]
+    if not counting or not seeing:
+        return [_group(recipe, bool(counting), proxies)]
+    return [_group(recipe, True, [p for p in proxies if p not in seeing]), _group(recipe, False, seeing)]
+
+
+def _sees_dead_layers(statistic: Statistic) -> bool:
+    if isinstance(statistic, CustomStatistic):
+        return not statistic.blind
+    return isinstance(statistic, WeightStatistic | ActivationStatistic)
+
+
+def _group(recipe: Recipe, full: bool, proxies: Sequence[Proxy]) -> Group:
     statistics = statistics_of(proxies)
     weights = [s for s in statistics if isinstance(s, WeightStatistic)]
     own = [s for s in statistics if isinstance(s, CustomStatistic)]
@@ -143,7 +159,7 @@ def _group(recipe: Recipe, proxies: Sequence[Proxy]) -> Group:
     if read:
         passes.append(Pass(_kind(recipe, read), recipe, tuple(read)))
     passes += [Pass("own", recipe, (s,)) for s in own]
-    return Group(recipe, any(proxy.scope == "full" for proxy in proxies), tuple(passes), tuple(proxies))
+    return Group(recipe, full, tuple(passes), tuple(proxies))
 
 
 def _kind(recipe: Recipe, statistics: Sequence[Statistic]) -> Kind:

@@ -91,7 +91,7 @@ class _Rewriter:
             return _for_images(module, _run_chain(chain), _is_channels_last)
         if _is_avg_pool3x3(module):
             return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
-        if _is_batch_norm(module):
+        if _is_batch_norm(module) and not (self._taps is not None and self._taps.norms):
             norm = module
             return _for_images(
                 norm, lambda x, total: batch_norm_train(x, norm.weight, norm.bias, norm.eps, total=total)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.inputs import NOISE, batch_of
+from zcpipe.inputs import batch_of, noise_of
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import Proxy, resolve
 from zcpipe.proxies.base import Recipe
@@ -184,16 +184,15 @@ class Batches:
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
-        self._noise = spec.model_copy(update={"inputs": NOISE})
         self._kept: dict[tuple[int, bool], Batch] = {}
 
     def of(self, repeat: int, noise: bool) -> Batch:
         """Return the batch of a repeat: pure noise, or the run's images with labels."""
-        known = (repeat, noise or self._spec.inputs == NOISE)
+        known = (repeat, noise)
         if known not in self._kept:
             if len(self._kept) == _BATCHES_KEPT:
                 self._kept.clear()
-            drawn = batch_of(self._noise if known[1] else self._spec, repeat)
+            drawn = (noise_of if noise else batch_of)(self._spec, repeat)
             self._kept[known] = Batch([drawn.images], drawn.labels)
         return self._kept[known]
 

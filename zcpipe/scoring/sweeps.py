@@ -110,6 +110,7 @@ class _Sweeps:
         self.active = False
         self.outputs = bool(self._outputs)
         self.relus = bool(self._relus)
+        self.norms = False
 
     def run(self) -> BlockResult:
         weights = list(self._network.layers.values()) if self._gradients or self._outputs else []
@@ -200,6 +201,9 @@ class _Sweeps:
             with self._costing(statistic):
                 moments = statistic.moments(products)
                 self._output_moments[statistic.name].setdefault(name, []).append(moments)
+
+    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
+        """Take nothing: no statistic reads norms here."""
 
     def _on_relu(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.relu(module, arguments[0].detach())

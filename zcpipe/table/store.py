@@ -4,7 +4,8 @@ Everything in the directory is Parquet, so that any reader opens the directory i
 
 - ``_zcpipe.parquet``: no rows; the schema, spec and identity, made once and never replaced, because it is also what
   the supervisor locks.
-- ``_run.parquet``: no rows; what the latest run was asked for (process, selection, planned rows), replaced by each run.
+- ``_run.parquet``: no rows; what the latest run was asked for (process, selection, planned rows) and how many groups of
+  columns joined the table, replaced by each run.
 - ``shard-<id>-<hash>.parquet``: the rows of a shard, or those that a grown range added to it.
 """
 

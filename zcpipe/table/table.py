@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
 from zcpipe.proxies import groups
@@ -19,35 +18,37 @@ from zcpipe.proxies import groups
 from zcpipe.rank.aggregate import log_rank
 from zcpipe.rank.selection import top
 from zcpipe.scoring.columns import Column
-from zcpipe.table.schema import Header
-from zcpipe.table.store import check_distinct, read_columns, read_footer, require_header, shard_paths
+from zcpipe.table.groups import require_groups
+from zcpipe.table.join import Part, join, joined_header, union
+from zcpipe.table.store import read_footer, shard_paths
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def open_table(path: str | Path) -> Table:
-    """Open the table in a directory for reading; what is committed later is not seen.
+    """Open the table in a directory for reading, with all groups of columns; what is committed later is not seen.
 
     Raises:
         DataError: there is no table, or one of its files is damaged or foreign.
     """
-    directory = Path(path)
-    header = require_header(directory)
-    files = {file: read_footer(file, header.identity)[0] for file in shard_paths(directory)}
-    return Table(header, files)
+    base, *joined = (
+        Part(group.header, {file: read_footer(file, group.header.identity)[0] for file in shard_paths(group.directory)})
+        for group in require_groups(Path(path))
+    )
+    return Table(base, joined)
 
 
 class Table:
     """Rows of scored architectures, sorted by index.
 
-    ``spec`` is the record of the run that made the table, ``identity`` what all its rows share, ``columns`` what is
-    known about each proxy, count and statistic.
+    Columns that joined later may lack some rows, as those that were there before may lack rows of theirs: they are null
+    there.
     """
 
-    def __init__(self, header: Header, files: dict[Path, int]) -> None:
-        self._header = header
-        self._files = files
+    def __init__(self, base: Part, joined: Sequence[Part] = ()) -> None:
+        self._parts = (base, *joined)
+        self._header = joined_header([part.header for part in self._parts])
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -60,12 +61,17 @@ class Table:
         return dict(self._header.identity)
 
     @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of all columns, with what is known about each in its metadata."""
+        return self._header.schema
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Proxies, counts and statistics in table order."""
         return self._header.columns
 
     def __len__(self) -> int:
-        return sum(self._files.values())
+        return len(self._parts[0]) if len(self._parts) == 1 else len(union(self._parts))
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read columns, by default all of them, sorted by index.
@@ -74,7 +80,12 @@ class Table:
             UsageError: the table has no such column.
             DataError: a file is damaged.
         """
-        return self._read(columns).take(self._order)
+        schema = self._header.schema
+        names = schema.names if columns is None else list(columns)
+        for name in names:
+            if name not in schema.names:
+                raise unknown_name("column", name, schema.names)
+        return self._parts[0].read(names) if len(self._parts) == 1 else join(self._parts, names, schema)
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read columns as a pandas frame, sorted by index.
@@ -107,7 +118,7 @@ class Table:
             absent = wanted.filter(pc.is_null(found)).unique().to_pylist()
             shown = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
             raise DataError(f"{len(absent)} architectures are not in the table: {shown}; score them with --archs")
-        return self._read(columns).take(found)
+        return self.to_arrow(columns).take(found)
 
     def top(self, k: int, by: str | None = None) -> pa.Table:
         """Return the best rows: index, arch, key, proxies and counts, best first.
@@ -156,24 +167,4 @@ class Table:
 
     @cached_property
     def _archs(self) -> pa.ChunkedArray:
-        return self._read(["arch"])["arch"]
-
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        """Where each row, in order of index, lies in the order of the files."""
-        index = self._read(["index"])["index"].to_numpy()
-        stops = np.cumsum(list(self._files.values()))
-        check_distinct(list(self._files), np.split(index, stops)[:-1])
-        order: NDArray[np.int64] = np.argsort(index, kind="stable")
-        return order
-
-    def _read(self, columns: Sequence[str] | None) -> pa.Table:
-        """Read columns in the order of the files."""
-        schema = self._header.schema
-        names = schema.names if columns is None else list(columns)
-        for name in names:
-            if name not in schema.names:
-                raise unknown_name("column", name, schema.names)
-        wanted = pa.schema([schema.field(name) for name in names])
-        parts = [read_columns(file, names).cast(wanted) for file in self._files]
-        return pa.concat_tables([wanted.empty_table(), *parts])
+        return self.to_arrow(["arch"])["arch"]

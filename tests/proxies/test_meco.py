@@ -1,0 +1,129 @@
+"""MeCo against its definition in plain torch: a hook on every module, correlations, general eigenvalues."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from zcpipe.errors import UnsupportedError
+from zcpipe.ops.philox import Stream
+from zcpipe.proxies.meco import correlations, meco
+from zcpipe.scoring.guard import untouched
+from zcpipe.scoring.init import initialise
+from zcpipe.scoring.network import ScoredNetwork
+from zcpipe.spaces import get_space
+
+
+def stream(purpose):
+    return Stream.of(3, "", "", 0, purpose)
+
+
+def score(model, x):
+    with untouched(dict(model.named_modules())):
+        return meco(ScoredNetwork(model, [x], None, None, stream))[0]
+
+
+def by_definition(model, x):
+    """The published measure, in double precision from the outputs on."""
+    found = []
+
+    def hook(module, arguments, output):
+        rows = output[0].double()
+        matrix = torch.atleast_2d(torch.corrcoef(rows.reshape(len(rows), -1)))
+        found.append(float(torch.linalg.eigvals(matrix.nan_to_num(0.0, 0.0, 0.0)).real.min()))
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    with torch.no_grad():
+        model.train()(stream("meco:0").normal_(torch.empty_like(x)))
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
+def image(channels=3):
+    return torch.empty(1, channels, 64, 64)
+
+
+def network(affine=True):
+    torch.manual_seed(2)
+    norm = nn.BatchNorm2d(6, affine=affine)
+    if affine:
+        nn.init.uniform_(norm.weight, -2, 2)
+        nn.init.normal_(norm.bias)
+    shared = nn.ReLU()
+    body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), norm, shared, nn.Sequential(nn.Conv2d(6, 4, 1), shared))
+    return nn.Sequential(body, nn.Identity(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_meco_is_its_definition(affine):
+    """Containers count, shared modules with each call, and vectors for nothing."""
+    expected = by_definition(network(affine), image())
+    assert expected > 1
+    assert score(network(affine), torch.randn(5, 3, 8, 8)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_meco_of_a_cell_is_its_definition():
+    space = get_space("nasbench201")
+    arch = space.parse("|nor_conv_3x3~0|+|avg_pool_3x3~0|nor_conv_1x1~1|+|skip_connect~0|none~1|nor_conv_3x3~2|")
+    model = initialise(space.build(arch, "cifar10", cells_per_stage=1).model)
+    assert score(model, torch.randn(2, 3, 32, 32)) == pytest.approx(by_definition(model, image()), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_norm_that_silences_a_channel_counts_for_itself():
+    model = network()
+    nn.init.zeros_(model[0][1].weight[:1])
+    assert score(model, torch.randn(2, 3, 8, 8)) == pytest.approx(by_definition(model, image()), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_are_the_rows():
+    model = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.LayerNorm(9))
+    x = torch.randn(3, 4, 9)
+    assert score(model, x) == pytest.approx(by_definition(model, x[:1]), rel=1e-5)
+
+
+def test_more_channels_than_positions_are_dependent():
+    assert score(nn.Conv2d(3, 20, 16, stride=16), torch.randn(2, 3, 8, 8)) == 0.0
+
+
+def test_one_channel_depends_on_nothing():
+    assert score(nn.Conv2d(3, 1, 1), torch.randn(2, 3, 8, 8)) == pytest.approx(1.0)
+
+
+def test_a_constant_channel_correlates_with_nothing():
+    covariances = torch.tensor([[4.0, 0.0, 3.0], [0.0, 0.0, 0.0], [3.0, 0.0, 9.0]], dtype=torch.float64)
+    expected = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.5, 0.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(correlations(covariances), expected)
+
+
+@pytest.mark.parametrize("head", [[], [nn.AdaptiveAvgPool2d(1)]])
+def test_overflow_is_not_a_number(head):
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(40)), *head)
+    for layer in model[:40]:
+        nn.init.constant_(layer.weight, 1e3)
+    assert math.isnan(score(model, torch.randn(2, 3, 8, 8)))
+
+
+def test_several_outputs_are_measured_by_the_first():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x.flatten(1)
+
+    one, two = score(nn.Identity(), torch.randn(2, 3, 8, 8)), score(Two(), torch.randn(2, 3, 8, 8))
+    assert two == one > 0
+
+
+def test_integers_are_unsupported():
+    with pytest.raises(UnsupportedError, match="integers"):
+        score(nn.Embedding(5, 3), torch.zeros(4, 2, dtype=torch.int64))
+
+
+def test_no_hook_stays():
+    model = network()
+    score(model, torch.randn(2, 3, 8, 8))
+    assert not any(module._forward_hooks for module in model.modules())
