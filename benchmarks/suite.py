@@ -193,7 +193,7 @@ def _ours(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, float]
     scores = zcpipe.score(model, images, targets, [NAMES.get(name, name) for name in COMPARED])
     values = {name: scores[NAMES.get(name, name)] for name in COMPARED}
     found = {name: math.nan if value is None else value for name, value in values.items()}
-    return {**found, "params": found["params"] / 1e6}
+    return {**found, "params": found["params"] / 1e6, "synflow": math.exp(found["synflow"])}
 
 
 def _scales(values: Mapping[str, float], network: nn.Module, images: Tensor, targets: Tensor) -> dict[str, float]:
