@@ -150,7 +150,7 @@ def test_tables_made_before_are_used_and_stages_are_not_repeated(study, truth, t
     main = study("nasbench201_proxies")
     arguments = ["--truth", str(truth), "--out", str(out), "--sample", "60", "--proxies", "params,macs"]
     main.main(arguments)
-    assert "noise-fused, chosen on 30 cells: + synflow" in capsys.readouterr().out
+    assert "noise-paper, chosen on 30 cells: + synflow" in capsys.readouterr().out
     page = (out / "nasbench201_proxies.md").read_text()
     cases = json.loads((out / "nasbench201_proxies.json").read_text())["cases"]
     vote = cases["noise-paper"]["correlations"]["cifar10_test_200"]["vote"]
@@ -179,17 +179,19 @@ def test_smoke(study, truth, tmp_path):
     assert cases["noise-paper"]["correlations"]["cifar10_test_200"]["aznas"]["n"] == 20
 
 
-def test_per_sample_proxies_stand_beside_what_they_are_aggregated_with(study, monkeypatch):
+def test_each_case_holds_what_differs_there(study):
+    """And per-sample proxies stand beside what they are aggregated with."""
     main = study("nasbench201_proxies")
-
-    def fake(name, cost):
-        return type("P", (), {"name": name, "cost": cost})()
-
-    installed = [fake("swap", "cheap"), fake("linear_regions", "cheap"), fake("ntk_condition", "per-sample")]
-    monkeypatch.setattr(main, "resolve", lambda asked: installed)
-    found = main.cases("all", None, None)
-    assert [(case.name, case.proxies, case.sample) for case in found[:2]] == [
-        ("noise-paper", ("swap", "linear_regions"), None),
+    names = "swap,linear_regions,ntk_condition,grad_norm,grasp,params"
+    assert [(case.name, case.proxies, case.sample) for case in main.cases(names, None, None)] == [
+        ("noise-paper", ("swap", "linear_regions", "grad_norm", "grasp", "params"), None),
+        ("noise-fused", ("params", "swap", "linear_regions", "grad_norm"), None),
         ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 1000),
     ]
-    assert len(main.cases("all", "npz:images.npz", 50)) == 8
+    assert [(case.name, case.proxies, case.sample) for case in main.cases(names, "npz:images.npz", 50)] == [
+        ("data-paper", ("swap", "linear_regions", "grad_norm", "grasp", "params"), 50),
+        ("noise-paper", ("params", "grad_norm"), 50),
+        ("data-fused", ("params", "swap", "linear_regions", "grad_norm"), 50),
+        ("data-paper-per-sample", ("linear_regions", "ntk_condition"), 50),
+        ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 50),
+    ]
