@@ -190,7 +190,7 @@ def test_each_case_holds_what_differs_there(study):
     ]
     assert [(case.name, case.proxies, case.sample) for case in main.cases(names, "npz:images.npz", 50)] == [
         ("data-paper", ("swap", "linear_regions", "grad_norm", "grasp", "params"), 50),
-        ("noise-paper", ("params", "grad_norm"), 50),
+        ("noise-paper", ("params", "swap", "grad_norm"), 50),
         ("data-fused", ("params", "swap", "linear_regions", "grad_norm"), 50),
         ("data-paper-per-sample", ("linear_regions", "ntk_condition"), 50),
         ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 50),
