@@ -51,11 +51,16 @@ def sweep(
     Raises:
         UsageError: a block does not exist or the blocks do not run once each in order, or the loss cannot be taken.
     """
+    sweeps = _Sweeps(network, blocks, statistics, probe, copies=False)
     try:
-        return _Sweeps(network, blocks, statistics, probe, copies=False).run()
+        return sweeps.run()
     except _OverwrittenError:
+        sweeps.forget()
         # Somebody computes in place on what was captured: again, with copies.
-        return _Sweeps(network, blocks, statistics, probe, copies=True).run()
+        sweeps = _Sweeps(network, blocks, statistics, probe, copies=True)
+        return sweeps.run()
+    finally:
+        sweeps.forget()
 
 
 class _OverwrittenError(Exception):
@@ -123,6 +128,10 @@ class _Sweeps:
             self._sweep_blocks()
         self._finish()
         return BlockResult({s.name: self._array(s) for s in self._statistics}, self._errors)
+
+    def forget(self) -> None:
+        """Let go of the graph, which reports to this object: a circle that only the garbage collector would undo."""
+        self._features.clear()
 
     def _as_leaf(self, tensor: Tensor) -> Tensor:
         asked = bool(self._inputs) and tensor.is_floating_point()
