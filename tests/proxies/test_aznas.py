@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops import covariance
 from zcpipe.proxies import get_proxy, list_proxies, resolve
 from zcpipe.proxies.aznas import local_jacobian, pair_trainabilities, spectral_entropies
@@ -99,7 +99,7 @@ def test_dead_block_gets_what_zero_gain_gives():
 
 
 def test_incommensurable_resolutions_are_refused():
-    with pytest.raises(UsageError, match="integer multiples"):
+    with pytest.raises(UnsupportedError, match="integer multiples"):
         pair_trainability(torch.zeros(1, 2, 7, 7), torch.ones(1, 2, 3, 3))
 
 

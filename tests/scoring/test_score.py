@@ -10,7 +10,7 @@ from networks import assert_untouched, fingerprint
 from torch import nn
 
 import zcpipe
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
 
 SPACE = zcpipe.get_space("nasbench201")
@@ -317,5 +317,8 @@ def test_what_is_no_tensor_and_no_sequence_is_named():
     with pytest.raises(UsageError, match="blocks must be a sequence of module names, got the text '01'"):
         zcpipe.score(model, torch.randn(2, 3, 8, 8), blocks="01")
     mixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten())
-    failure = zcpipe.score(mixed, torch.randn(2, 3, 8, 8), proxies="trainability", blocks=["0", "1"]).failures[0]
+    options = {"proxies": "trainability", "blocks": ["0", "1"]}
+    with pytest.raises(UnsupportedError, match="maps of one kind"):
+        zcpipe.score(mixed, torch.randn(2, 3, 8, 8), **options)
+    failure = zcpipe.score(mixed, torch.randn(2, 3, 8, 8), **options, unsupported="skip").failures[0]
     assert "maps of one kind" in failure.message

@@ -119,3 +119,164 @@ def test_what_dead_layers_would_change_is_taken_without_them():
     groups = plan(zcpipe.proxies.resolve(names))
     full = {proxy.name: group.full for group in groups for proxy in group.proxies}
     assert full == {"nwot": True, "grad_norm": True, "grasp": True, "l2_norm": True, "num_layers": False}
+
+
+class TestUnusualForwards:
+    """Found by a reviewer: each once gave a wrong value, another proxy's failure, or a changed input."""
+
+    Y = torch.arange(8) % 4
+
+    def test_a_forward_that_writes_to_its_input_changes_nothing(self):
+        class Writes(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = nn.Linear(6, 4)
+
+            def forward(self, x):
+                x.mul_(2)
+                return self.head(x)
+
+        model, x = Writes(), torch.randn(8, 6)
+        before = x.clone()
+        together = zcpipe.score(model, x, self.Y, ["snip", "jacob_cov", "grad_norm_global", "zico"])
+        assert torch.equal(x, before)
+        for name in together:
+            assert zcpipe.score(model, x, self.Y, name)[name] == together[name]
+
+    @pytest.mark.parametrize("protocol", ["paper", "fused"])
+    def test_blocks_whose_maps_are_overwritten_are_measured_before(self, protocol):
+        class Net(nn.Module):
+            def __init__(self, inplace):
+                super().__init__()
+                self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+                self.head, self.inplace = nn.Linear(4, 4), inplace
+
+            def forward(self, x):
+                x = nn.functional.relu(self.a(x), inplace=self.inplace)
+                x = nn.functional.relu(self.b(x), inplace=self.inplace)
+                return self.head(x.mean((2, 3)))
+
+        scores = []
+        for inplace in (False, True):
+            torch.manual_seed(0)
+            model, x = Net(inplace), torch.randn(8, 3, 6, 6)
+            names = ["aznas", "linear_regions", "fisher"]
+            scores.append(
+                zcpipe.score(model, x, self.Y, names, blocks=["a", "b"], protocol=protocol, unsupported="skip")
+            )
+        assert scores[0]["expressivity"] is not None
+        for name, value in scores[0].items():
+            assert scores[1][name] == (value if value is None else pytest.approx(value, rel=1e-6)), name
+
+    def test_dropout_draws_the_same_in_a_second_forward(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.drop, self.head = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4)
+
+            def forward(self, x):
+                return self.head(self.drop(nn.functional.relu(self.a(x), inplace=True)))
+
+        torch.manual_seed(0)
+        model, x = Net(), torch.randn(8, 6)
+        together = zcpipe.score(model, x, self.Y, ["snip", "fisher", "grasp"])
+        for name in together:
+            assert zcpipe.score(model, x, self.Y, name)[name] == pytest.approx(together[name], rel=1e-5)
+
+    def test_one_sweep_that_fails_costs_its_own_statistics(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.matrix, self.relu = nn.Parameter(torch.randn(6, 4)), nn.ReLU()
+
+            def forward(self, x):
+                return self.relu(x @ self.matrix) + x[:, :4]
+
+        scores = zcpipe.score(Net(), torch.randn(8, 6), self.Y, ["snip", "nwot", "jacob_cov"], unsupported="skip")
+        assert [name for name in scores if scores[name] is None] == ["snip"]
+        assert scores.failures[0].message == "the network has no convolution or linear layer"
+
+    def test_inputs_of_one_dimension_are_rows_of_one(self):
+        class Timed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = nn.Linear(6, 4)
+
+            def forward(self, x, t):
+                return self.head(x * t[:, None])
+
+        scores = zcpipe.score(Timed(), (torch.randn(8, 6), torch.rand(8)), self.Y, ["snip", "jacob_cov"])
+        assert scores.status == "ok"
+
+    def test_tied_layers_all_count_in_fisher(self):
+        torch.manual_seed(0)
+        shared = nn.Linear(6, 6)
+        twin = nn.Linear(6, 6)
+        twin.weight, twin.bias = shared.weight, shared.bias
+        x, head = torch.randn(8, 6), nn.Linear(6, 4)
+        tied = nn.Sequential(shared, nn.ReLU(), twin, head)
+        twice = nn.Sequential(shared, nn.ReLU(), shared, head)
+        values = [zcpipe.score(model, x, self.Y, "fisher")["fisher"] for model in (tied, twice)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+    def test_layers_that_see_samples_one_by_one_have_no_fisher(self):
+        class OneByOne(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+            def forward(self, x):
+                return self.head(torch.stack([self.conv(one) for one in x]).mean((2, 3)))
+
+        scores = zcpipe.score(OneByOne(), torch.randn(8, 3, 6, 6), self.Y, ["fisher", "snip"], unsupported="skip")
+        assert scores["snip"] > 0
+        assert scores.failures[0].kind == "unsupported"
+
+    def test_fan_in_of_transposed_convolutions_is_that_of_an_output(self):
+        model = nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        x = torch.randn(8, 3, 5, 5)
+        scores = zcpipe.score(model, x, self.Y, "fisher")
+        z = model[0](x)
+        z.retain_grad()
+        nn.functional.cross_entropy(model[1:](z), self.Y).backward()
+        saliency = (z * z.grad).sum((2, 3)).square().mean(0).sum() / 2
+        assert scores.statistics["fisher@layer"][0] == pytest.approx(float(saliency.detach()) * 27, rel=1e-5)
+
+    def test_maps_of_1d_convolutions_are_refused_in_every_pass(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.head = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 4, 3), nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.head(self.b(self.a(x)).mean(2))
+
+        for options in ({"proxies": ["aznas"]}, {"proxies": ["aznas", "snip"], "protocol": "fused"}):
+            with pytest.raises(zcpipe.errors.UsageError, match="1-d convolution's map"):
+                zcpipe.score(Net(), torch.randn(8, 3, 20), self.Y, blocks=["a", "b"], **options)
+
+    def test_labels_that_do_not_fit_raise_whatever_reads_them(self):
+        model = nn.Sequential(nn.Linear(6, 4))
+        for proxy in ("snip", "zico", "gradsign", "grasp", "grad_norm_global"):
+            with pytest.raises(zcpipe.errors.UsageError, match="targets must lie in"):
+                zcpipe.score(model, torch.randn(8, 6), self.Y + 9, proxy)
+
+    def test_weights_that_a_recipe_cannot_draw_cost_its_proxies_alone(self):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+        scores = zcpipe.score(model, torch.randn(8, 3, 6, 6), self.Y, ["snip", "zen"], unsupported="skip")
+        assert scores["snip"] > 0
+        assert scores["zen"] is None
+        assert scores.failures[0].kind == "unsupported"
+
+    def test_layers_may_be_called_by_keyword(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+                self.head = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.head(self.relu(input=self.norm(input=self.conv(input=x))).mean((2, 3)))
+
+        scores = zcpipe.score(Net(), torch.randn(8, 3, 6, 6), self.Y, ["snip", "nwot", "fisher"])
+        assert scores.status == "ok"

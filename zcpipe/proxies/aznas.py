@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError
 from zcpipe.ops import covariance, cross_moment, largest_singular_values, symmetric_eigenvalues
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe, positions_of
 
@@ -62,20 +62,20 @@ def local_jacobian(g_in: Tensor, g_out: Tensor) -> Tensor | None:  # maps -> [r 
         The estimate; None if the block is the identity (g_in equals g_out everywhere).
 
     Raises:
-        UsageError: the resolutions are not an integer multiple of each other.
+        UnsupportedError: the maps are not of one kind, or the resolutions are not an integer multiple of each other.
     """
     # Almost every block differs within the first sample; only candidates are compared whole.
     if g_in.shape == g_out.shape and torch.equal(g_in[:1], g_out[:1]) and torch.equal(g_in, g_out):
         return None
     if g_in.ndim != g_out.ndim:
-        raise UsageError(
+        raise UnsupportedError(
             f"trainability needs maps of one kind, "
             f"got {tuple(g_in.shape)} before and {tuple(g_out.shape)} after a block"
         )
     if g_in.ndim == 4:
         strides = [before // max(after, 1) for before, after in zip(g_in.shape[2:], g_out.shape[2:], strict=True)]
         if strides[0] != strides[1] or g_in.shape[2:] != tuple(strides[0] * size for size in g_out.shape[2:]):
-            raise UsageError(
+            raise UnsupportedError(
                 f"trainability needs maps whose resolutions are integer multiples, "
                 f"got {tuple(g_in.shape[2:])} before and {tuple(g_out.shape[2:])} after a block"
             )

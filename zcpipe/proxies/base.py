@@ -198,8 +198,13 @@ class Network(Protocol):
     """
 
     model: nn.Module
-    inputs: Sequence[Tensor]  # [N, ...] each
+    samples: int  # size of the batch
     targets: Tensor | None
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:  # [N, ...] each
+        """Positional arguments of the forward: a copy each time, since a forward may write to them."""
+        ...
 
     @property
     def layers(self) -> Mapping[str, Tensor]:

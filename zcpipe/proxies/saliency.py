@@ -56,8 +56,8 @@ def _fan_in_weighted(layer: LayerOutputs) -> float:
     """Half the mean over samples, each channel counted once per weight that makes it, as the published code does."""
     if not layer.moments:
         return 0.0
-    channels = float(torch.stack(list(layer.moments)).sum())
-    return channels / (2 * layer.samples) * layer.weight[0].numel()
+    channels = torch.stack(list(layer.moments)).sum(0)
+    return float(channels.sum()) / (2 * layer.samples) * (layer.weight.numel() // len(channels))
 
 
 def _norm_of_all(network: Network) -> list[float]:

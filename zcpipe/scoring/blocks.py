@@ -57,7 +57,19 @@ def block_statistics(
     Raises:
         UsageError: a block does not exist, does not return one map, or the blocks do not run once each in order.
     """
-    walk = _Walk(blocks, statistics, probe)
+    try:
+        return _walk(model, modules, inputs, blocks, _Walk(blocks, statistics, probe, copies=False))
+    except RuntimeError as error:
+        if "leaf Variable" not in str(error):
+            raise
+        # The network goes on in place on what a block returned: again, with copies of it.
+        return _walk(model, modules, inputs, blocks, _Walk(blocks, statistics, probe, copies=True))
+
+
+def _walk(
+    model: nn.Module, modules: Mapping[str, nn.Module], inputs: Sequence[Tensor], blocks: Sequence[str], walk: _Walk
+) -> BlockResult:
+    torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
     handles = []
     try:
         for name in blocks:
@@ -65,7 +77,7 @@ def block_statistics(
                 raise unknown_name("block", name, modules)
             handles.append(modules[name].register_forward_hook(walk.hook(name)))
         with torch.enable_grad():
-            model(*inputs)
+            model(*(tensor.clone() for tensor in inputs))  # a forward may write to them
     finally:
         for handle in handles:
             handle.remove()
@@ -75,8 +87,11 @@ def block_statistics(
 class _Walk:
     """State of one block pass: the moments taken so far and the leaf the next block starts from."""
 
-    def __init__(self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource) -> None:
+    def __init__(
+        self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource, copies: bool
+    ) -> None:
         self._blocks = blocks
+        self._copies = copies
         self._statistics = [s for s in statistics if isinstance(s, MapStatistic | JacobianStatistic)]
         self._map_statistics = [s for s in statistics if isinstance(s, MapStatistic)]
         self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
@@ -90,17 +105,11 @@ class _Walk:
         """Return the forward hook of block ``name``."""
 
         def on_output(module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
-            if not isinstance(output, Tensor):
-                raise UsageError(f"block {name!r} must return one tensor, got {type(output).__name__}")
-            if output.ndim == 3 and any(isinstance(part, _SEQUENCES) for part in module.modules()):
-                raise UsageError(f"block {name!r} returns a 1-d convolution's map [N, C, L]; only tokens [N, T, C] fit")
-            expected = self._blocks[self._done] if self._done < len(self._blocks) else "no further block"
-            if name != expected:
-                raise UsageError(f"blocks must run once each in the order given: expected {expected!r}, got {name!r}")
-            self._measure(name, output)
+            feature = block_map(name, module, output, self._blocks, self._done)
+            self._measure(name, feature)
             self._done += 1
-            self._leaf = output.detach().requires_grad_()
-            return self._leaf
+            self._leaf = feature.detach().requires_grad_()
+            return self._leaf.clone() if self._copies else self._leaf
 
         return on_output
 
@@ -137,6 +146,29 @@ class _Walk:
                 except Exception as error:
                     self._errors[statistic.name] = error
         return BlockResult(values, self._errors)
+
+
+def block_map(name: str, module: nn.Module, output: object, blocks: Sequence[str], done: int) -> Tensor:
+    """Return the map that a block gave, after checking that it is one and that it is this block's turn.
+
+    Args:
+        name: of the block.
+        module: the block.
+        output: what it returned.
+        blocks: names of all blocks, in order.
+        done: how many have run.
+
+    Raises:
+        UsageError: it is no map, or another block was to run.
+    """
+    if not isinstance(output, Tensor):
+        raise UsageError(f"block {name!r} must return one tensor, got {type(output).__name__}")
+    if output.ndim == 3 and any(isinstance(part, _SEQUENCES) for part in module.modules()):
+        raise UsageError(f"block {name!r} returns a 1-d convolution's map [N, C, L]; only tokens [N, T, C] fit")
+    expected = blocks[done] if done < len(blocks) else "no further block"
+    if name != expected:
+        raise UsageError(f"blocks must run once each in the order given: expected {expected!r}, got {name!r}")
+    return output
 
 
 def local_gradient(output: Tensor, leaf: Tensor, g_out: Tensor) -> Tensor:

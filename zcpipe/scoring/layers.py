@@ -8,7 +8,7 @@ from torch import nn
 
 # Names of the weights of module types whose layers are no modules of their own.
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NO_LAYERS = (nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -43,7 +43,7 @@ def unknown_layers(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _weights(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    if isinstance(module, _LAYERS):
+    if isinstance(module, LAYERS):
         if isinstance(module.weight, nn.Parameter):
             yield name, module.weight
     elif isinstance(module, nn.MultiheadAttention):

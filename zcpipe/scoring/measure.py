@@ -106,12 +106,15 @@ def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol =
     Raises:
         UsageError: blocks, probes or targets do not fit the network.
 
-    What goes wrong as the network is made is raised as it is.
+    What goes wrong as the network is made is raised as it is: without a network there is nothing to say of it.
     """
     result = Measurement()
     for group in plan(proxies, protocol):
-        with subject.network(group.recipe, group.full) as model:  # without a network there is nothing to say of it
-            _guarded(group.proxies, result, partial(_run_group, subject, model, group, result))
+        try:
+            with subject.network(group.recipe, group.full) as model:
+                _guarded(group.proxies, result, partial(_run_group, subject, model, group, result))
+        except UnsupportedError as error:  # weights that this recipe cannot draw
+            result.failures.extend(_failure(proxy, error) for proxy in group.proxies)
     counted = [proxy for proxy in proxies if not proxy.statistics]
     if counted:
         _guarded(counted, result, lambda: _count(counted, subject.size, result))
@@ -165,19 +168,29 @@ def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResul
         weights = [weight.detach() for weight in network.layers.values()]
         return _each(one.statistics, lambda s: s.of(weights) if isinstance(s, WeightStatistic) else ())
     # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
-    plain = torch.autocast(network.inputs[0].device.type, enabled=False)
+    inputs = network.inputs
+    plain = torch.autocast(inputs[0].device.type, enabled=False)
     with untouched(network.modules, training=one.recipe.norm != "running"), plain:
         if one.kind == "blocks":
             with fast_operations(network.modules, called=subject.blocks):
                 return block_statistics(
-                    network.model, network.modules, network.inputs, subject.blocks, one.statistics, subject.probe
+                    network.model, network.modules, inputs, subject.blocks, one.statistics, subject.probe
                 )
         if one.kind == "absolute":
-            gradients = absolute_gradients(network.model, network.modules, network.inputs, one.recipe.norm)
+            gradients = absolute_gradients(network.model, network.modules, inputs, one.recipe.norm)
             return _each(one.statistics, lambda s: s.of(gradients) if isinstance(s, GradientStatistic) else ())
         if one.kind == "own":
-            return _each(one.statistics, lambda s: s.measure(network) if isinstance(s, CustomStatistic) else ())
+            return _each(one.statistics, lambda s: _own(s, network) if isinstance(s, CustomStatistic) else ())
         return sweep(network, subject.blocks, one.statistics, subject.probe)
+
+
+def _own(statistic: CustomStatistic, network: ScoredNetwork) -> Sequence[float] | NDArray[np.float64]:
+    """Take a custom statistic, and hold it to the number of values that it declares."""
+    values = statistic.measure(network)
+    expected = {"network": 1, "layer": len(network.layers)}.get(statistic.node, len(values))
+    if len(values) != expected:
+        raise ValueError(f"statistic {statistic.name} has {len(values)} values for {expected} nodes ({statistic.node})")
+    return values
 
 
 def _each(
@@ -188,6 +201,8 @@ def _each(
     for statistic in statistics:
         try:
             values[statistic.name] = np.asarray(of(statistic), dtype=np.float64)
+        except UsageError:
+            raise
         except Exception as error:
             errors[statistic.name] = error
     return BlockResult(values, errors)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Gradients, OnNorm
 from zcpipe.scoring.layers import weights_of
@@ -24,7 +24,7 @@ class ScoredNetwork:
     Attributes:
         model: the network.
         modules: all that is in it, as ``dict(model.named_modules())``.
-        inputs: positional arguments of its forward, first dimension N.
+        samples: size of the batch.
         targets: labels, or None.
     """
 
@@ -38,10 +38,16 @@ class ScoredNetwork:
     ) -> None:
         self.model = model
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
-        self.inputs = inputs
+        self.samples = len(inputs[0]) if inputs else 0
+        self._inputs = inputs
         self.targets = targets
         self.stream = stream
         self._loss = loss
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Positional arguments of the forward, first dimension N: a copy, since a forward may write to them."""
+        return [tensor.clone() for tensor in self._inputs]
 
     @cached_property
     def layers(self) -> dict[str, nn.Parameter]:
@@ -58,6 +64,7 @@ class ScoredNetwork:
         self, parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Tensor | None
     ) -> list[Tensor]:
         """Return the gradients of the loss of a batch; see `zcpipe.proxies.base.Network.loss_gradients`."""
+        torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
         with wanting_gradients(parameters), fast_operations(self.modules, taps=_GradientTaps()), torch.enable_grad():
             loss = self.loss(tensor_of(self.model(*inputs)), targets)
             found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
@@ -75,7 +82,7 @@ class ScoredNetwork:
             with fast_operations(self.modules, taps=taps):
                 for module in self.modules.values():
                     if isinstance(module, nn.BatchNorm2d):
-                        handles.append(module.register_forward_pre_hook(taps.hook))
+                        handles.append(module.register_forward_pre_hook(taps.hook, with_kwargs=True))
                 return self.model(*inputs)
         finally:
             for handle in handles:
@@ -89,16 +96,17 @@ class ScoredNetwork:
         """Return the scalar loss of an output.
 
         Raises:
-            UsageError: there are no targets, they do not fit the output, or the loss is no finite scalar.
+            UsageError: there are no targets, they do not fit the output, or the loss is no scalar.
+            UnsupportedError: the loss does not depend on any weight.
         """
         if targets is None:
             raise UsageError("these proxies need the loss of labelled samples: pass targets")
-        if self._loss is None:
-            return _cross_entropy(output, targets)
-        value = self._loss(output, targets)
+        value = _cross_entropy(output, targets) if self._loss is None else self._loss(output, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(f"loss must return one number as a tensor, got {got}")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise UnsupportedError("the loss does not depend on the weights")
         return value.reshape(())
 
 
@@ -135,9 +143,10 @@ class _NormTaps(_Taps):
         """Hand on what a fused layer reports."""
         self._on_norm(norm, variance, count)
 
-    def hook(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def hook(self, module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        """Take the variances of what enters a norm that is not fused."""
         if module.training and isinstance(module, nn.BatchNorm2d):
-            x = arguments[0]
+            x = (*arguments, *named.values())[0]
             variance = x.var((0, 2, 3), unbiased=False)
             self._on_norm(module, variance.double(), x.numel() // x.shape[1])
 

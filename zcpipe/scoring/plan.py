@@ -62,7 +62,8 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
             those whose definition prescribes its own (absolute weights, weights drawn anew, a batch norm per sample).
 
     Raises:
-        UsageError: two proxies mean different statistics by one name, or there is no such protocol.
+        UsageError: two proxies mean different statistics by one name, or read one under two recipes, or there is no
+            such protocol.
     """
     if protocol not in get_args(Protocol):
         raise UsageError(f"protocol must be {' or '.join(get_args(Protocol))}, got {protocol!r}")
@@ -72,6 +73,7 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
             recipes.setdefault(recipe_of(proxy, protocol), []).append(proxy)
     statistics_of(proxies)
     planned = [group for recipe, members in recipes.items() for group in _groups(recipe, members)]
+    _check_one_recipe_each(planned)
     with_dead = {group.recipe.init for group in planned if group.full}
     planned = [replace(g, full=True) if g.recipe.init in with_dead and _may_share(g) else g for g in planned]
     # Networks are drawn once per initialisation, so groups of one follow each other.
@@ -144,6 +146,16 @@ def _groups(recipe: Recipe, proxies: Sequence[Proxy]) -> list[Group]:
     if not counting or not seeing:
         return [_group(recipe, bool(counting), proxies)]
     return [_group(recipe, True, [p for p in proxies if p not in seeing]), _group(recipe, False, seeing)]
+
+
+def _check_one_recipe_each(groups: Sequence[Group]) -> None:
+    """Values go by the names of statistics, so one statistic has one place."""
+    seen: set[str] = set()
+    for group in groups:
+        names = {statistic.name for one in group.passes for statistic in one.statistics}
+        if names & seen:
+            raise UsageError(f"statistic {min(names & seen)!r} is read under two recipes or scopes; name one otherwise")
+        seen |= names
 
 
 def _may_share(group: Group) -> bool:

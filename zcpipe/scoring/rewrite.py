@@ -144,7 +144,10 @@ class _Rewriter:
 
 
 def _alone(onto: _Onto) -> Callable[[Tensor], Tensor]:
-    return lambda x: onto(x, None)
+    def forward(input: Tensor) -> Tensor:  # as torch calls it, for callers by keyword
+        return onto(input, None)
+
+    return forward
 
 
 def _run_chain(chain: Convolution) -> _Onto:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.inputs import batch_of, noise_of
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import Proxy, resolve
@@ -149,7 +150,7 @@ class BuiltSubject:
             built = self._space.build(self._arch, self._spec.dataset, full=full)
             model, self.blocks = built.model, built.blocks
         if init != recipe.init:
-            model = initialise(
+            model = _drawn(
                 model,
                 init=recipe.init,
                 seed=self._spec.seed,
@@ -157,7 +158,6 @@ class BuiltSubject:
                 scope=self._key,
                 repeat=self._repeat,
                 device=self._spec.device,
-                strict=True,
             )
             self._models[full] = (model, recipe.init)
         yield model
@@ -177,6 +177,14 @@ class BuiltSubject:
     def size(self) -> Size:
         """Count as the space does."""
         return self._space.size(self._arch, self._spec.dataset)
+
+
+def _drawn(model: nn.Module, **how: Any) -> nn.Module:  # noqa: ANN401
+    """Initialise a network; what no rule fills is the recipe's failure, not the architecture's."""
+    try:
+        return initialise(model, strict=True, **how)
+    except UsageError as error:
+        raise UnsupportedError(str(error)) from error
 
 
 class Batches:

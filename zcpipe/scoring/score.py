@@ -173,7 +173,11 @@ class _Given:
         try:
             for parameter in parameters:
                 parameter.data = parameter.data.clone()
-            yield initialise(self._model, seed=self._seed, init=recipe.init)
+            try:
+                initialise(self._model, seed=self._seed, init=recipe.init, strict=True)
+            except UsageError as error:
+                raise UnsupportedError(str(error)) from error
+            yield self._model
         finally:
             for parameter, data in zip(parameters, own, strict=True):
                 parameter.data = data
@@ -245,6 +249,8 @@ def _check_inputs(batch: Sequence[Tensor]) -> None:
         raise UsageError(f"inputs must be torch tensors, got {foreign}")
     if not batch or any(tensor.ndim == 0 or tensor.shape[0] == 0 for tensor in batch):
         raise UsageError("inputs must be one or more tensors with at least one sample in their first dimension")
+    if len({tensor.shape[0] for tensor in batch}) > 1:
+        raise UsageError(f"inputs must have one first dimension, got {[tensor.shape[0] for tensor in batch]} samples")
     if any(tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) for tensor in batch):
         raise UsageError("inputs hold NaN or infinite values; clean the batch before scoring")
 

@@ -29,7 +29,8 @@ from zcpipe.proxies.base import (
     Statistic,
     positions_of,
 )
-from zcpipe.scoring.blocks import BlockResult, ProbeSource, local_gradient
+from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_map, local_gradient
+from zcpipe.scoring.layers import LAYERS
 from zcpipe.scoring.network import ScoredNetwork, gradients_of, tensor_of, wanting_gradients
 from zcpipe.scoring.rewrite import fast_operations
 
@@ -111,7 +112,7 @@ class _Sweeps:
         self._values: dict[str, Any] = {}
         self._errors: dict[str, Exception] = {}
         self._overwritten = False
-        self._names = {module: name for name, module in network.modules.items()}
+        self._layers = _modules_of_layers(network)
         self.active = False
         self.outputs = bool(self._outputs)
         self.relus = bool(self._relus)
@@ -119,13 +120,17 @@ class _Sweeps:
 
     def run(self) -> BlockResult:
         weights = list(self._network.layers.values()) if self._gradients or self._outputs else []
+        torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
         inputs = [self._as_leaf(tensor) for tensor in self._network.inputs]
         modules = self._network.modules
         with wanting_gradients(weights), fast_operations(modules, self._blocks, self), torch.enable_grad():
             output = tensor_of(self._forward(inputs))
-            self._sweep_loss(output, weights)
-            self._sweep_inputs(output, inputs)
-            self._sweep_blocks()
+            with self._costing(*self._gradients, *self._outputs):
+                self._sweep_loss(output, weights)
+            with self._costing(*self._inputs):
+                self._sweep_inputs(output, inputs)
+            with self._costing(*self._jacobians):
+                self._sweep_blocks()
         self._finish()
         return BlockResult({s.name: self._array(s) for s in self._statistics}, self._errors)
 
@@ -146,13 +151,14 @@ class _Sweeps:
                     raise unknown_name("block", name, modules)
                 handles.append(modules[name].register_forward_hook(self._on_block(name)))
             if self._outputs:
-                layers = [name for name in self._network.layers if name in modules]
-                handles += [modules[name].register_forward_hook(self._on_output(name)) for name in layers]
+                for module, name in self._layers.items():
+                    handles.append(module.register_forward_hook(self._on_output(name)))
             if self._relus:
                 for module in modules.values():
                     if isinstance(module, nn.ReLU):
-                        handles.append(module.register_forward_pre_hook(self._on_relu))
-            output = self._network.model(*inputs)
+                        handles.append(module.register_forward_pre_hook(self._on_relu, with_kwargs=True))
+            # In place on a leaf that asks for gradients nobody may compute; on a copy of it, everybody.
+            output = self._network.model(*(tensor.clone() if tensor.requires_grad else tensor for tensor in inputs))
         finally:
             for handle in handles:
                 handle.remove()
@@ -161,13 +167,8 @@ class _Sweeps:
         return output
 
     def _on_block(self, name: str) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
-            if not isinstance(output, Tensor):
-                raise UsageError(f"block {name!r} must return one tensor, got {type(output).__name__}")
-            done = len(self._features)
-            expected = self._blocks[done] if done < len(self._blocks) else "no further block"
-            if name != expected:
-                raise UsageError(f"blocks must run once each in the order given: expected {expected!r}, got {name!r}")
+        def hook(module: nn.Module, _arguments: Any, given: Any) -> Tensor:  # noqa: ANN401
+            output = block_map(name, module, given, self._blocks, len(self._features))
             if self._jacobians and not output.requires_grad:  # nothing before it asks for gradients
                 output = output.detach().requires_grad_()
             self._features.append(_Captured(output))
@@ -175,8 +176,7 @@ class _Sweeps:
             for statistic in self._maps:
                 with self._costing(statistic):
                     self._map_moments[statistic.name].append(statistic.moments(feature))
-            passed: Tensor = output.clone() if self._copies else output
-            return passed
+            return output.clone() if self._copies else output
 
         return hook
 
@@ -185,15 +185,21 @@ class _Sweeps:
             self._called.add(name)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return output
+            if output.ndim < 2 or len(output) != self._network.samples:
+                self._fail(self._outputs, f"layer {name!r} sees other samples than the batch's, one by one or in rows")
+                return output
             kept = _Captured(output.detach())
 
             def on_gradient(gradient: Tensor) -> None:
+                if not self.active:
+                    return
                 try:
                     z = kept.value
                 except _OverwrittenError:  # autograd would show a traceback of its own; said after the sweep
                     self._overwritten = True
                     return
-                self._take_products(name, product_sums(*_channels_second(z, gradient, module)))
+                with self._costing(*self._outputs):
+                    self._take_products(name, product_sums(*_channels_second(z, gradient, module)))
 
             output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
             return output.clone() if self._copies else output
@@ -202,8 +208,8 @@ class _Sweeps:
 
     def output(self, conv: nn.Conv2d, products: Tensor) -> None:  # [N, C] float64
         """Take what a fused convolution reports."""
-        self._called.add(self._names[conv])
-        self._take_products(self._names[conv], products)
+        self._called.add(self._layers[conv])
+        self._take_products(self._layers[conv], products)
 
     def _take_products(self, name: str, products: Tensor) -> None:  # [N, C] float64
         for statistic in self._outputs:
@@ -214,15 +220,14 @@ class _Sweeps:
     def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
         """Take nothing: no statistic reads norms here."""
 
-    def _on_relu(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.relu(module, arguments[0].detach())
+    def _on_relu(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.relu(module, (*arguments, *named.values())[0].detach())
 
     def relu(self, _relu: nn.Module, x: Tensor) -> None:
         """Take what enters a ReLU."""
-        samples = len(self._network.inputs[0])
-        if len(x) != samples:
-            error = UnsupportedError(f"a ReLU sees {len(x)} samples, the batch has {samples}")
-            self._errors |= {statistic.name: error for statistic in self._relus}
+        samples = self._network.samples
+        if x.ndim < 2 or len(x) != samples:
+            self._fail(self._relus, f"a ReLU sees {len(x) if x.ndim else 'no'} samples, the batch has {samples}")
             return
         for statistic in self._relus:
             with self._costing(statistic):
@@ -236,8 +241,10 @@ class _Sweeps:
         loss = self._network.batch_loss(output)
         more = bool(self._inputs or self._jacobians)
         self.active = True
-        found = torch.autograd.grad(loss, weights, retain_graph=more, allow_unused=True)
-        self.active = False
+        try:
+            found = torch.autograd.grad(loss, weights, retain_graph=more, allow_unused=True)
+        finally:
+            self.active = False
         if self._overwritten:
             raise _OverwrittenError
         self._network.gradients = gradients_of(weights, found)
@@ -255,19 +262,14 @@ class _Sweeps:
             raise UnsupportedError(f"the output of layer {unseen[0]!r} cannot be seen: it is not computed by a module")
         moments = self._output_moments[statistic.name]
         layers = self._network.layers
-        samples = len(self._network.inputs[0])
+        samples = self._network.samples
         return [statistic.finish(LayerOutputs(moments.get(n, []), layers[n].detach(), samples)) for n in layers]
 
     def _sweep_inputs(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         if not self._inputs:
             return
-        leaves = [tensor for tensor in inputs if tensor.requires_grad]
-        try:
-            rows = self._input_rows(output, leaves)
-        except UnsupportedError as error:
-            self._errors |= {statistic.name: error for statistic in self._inputs}
-            return
-        gradient = InputGradient(rows, self._network.targets, output.shape[-1] if output.ndim > 1 else 1)
+        rows = self._input_rows(output, [tensor for tensor in inputs if tensor.requires_grad])
+        gradient = InputGradient(rows, self._network.targets, output.shape[1] if output.ndim > 1 else 1)
         for statistic in self._inputs:
             with self._costing(statistic):
                 self._set(statistic, [statistic.of(gradient)])
@@ -276,11 +278,11 @@ class _Sweeps:
         if not leaves:
             raise UnsupportedError("the network's inputs are integers, which have no gradient")
         if not output.requires_grad:
-            return torch.cat([torch.zeros_like(leaf).flatten(1) for leaf in leaves], 1)
+            return torch.cat([torch.zeros_like(leaf).reshape(len(leaf), -1) for leaf in leaves], 1)
         more = bool(self._jacobians)
         found = torch.autograd.grad(output.sum(), leaves, retain_graph=more, allow_unused=True)
         whole = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
-        return torch.cat([gradient.flatten(1) for gradient in whole], 1)
+        return torch.cat([gradient.reshape(len(gradient), -1) for gradient in whole], 1)
 
     def _sweep_blocks(self) -> None:
         if not self._jacobians:
@@ -319,14 +321,33 @@ class _Sweeps:
         return found
 
     @contextmanager
-    def _costing(self, statistic: Statistic) -> Iterator[None]:
-        """A failure inside costs the proxies that read the statistic, not the whole pass; the first one is kept."""
+    def _costing(self, *statistics: Statistic) -> Iterator[None]:
+        """A failure inside costs the proxies that read the statistics, not the whole pass; the first one is kept.
+
+        What the caller got wrong is the caller's to hear.
+        """
         try:
             yield
-        except _OverwrittenError:
+        except (_OverwrittenError, UsageError):
             raise
         except Exception as error:
-            self._errors.setdefault(statistic.name, error)
+            for statistic in statistics:
+                self._errors.setdefault(statistic.name, error)
+
+    def _fail(self, statistics: Sequence[Statistic], why: str) -> None:
+        for statistic in statistics:
+            self._errors.setdefault(statistic.name, UnsupportedError(why))
+
+
+def _modules_of_layers(network: ScoredNetwork) -> dict[nn.Module, str]:
+    """Name for each module that computes with a layer's weight the layer: several, where they share it."""
+    names = {id(weight): name for name, weight in network.layers.items()}
+    found: dict[nn.Module, str] = {}
+    for module in network.modules.values():
+        weight = module._parameters.get("weight")
+        if id(weight) in names and isinstance(module, LAYERS):
+            found[module] = names[id(weight)]
+    return found
 
 
 def _channels_second(z: Tensor, dz: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
