@@ -12,7 +12,7 @@ D must equal |g|^2 shows that no operation on the way has lost its tangent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.ops import available, avg_pool3x3, product_sums
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, total
+from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
 
 _CONVOLUTIONS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
@@ -37,16 +37,15 @@ _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 _KNOWN = frozenset(
     """
     _adaptive_avg_pool2d _efficientzerotensor _has_same_storage_numel _new_zeros_with_same_feature_meta _safe_softmax
-    _softmax _to_copy _unsafe_view abs add addmm alias all amax as_strided_ avg_pool2d avg_pool3x3 baddbmm
-    batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clone constant_pad_nd convolution copy_ detach
-    div div_ elu elu_backward embedding empty empty_like eq exp expand fill_ gather ge gelu gelu_backward gt hardswish
-    hardswish_backward hardtanh hardtanh_backward index_select is_same_size le leaky_relu leaky_relu_backward
-    lift_fresh log log1p logical_and_ lt masked_fill max_pool2d_with_indices mean mish mm mul neg new_empty new_zeros
-    permute
-    pixel_shuffle pow reciprocal reflection_pad2d relu repeat replication_pad2d roll rsqrt rsub scalar_tensor select
-    sgn sigmoid sigmoid_backward silu slice softplus softplus_backward split split_with_sizes sqrt squeeze stack sub
-    sub_ sum t tanh tanh_backward threshold_backward to transpose unbind unsqueeze upsample_bilinear2d
-    upsample_nearest2d view where zeros zeros_like
+    _softmax _to_copy _unsafe_view abs add add_ addmm alias all amax as_strided_ avg_pool2d avg_pool3x3 avg_pool3x3_onto
+    baddbmm batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clone constant_pad_nd
+    conv_batch_norm_tangent conv_batch_norm_tangent_onto convolution copy_ detach div div_ elu elu_backward embedding
+    empty empty_like eq exp expand fill_ gather ge gelu gelu_backward gt hardswish hardswish_backward hardtanh
+    hardtanh_backward index_select is_same_size le leaky_relu leaky_relu_backward lift_fresh log log1p logical_and_ lt
+    masked_fill max_pool2d_with_indices mean mish mm mul neg new_empty new_zeros permute pixel_shuffle pow reciprocal
+    reflection_pad2d relu repeat replication_pad2d roll rsqrt rsub scalar_tensor select sgn sigmoid sigmoid_backward
+    silu slice softplus softplus_backward split split_with_sizes sqrt squeeze stack sub sub_ sum t tanh tanh_backward
+    threshold_backward to transpose unbind unsqueeze upsample_bilinear2d upsample_nearest2d view where zeros zeros_like
     """.split()  # noqa: SIM905 - a hundred quoted names would read worse
 )
 # How far D may be from |g|^2, which g was computed separately from, relative to it.
@@ -117,11 +116,17 @@ class _Tangents:
     def _swapped(self) -> Iterator[None]:
         """Give weights their tangents, and layers forwards that use them well."""
         duals = [_dual(w, g) for w, g in zip(self._weights, self._gradients, strict=True)]
+        fused = self._fused()
         held: list[tuple[nn.Module, str, nn.Parameter]] = []
         swapped: list[nn.Module] = []
         try:
             for module in self._network.model.modules():
-                forward = None if "forward" in vars(module) else self._forward(module)
+                if "forward" in vars(module):
+                    forward = None
+                elif module in fused:
+                    forward = _fused_forward(fused[module], module.forward)
+                else:
+                    forward = self._forward(module)
                 if forward is not None:
                     vars(module)["forward"] = forward
                     swapped.append(module)
@@ -135,6 +140,11 @@ class _Tangents:
                 module._parameters[name] = parameter
             for module in swapped:
                 del vars(module)["forward"]
+
+    def _fused(self) -> Mapping[nn.Module, PairForward]:
+        weights = self._network.layers.values()
+        directions: dict[Tensor, Tensor] = dict(zip(weights, self._gradients, strict=True))
+        return self._network.pair_forwards(directions, dict(zip(weights, self._products, strict=True)), self._anchor)
 
     def _forward(self, module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         weight = module._parameters.get("weight")
@@ -307,6 +317,14 @@ def _on_images(
         if tangent is None or x.ndim != 4 or x.dtype not in _AGREEMENT or x.numel() <= x.shape[1]:
             return original(x)
         return _dual(*pair(value, tangent))
+
+    return forward
+
+
+def _fused_forward(pair: PairForward, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        found = pair(*_pair(x))
+        return original(x) if found is None else _dual(*found)
 
     return forward
 
