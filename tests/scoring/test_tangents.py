@@ -14,7 +14,7 @@ from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.network import ScoredNetwork
 from zcpipe.spaces.layers import Op
 
-KINDS = sorted({"skip", "pool", "conv1"})  # the others end in a ReLU
+KINDS = sorted(LAYERS)
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +81,16 @@ def test_chains_and_cells_are_fused(steps):
     assert steps == [1, 5, 1]
 
 
-def test_strided_chains_and_those_that_end_in_a_relu():
+def test_strided_chains_and_those_that_end_in_a_relu(steps):
     down = Op(nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1, bias=False), nn.BatchNorm2d(CHANNELS))
     assert_exact(network_around(down, LAYERS["conv3"]()))
+    assert 2 in steps
+
+
+def test_a_first_chain_may_end_in_a_relu():
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, CHANNELS, 3, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU()
+    assert_exact(nn.Sequential(nn.Sequential(*parts), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -12,7 +12,7 @@ D must equal |g|^2 shows that no operation on the way has lost its tangent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm as _AnyBatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.ops import available, avg_pool3x3, product_sums
@@ -37,15 +37,16 @@ _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 _KNOWN = frozenset(
     """
     _adaptive_avg_pool2d _efficientzerotensor _has_same_storage_numel _new_zeros_with_same_feature_meta _safe_softmax
-    _softmax _to_copy _unsafe_view abs add add_ addmm alias all amax as_strided_ avg_pool2d avg_pool3x3 avg_pool3x3_onto
-    baddbmm batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clone constant_pad_nd
-    conv_batch_norm_tangent conv_batch_norm_tangent_onto convolution copy_ detach div div_ elu elu_backward embedding
-    empty empty_like eq exp expand fill_ gather ge gelu gelu_backward gt hardswish hardswish_backward hardtanh
-    hardtanh_backward index_select is_same_size le leaky_relu leaky_relu_backward lift_fresh log log1p logical_and_ lt
-    masked_fill max_pool2d_with_indices mean mish mm mul neg new_empty new_zeros permute pixel_shuffle pow reciprocal
-    reflection_pad2d relu repeat replication_pad2d roll rsqrt rsub scalar_tensor select sgn sigmoid sigmoid_backward
-    silu slice softplus softplus_backward split split_with_sizes sqrt squeeze stack sub sub_ sum t tanh tanh_backward
-    threshold_backward to transpose unbind unsqueeze upsample_bilinear2d upsample_nearest2d view where zeros zeros_like
+    _softmax _to_copy _unsafe_view abs add addmm alias all amax as_strided_ avg_pool2d avg_pool3x3 baddbmm
+    batch_norm_train batch_norm_train_backward bernoulli_ bmm cat clamp clone constant_pad_nd convolution copy_ detach
+    div div_ elu elu_backward embedding empty empty_like eq exp expand fill_ gather ge gelu gelu_backward gt hardswish
+    hardswish_backward hardtanh hardtanh_backward index_select is_same_size le leaky_relu leaky_relu_backward
+    lift_fresh log log1p logical_and_ lt masked_fill max_pool2d_with_indices mean mish mm mul neg new_empty new_zeros
+    permute
+    pixel_shuffle pow reciprocal reflection_pad2d relu repeat replication_pad2d roll rsqrt rsub scalar_tensor select
+    sgn sigmoid sigmoid_backward silu slice softplus softplus_backward split split_with_sizes sqrt squeeze stack sub
+    sub_ sum t tanh tanh_backward threshold_backward to transpose unbind unsqueeze upsample_bilinear2d
+    upsample_nearest2d view where zeros zeros_like
     """.split()  # noqa: SIM905 - a hundred quoted names would read worse
 )
 # How far D may be from |g|^2, which g was computed separately from, relative to it.
@@ -121,12 +122,7 @@ class _Tangents:
         swapped: list[nn.Module] = []
         try:
             for module in self._network.model.modules():
-                if "forward" in vars(module):
-                    forward = None
-                elif module in fused:
-                    forward = _fused_forward(fused[module], module.forward)
-                else:
-                    forward = self._forward(module)
+                forward = None if "forward" in vars(module) else fused.get(module) or self._forward(module)
                 if forward is not None:
                     vars(module)["forward"] = forward
                     swapped.append(module)
@@ -141,10 +137,12 @@ class _Tangents:
             for module in swapped:
                 del vars(module)["forward"]
 
-    def _fused(self) -> Mapping[nn.Module, PairForward]:
-        weights = self._network.layers.values()
-        directions: dict[Tensor, Tensor] = dict(zip(weights, self._gradients, strict=True))
-        return self._network.pair_forwards(directions, dict(zip(weights, self._products, strict=True)), self._anchor)
+    def _fused(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """Return the forwards of modules whose layers are fused."""
+        weights: list[Tensor] = list(self._network.layers.values())
+        directions = dict(zip(weights, self._gradients, strict=True))
+        pairs = self._network.pair_forwards(directions, dict(zip(weights, self._products, strict=True)), self._anchor)
+        return {module: _fused_forward(pair, module.forward) for module, pair in pairs.items()}
 
     def _forward(self, module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         weight = module._parameters.get("weight")
@@ -323,7 +321,8 @@ def _on_images(
 
 def _fused_forward(pair: PairForward, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        found = pair(*_pair(x))
+        with _disable_current_modes():  # no tangents of torch's go along inside
+            found = pair(*_pair(x))
         return original(x) if found is None else _dual(*found)
 
     return forward

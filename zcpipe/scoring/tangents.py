@@ -34,8 +34,15 @@ def pair_forwards(
     found: dict[nn.Module, PairForward] = {}
     for module, (steps, output) in fused_layers(modules).items():
         convolutions = [layer for _, _, layer in steps if isinstance(layer, Convolution)]
-        if all(chain.conv.weight in directions and not chain.relu_output for chain in convolutions):
-            pairs = [(source, target, _pair_layer(layer, directions, products)) for source, target, layer in steps]
+        if all(chain.conv.weight in directions for chain in convolutions):
+            pairs: list[_Step] = []
+            for source, target, layer in steps:
+                pair = _pair_layer(layer, directions, products)
+                if isinstance(layer, Convolution) and layer.relu_output:  # a node of its own before that ReLU
+                    between = -1 - len(pairs)
+                    pairs += [(source, between, pair), (between, target, _Relu())]
+                else:
+                    pairs.append((source, target, pair))
             found[module] = _forward(pairs, output, anchor)
     return found
 
@@ -111,11 +118,28 @@ class _Convolution:
         return (g, g_dot) if total is None else (g.add_(total[0]), g_dot.add_(_known(total[1])))
 
 
-_PairLayer = _Both | _Convolution
+class _Relu:
+    """A ReLU behind a convolution, whose memory it takes."""
+
+    makes_new = True
+
+    def forward(self, pair: _Pair, total: _Pair | None, own: bool) -> tuple[_Pair, Tensor]:
+        y, y_dot = pair[0], _known(pair[1])
+        mask = y > 0
+        new = y.clamp_(min=0), y_dot.mul_(mask)
+        return new if total is None else (new[0].add_(total[0]), new[1].add_(_known(total[1]))), mask
+
+    def backward(self, saved: Tensor, grad: _Pair, total: _Pair | None, own: bool) -> _Pair:
+        return grad[0] * saved, _known(grad[1]) * saved  # nothing else reads the convolution
 
 
-def _forward(steps: Sequence[tuple[int, int, _PairLayer]], output: int, anchor: Tensor) -> PairForward:
-    takes_zeros = all(isinstance(layer, _Convolution) and source == 0 for source, _, layer in steps)
+_PairLayer = _Both | _Convolution | _Relu
+_Step = tuple[int, int, _PairLayer]  # source, target, what leads from one to the other
+
+
+def _forward(steps: Sequence[_Step], output: int, anchor: Tensor) -> PairForward:
+    first = [layer for source, _, layer in steps if source == 0]
+    takes_zeros = len(first) == 1 and isinstance(first[0], _Convolution)
 
     def forward(x: Tensor, x_dot: Tensor | None) -> tuple[Tensor, Tensor] | None:
         fits = x.ndim == 4 and x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
@@ -135,7 +159,7 @@ class _Steps(torch.autograd.Function):
         x: Tensor,
         x_dot: Tensor | None,
         anchor: Tensor,
-        steps: Sequence[tuple[int, int, _PairLayer]],
+        steps: Sequence[_Step],
         output: int,
     ) -> _Pair:
         if x_dot is not None:
