@@ -55,6 +55,25 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
         "bool relu_output, bool outputs) "
         "-> (Tensor grad_weight, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor products)");
 
+    // Values and tangents along weight + t weight_dot; statistics are mean, invstd and the means of z_dot and of z_dot
+    // times the normalised z. The backward's product is the sum of weight times its gradient.
+    m.def(
+        "conv_batch_norm_tangent(Tensor x, Tensor? x_dot, Tensor weight, Tensor weight_dot, Tensor? norm_weight, "
+        "Tensor? norm_bias, Tensor? total, Tensor? total_dot, float eps, int stride, int padding, bool relu_input) "
+        "-> (Tensor y, Tensor y_dot, Tensor z, Tensor z_dot, Tensor statistics)");
+    m.def(
+        "conv_batch_norm_tangent_onto(Tensor x, Tensor? x_dot, Tensor weight, Tensor weight_dot, Tensor? norm_weight, "
+        "Tensor? norm_bias, Tensor(a!) total, Tensor(b!) total_dot, float eps, int stride, int padding, "
+        "bool relu_input) -> (Tensor z, Tensor z_dot, Tensor statistics)");
+    m.def(
+        "conv_batch_norm_tangent_backward(Tensor grad, Tensor grad_dot, Tensor x, Tensor? x_dot, Tensor z, "
+        "Tensor z_dot, Tensor weight, Tensor weight_dot, Tensor? norm_weight, Tensor statistics, float eps, "
+        "int stride, int padding, bool relu_input) -> (Tensor grad_x, Tensor grad_x_dot, Tensor product)");
+    m.def(
+        "conv_batch_norm_tangent_backward_onto(Tensor grad, Tensor grad_dot, Tensor x, Tensor? x_dot, Tensor z, "
+        "Tensor z_dot, Tensor weight, Tensor weight_dot, Tensor? norm_weight, Tensor statistics, Tensor(a!) total, "
+        "Tensor(b!) total_dot, float eps, int stride, int padding, bool relu_input) -> Tensor product");
+
     m.def("covariance(Tensor x) -> Tensor");
     m.def("cross_moment(Tensor a, Tensor b) -> Tensor");
 

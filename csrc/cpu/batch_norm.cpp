@@ -66,7 +66,8 @@ void backward(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& gra
     const NormGradient<T> map(grad_weight.mutable_data_ptr<T>(), grad_bias.mutable_data_ptr<T>(), m, r,
                               data_or_null<T>(weight), gradients);
     for_images(images, [&](int64_t, int64_t at, int64_t c) {
-        apply_gradient(to + at, g + at, from + at, map.at(c), norm.at(c), relu, images.pixels, images.depth());
+        apply_gradient(to + at, g + at, from + at, static_cast<const T*>(nullptr), map.at(c), norm.at(c), relu,
+                       images.pixels, images.depth());
     });
 }
 

@@ -129,9 +129,9 @@ ZCPIPE_INLINE void map(T* out, const T* x, const T* total, Affine<T> norm, int64
                });
 }
 
-template <bool kRelu, typename T>
-ZCPIPE_INLINE void map_gradient(T* out, const T* g, const T* x, GradientMap<T> gradient, Affine<T> norm, int64_t pixels,
-                                int64_t channels) {
+template <bool kRelu, bool kTotal, typename T>
+ZCPIPE_INLINE void map_gradient(T* out, const T* g, const T* x, const T* total, GradientMap<T> gradient, Affine<T> norm,
+                                int64_t pixels, int64_t channels) {
     for_strips(pixels, channels,
                [&](int64_t at, int64_t c, int64_t lanes, int64_t rows, int64_t stride) ZCPIPE_INLINED {
                    T m[kRow], s[kRow], t[kRow], gain[kRow], scale[kRow], shift[kRow];
@@ -144,7 +144,8 @@ ZCPIPE_INLINE void map_gradient(T* out, const T* g, const T* x, GradientMap<T> g
                    for_elements(at, lanes, rows, stride, [&](int64_t l, int64_t i) ZCPIPE_INLINED {
                        const T d = x[i] - m[l];
                        const T h = !kRelu || d * s[l] + t[l] > T(0) ? g[i] : T(0);
-                       out[i] = h * gain[l] + (d * scale[l] + shift[l]);
+                       const T y = h * gain[l] + (d * scale[l] + shift[l]);
+                       out[i] = kTotal ? total[i] + y : y;
                    });
                });
 }
@@ -191,6 +192,80 @@ ZCPIPE_CLONES void map_gradient_to_blocks_of(Blocks out, const float* g, const f
         map_gradient_to_blocks<true>(out, g, x, map, norm, rows, columns, channels);
     else
         map_gradient_to_blocks<false>(out, g, x, map, norm, rows, columns, channels);
+}
+
+ZCPIPE_CLONES void map_tangent_gradient_to_blocks(TangentBlocks out, TangentImages from, TangentGradientMap map,
+                                                  int64_t rows, int64_t columns, int64_t channels) {
+    constexpr int64_t kBlock = 16;
+    for (int64_t c = 0; c < channels; c += kBlock) {
+        const int64_t n = std::min(kBlock, channels - c);
+        float m[kBlock] = {}, gain[kBlock] = {}, cross[kBlock] = {}, tangent[kBlock] = {}, scale[kBlock] = {},
+              shift[kBlock] = {}, scale_dot[kBlock] = {}, shift_dot[kBlock] = {};
+        std::copy_n(map.centre + c, n, m);
+        std::copy_n(map.gain + c, n, gain);
+        std::copy_n(map.cross + c, n, cross);
+        std::copy_n(map.tangent + c, n, tangent);
+        std::copy_n(map.scale + c, n, scale);
+        std::copy_n(map.shift + c, n, shift);
+        std::copy_n(map.scale_dot + c, n, scale_dot);
+        std::copy_n(map.shift_dot + c, n, shift_dot);
+        for (int64_t row = 0; row < rows; ++row) {
+            float* to = out.gradient.data + row * out.gradient.row_stride;
+            float* to_dot = out.gradient_dot.data + row * out.gradient_dot.row_stride;
+            float* again = out.again.data + row * out.again.row_stride;
+            const auto pixel = [&](int64_t p, int64_t l) ZCPIPE_INLINED {
+                const int64_t i = (row * columns + p) * channels + c + l;
+                const float d = from.x[i] - m[l], g_dot = from.g_dot[i];
+                to[p * kBlock + l] =
+                    from.g[i] * gain[l] + g_dot * cross[l] + (from.x_dot[i] * tangent[l] + (d * scale[l] + shift[l]));
+                const float h = g_dot * gain[l] + (d * scale_dot[l] + shift_dot[l]);
+                to_dot[p * kBlock + l] = h;
+                again[p * kBlock + l] = h;
+            };
+            if (n == kBlock) {
+                for (int64_t p = 0; p < columns; ++p) {
+#pragma omp simd
+                    for (int64_t l = 0; l < kBlock; ++l) pixel(p, l);
+                }
+            } else {
+                for (int64_t p = 0; p < columns; ++p)
+                    for (int64_t l = 0; l < n; ++l) pixel(p, l);
+            }
+        }
+        out.gradient.data += out.gradient.block_stride;
+        out.gradient_dot.data += out.gradient_dot.block_stride;
+        out.again.data += out.again.block_stride;
+    }
+}
+
+template <bool kAdd>
+ZCPIPE_INLINE double products(float* out, const float* values, const float* x, int64_t count) {
+    double sums[kRow] = {};
+    for (int64_t first = 0; first < count; first += kRow * kRowsAtOnce) {
+        const int64_t last = std::min(count, first + kRow * kRowsAtOnce);
+        float part[kRow] = {};
+        int64_t i = first;
+        for (; i + kRow <= last; i += kRow) {
+#pragma omp simd
+            for (int64_t l = 0; l < kRow; ++l) {
+                part[l] += values[i + l] * x[i + l];
+                if (kAdd) out[i + l] += values[i + l];
+            }
+        }
+        for (int64_t l = 0; i + l < last; ++l) {
+            part[l] += values[i + l] * x[i + l];
+            if (kAdd) out[i + l] += values[i + l];
+        }
+#pragma omp simd
+        for (int64_t l = 0; l < kRow; ++l) sums[l] += double(part[l]);
+    }
+    double sum = 0;
+    for (const double s : sums) sum += s;
+    return sum;
+}
+
+ZCPIPE_CLONES double products_of(float* out, const float* values, const float* x, int64_t count) {
+    return out == nullptr ? products<false>(out, values, x, count) : products<true>(out, values, x, count);
 }
 
 ZCPIPE_CLONES void block_products(double* sums, Blocks a, const float* b, int64_t rows, int64_t columns,
@@ -255,12 +330,14 @@ ZCPIPE_CLONES void add(float* out, const float* values, const float* x, int64_t 
             total == nullptr ? map<false, false>(out, x, total, norm, pixels, channels)                                \
                              : map<false, true>(out, x, total, norm, pixels, channels);                                \
     }                                                                                                                  \
-    ZCPIPE_CLONES void map_gradient_of(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu,  \
-                                       int64_t pixels, int64_t channels) {                                             \
+    ZCPIPE_CLONES void map_gradient_of(T* out, const T* g, const T* x, const T* total, GradientMap<T> map,             \
+                                       Affine<T> norm, bool relu, int64_t pixels, int64_t channels) {                  \
         if (relu)                                                                                                      \
-            map_gradient<true>(out, g, x, map, norm, pixels, channels);                                                \
+            total == nullptr ? map_gradient<true, false>(out, g, x, total, map, norm, pixels, channels)                \
+                             : map_gradient<true, true>(out, g, x, total, map, norm, pixels, channels);                \
         else                                                                                                           \
-            map_gradient<false>(out, g, x, map, norm, pixels, channels);                                               \
+            total == nullptr ? map_gradient<false, false>(out, g, x, total, map, norm, pixels, channels)               \
+                             : map_gradient<false, true>(out, g, x, total, map, norm, pixels, channels);               \
     }
 
 ZCPIPE_CHANNEL_KERNELS(float)
@@ -285,14 +362,23 @@ void apply(T* out, const T* x, const T* total, Affine<T> norm, bool relu, int64_
 }
 
 template <typename T>
-void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
-                    int64_t channels) {
-    map_gradient_of(out, g, x, map, norm, relu, pixels, channels);
+void apply_gradient(T* out, const T* g, const T* x, const T* total, GradientMap<T> map, Affine<T> norm, bool relu,
+                    int64_t pixels, int64_t channels) {
+    map_gradient_of(out, g, x, total, map, norm, relu, pixels, channels);
 }
 
 void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map, Affine<float> norm,
                               bool relu, int64_t rows, int64_t columns, int64_t channels) {
     map_gradient_to_blocks_of(out, g, x, map, norm, relu, rows, columns, channels);
+}
+
+void apply_tangent_gradient_to_blocks(TangentBlocks out, TangentImages from, TangentGradientMap map, int64_t rows,
+                                      int64_t columns, int64_t channels) {
+    map_tangent_gradient_to_blocks(out, from, map, rows, columns, channels);
+}
+
+double sum_products(float* out, const float* values, const float* x, int64_t count) {
+    return products_of(out, values, x, count);
 }
 
 void sum_block_products(double* sums, Blocks a, const float* b, int64_t rows, int64_t columns, int64_t channels) {
@@ -307,7 +393,7 @@ void add_positive(float* out, const float* values, const float* x, int64_t count
     template void add_moments(double*, double*, const T*, const T*, int64_t, int64_t);                    \
     template void add_gradients(double*, double*, const T*, const T*, Affine<T>, bool, int64_t, int64_t); \
     template void apply(T*, const T*, const T*, Affine<T>, bool, int64_t, int64_t);                       \
-    template void apply_gradient(T*, const T*, const T*, GradientMap<T>, Affine<T>, bool, int64_t, int64_t);
+    template void apply_gradient(T*, const T*, const T*, const T*, GradientMap<T>, Affine<T>, bool, int64_t, int64_t);
 
 ZCPIPE_INSTANTIATE(float)
 ZCPIPE_INSTANTIATE(double)

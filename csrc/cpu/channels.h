@@ -29,14 +29,15 @@ void add_gradients(double* sums, double* products, const T* g, const T* x, Affin
 template <typename T>
 void apply(T* out, const T* x, const T* total, Affine<T> norm, bool relu, int64_t pixels, int64_t channels);
 
-// out = g gain + (x - norm.centre) scale + shift, where with `relu` g counts only where norm(x) is positive.
+// out = g gain + (x - norm.centre) scale + shift, where with `relu` g counts only where norm(x) is positive, plus
+// `total` unless that is null.
 template <typename T>
 struct GradientMap {
     const T *gain, *scale, *shift;
 };
 template <typename T>
-void apply_gradient(T* out, const T* g, const T* x, GradientMap<T> map, Affine<T> norm, bool relu, int64_t pixels,
-                    int64_t channels);
+void apply_gradient(T* out, const T* g, const T* x, const T* total, GradientMap<T> map, Affine<T> norm, bool relu,
+                    int64_t pixels, int64_t channels);
 
 // The same for an image of rows and columns, into blocks of 16 channels: [row][block][column][16] with these strides.
 struct Blocks {
@@ -46,11 +47,30 @@ struct Blocks {
 void apply_gradient_to_blocks(Blocks out, const float* g, const float* x, GradientMap<float> map, Affine<float> norm,
                               bool relu, int64_t rows, int64_t columns, int64_t channels);
 
+// The gradients of an image x and of its tangent: with d = x - centre,
+//     gradient = g gain + g_dot cross + x_dot tangent + d scale + shift,
+//     gradient_dot = g_dot gain + d scale_dot + shift_dot.
+struct TangentGradientMap {
+    const float *centre, *gain, *cross, *tangent, *scale, *shift, *scale_dot, *shift_dot;
+};
+// NHWC images, and where their gradients go; that of the tangent to two places.
+struct TangentImages {
+    const float *x, *x_dot, *g, *g_dot;
+};
+struct TangentBlocks {
+    Blocks gradient, gradient_dot, again;
+};
+void apply_tangent_gradient_to_blocks(TangentBlocks out, TangentImages from, TangentGradientMap map, int64_t rows,
+                                      int64_t columns, int64_t channels);
+
 // The sums over the pixels of the products of such an image and of an NHWC one, in double precision.
 void sum_block_products(double* sums, Blocks a, const float* b, int64_t rows, int64_t columns, int64_t channels);
 
 // out = 0 where x is not positive. For any elements.
 void mask_negative(float* out, const float* x, int64_t count);
+
+// The sum of the products of `values` and x, for any elements; adds `values` to `out` unless that is null.
+double sum_products(float* out, const float* values, const float* x, int64_t count);
 
 // out += values; unless `x` is null, only where it is positive. For any elements.
 void add_positive(float* out, const float* values, const float* x, int64_t count);

@@ -33,7 +33,34 @@ ZCPIPE_CLONES void spread_row(float* scratch, int64_t block_stride, const float*
     }
 }
 
+ZCPIPE_CLONES void spread_masked(Blocks to, const float* image, const float* mask, int64_t rows, int64_t columns,
+                                 int64_t channels) {
+    for (int64_t c = 0; c < channels; c += kBlock, to.data += to.block_stride) {
+        const int64_t n = std::min(kBlock, channels - c);
+        for (int64_t row = 0; row < rows; ++row) {
+            const float *from = image + row * columns * channels + c, *positive = mask + row * columns * channels + c;
+            float* blocks = to.data + row * to.row_stride;
+            if (n == kBlock) {
+                for (int64_t p = 0; p < columns; ++p) {
+#pragma omp simd
+                    for (int64_t l = 0; l < kBlock; ++l)
+                        blocks[p * kBlock + l] = positive[p * channels + l] > 0 ? from[p * channels + l] : 0.0f;
+                }
+            } else {
+                for (int64_t p = 0; p < columns; ++p)
+                    for (int64_t l = 0; l < n; ++l)
+                        blocks[p * kBlock + l] = positive[p * channels + l] > 0 ? from[p * channels + l] : 0.0f;
+            }
+        }
+    }
+}
+
 }  // namespace
+
+void load_masked_blocks(Blocks to, const float* image, const float* mask, int64_t rows, int64_t columns,
+                        int64_t channels) {
+    spread_masked(to, image, mask, rows, columns, channels);
+}
 
 void load_blocks(Blocks to, const float* image, int64_t rows, int64_t columns, int64_t channels, bool relu) {
     for (int64_t i = 0; i < rows; ++i)

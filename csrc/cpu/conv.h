@@ -25,6 +25,10 @@ constexpr int64_t kLeastPixels = 16;  // of a result that Winograd's transforms 
 // Fills blocks of 16 channels from an NHWC image; with `relu`, its negative elements count as zero.
 void load_blocks(Blocks to, const float* image, int64_t rows, int64_t columns, int64_t channels, bool relu);
 
+// The same where `mask`, an image of the same shape, is positive, and zeros elsewhere.
+void load_masked_blocks(Blocks to, const float* image, const float* mask, int64_t rows, int64_t columns,
+                        int64_t channels);
+
 // One image after another through a convolution (source: its input, result: its output) or through the transpose of
 // its matrix (source: a gradient of its output, result: the gradient of its input).
 //

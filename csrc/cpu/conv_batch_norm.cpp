@@ -9,39 +9,13 @@
 #include <optional>
 #include <tuple>
 
-#include "common/layout.h"
-#include "cpu/conv.h"
 #include "cpu/conv_gradient.h"
+#include "cpu/conv_layer.h"
 #include "cpu/norm.h"
 
 namespace {
 
 using namespace zcpipe;
-using OptionalTensor = std::optional<Tensor>;
-
-constexpr int64_t kGrain = 1 << 21;  // multiply-accumulates: less is not worth a second thread
-
-const float* data_or_null(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr<float>() : nullptr; }
-
-// A convolution with the batches that enter and leave it.
-struct Layer {
-    Convolution convolution;
-    Images in, out;
-
-    Layer(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding)
-        : convolution{x.size(1), weight.size(0), x.size(2), x.size(3), weight.size(2), stride, padding},
-          in{x.size(0), x.size(1), x.size(2) * x.size(3), false},
-          out{x.size(0), weight.size(0), convolution.out_height() * convolution.out_width(), false} {}
-
-    // Calls f(begin, end) for ranges of images.
-    template <typename F>
-    void for_ranges(int64_t first, const F& f) const {
-        const int64_t kernel = convolution.kernel * convolution.kernel;
-        const int64_t work = out.size() * in.channels * kernel + 1;
-        torch::stable::parallel_for(first, in.samples, kGrain / work + 1, f);
-    }
-};
-
 void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor& invstd, const Tensor& x,
              const Tensor& weight, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
              const OptionalTensor& total, double eps, const Layer& layer, bool relu_input, bool relu_output) {
@@ -141,21 +115,6 @@ void backward(const Gradients& wanted, const Tensor& grad, const Tensor& x, cons
     weights.write(wanted.weight, totals.data(), ranges);
 }
 
-void check_arguments(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding) {
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "x: got ", torch::headeronly::toString(x.scalar_type()),
-                    ", expected float32");
-    STD_TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4 (N, C, H, W)");
-    STD_TORCH_CHECK(x.numel() > 0, "x: expected at least one element");
-    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight: expected the dtype of x");
-    STD_TORCH_CHECK(
-        weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) && weight.numel() > 0,
-        "weight: expected (channels, channels of x, k, k)");
-    STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: got ", stride, ", expected 1 or 2");
-    STD_TORCH_CHECK(padding >= 0, "padding: got ", padding, ", expected 0 or more");
-    STD_TORCH_CHECK(x.size(2) + 2 * padding >= weight.size(2) && x.size(3) + 2 * padding >= weight.size(2),
-                    "weight: the kernel is larger than the padded image");
-}
-
 // The arguments of a forward call in the forms that the kernels read.
 struct Forward {
     Tensor x, weight;
@@ -171,18 +130,11 @@ struct Forward {
           layer(x, weight, stride, padding),
           norm_weight(checked_channels(norm_weight_any, layer.out.channels, x, "norm_weight")),
           norm_bias(checked_channels(norm_bias_any, layer.out.channels, x, "norm_bias")),
-          z(empty_output()),
+          z(layer.empty_output(x)),
           mean(channel_tensor(x, layer.out.channels, ScalarType::Double)),
           invstd(channel_tensor(x, layer.out.channels, ScalarType::Double)) {
         STD_TORCH_CHECK(layer.out.values_per_channel() > 1,
                         "x: expected more than one value per channel of the result");
-    }
-
-    Tensor empty_output() const {
-        const int64_t shape[] = {layer.out.samples, layer.out.channels, layer.convolution.out_height(),
-                                 layer.convolution.out_width()};
-        return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape, 4), ScalarType::Float, std::nullopt,
-                                    x.device(), std::nullopt, MemoryFormat::ChannelsLast);
     }
 
     void run(const Tensor& y, const OptionalTensor& total, double eps, bool relu_input, bool relu_output) const {
@@ -198,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train(const Tensor& x
                                                                  double eps, int64_t stride, int64_t padding,
                                                                  bool relu_input, bool relu_output) {
     const Forward call(x, weight, norm_weight, norm_bias, stride, padding);
-    Tensor y = call.empty_output();
+    Tensor y = call.layer.empty_output(call.x);
     const OptionalTensor total = checked_images(total_any, y, MemoryFormat::ChannelsLast, "total");
     call.run(y, total, eps, relu_input, relu_output);
     return {y, call.z, call.mean, call.invstd};
@@ -210,8 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_batch_norm_train_onto(const Tensor& x, c
                                                               double eps, int64_t stride, int64_t padding,
                                                               bool relu_input, bool relu_output) {
     const Forward call(x, weight, norm_weight, norm_bias, stride, padding);
-    check_target(total, call.z, "total");
-    STD_TORCH_CHECK(is_channels_last(total), "total: expected channels_last images");
+    target_of(total, call.z);
     call.run(total, total, eps, relu_input, relu_output);
     return {call.z, call.mean, call.invstd};
 }
@@ -265,13 +216,6 @@ struct Backward {
     }
 };
 
-// Where a gradient of x is added.
-float* target(const Tensor& total, const Tensor& x) {
-    check_target(total, x, "total");
-    STD_TORCH_CHECK(is_channels_last(total), "total: expected channels_last images");
-    return total.mutable_data_ptr<float>();
-}
-
 Tensor conv_batch_norm_train_backward(const Tensor& grad,                // [N, D, H', W']
                                       const Tensor& x,                   // [N, C, H, W]
                                       const Tensor& z,                   // [N, D, H', W']
@@ -294,7 +238,7 @@ void conv_batch_norm_train_backward_onto(const Tensor& grad, const Tensor& x, co
                                          int64_t padding, bool relu_input, bool relu_output) {
     const Backward call(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
                         relu_output);
-    call.run({.x = target(total, x), .onto = true});
+    call.run({.x = target_of(total, x), .onto = true});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train_gradients(
@@ -316,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_batch_norm_train_gradients_onto(
     int64_t padding, bool relu_input, bool relu_output, bool outputs) {
     const Backward call(grad, x, z, weight, norm_weight, norm_bias, mean, invstd, stride, padding, relu_input,
                         relu_output);
-    return call.all({.x = target(total, x), .onto = true}, outputs);
+    return call.all({.x = target_of(total, x), .onto = true}, outputs);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ from zcpipe.ops._library import available, build_info
 from zcpipe.ops.batchnorm import batch_norm_train
 from zcpipe.ops.codes import hamming_distances, sign_codes
 from zcpipe.ops.convolution import conv_batch_norm_train
+from zcpipe.ops.convolution_tangent import conv_batch_norm_tangent, conv_batch_norm_tangent_backward
 from zcpipe.ops.moments import covariance, cross_moment
 from zcpipe.ops.null import null
 from zcpipe.ops.parameters import ParameterStatistics, parameter_statistics
@@ -25,6 +26,8 @@ __all__ = [
     "avg_pool3x3",
     "batch_norm_train",
     "build_info",
+    "conv_batch_norm_tangent",
+    "conv_batch_norm_tangent_backward",
     "conv_batch_norm_train",
     "covariance",
     "cross_moment",

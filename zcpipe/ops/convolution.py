@@ -54,7 +54,7 @@ def conv_batch_norm_train(
     Raises:
         UsageError: an argument has a wrong dtype, device or shape; it is named.
     """
-    shape = _check(x, weight, stride, padding)
+    shape = check_convolution(x, weight, stride, padding)
     check_channels("norm_weight", norm_weight, shape[1], x)
     check_channels("norm_bias", norm_bias, shape[1], x)
     check_like("total", total, torch.Size(shape), x)
@@ -66,7 +66,7 @@ def conv_batch_norm_train(
     )
 
 
-def _check(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
+def check_convolution(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
     """Check what decides the result's shape, and return it."""
     check_images("x", x)
     check_float("weight", weight)

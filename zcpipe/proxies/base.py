@@ -188,6 +188,8 @@ class ActivationStatistic:
     node: Node = field(default="network", init=False)
 
 
+#: Takes images and their tangents (None for zeros) and returns a module's output likewise; None if they do not fit.
+PairForward = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor] | None]
 OnNorm = Callable[[nn.BatchNorm2d, Tensor, int], None]
 
 
@@ -238,6 +240,19 @@ class Network(Protocol):
 
         ``on_norm`` is told of every train-mode ``BatchNorm2d`` that runs, dead layers' included: the module, the
         (biased) variances of its channels over the batch, and the number of values that they were taken over.
+        """
+        ...
+
+    def pair_forwards(
+        self, directions: Mapping[Tensor, Tensor], products: Mapping[Tensor, list[Tensor]], anchor: Tensor
+    ) -> Mapping[nn.Module, PairForward]:
+        """Return forwards of modules whose layers are fused, for values and tangents along weights + t directions.
+
+        Args:
+            directions: that of each layer's weight.
+            products: each weight's list, which a backward adds the sum of the weight times its gradient to, in place of
+                the gradient.
+            anchor: a scalar that asks for gradients; results depend on it, so that a backward reaches every layer.
         """
         ...
 

@@ -24,11 +24,11 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm as _AnyBatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.ops import available, avg_pool3x3, product_sums
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, total
+from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
 
 _CONVOLUTIONS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
@@ -117,11 +117,12 @@ class _Tangents:
     def _swapped(self) -> Iterator[None]:
         """Give weights their tangents, and layers forwards that use them well."""
         duals = [_dual(w, g) for w, g in zip(self._weights, self._gradients, strict=True)]
+        fused = self._fused()
         held: list[tuple[nn.Module, str, nn.Parameter]] = []
         swapped: list[nn.Module] = []
         try:
             for module in self._network.model.modules():
-                forward = None if "forward" in vars(module) else self._forward(module)
+                forward = None if "forward" in vars(module) else fused.get(module) or self._forward(module)
                 if forward is not None:
                     vars(module)["forward"] = forward
                     swapped.append(module)
@@ -135,6 +136,13 @@ class _Tangents:
                 module._parameters[name] = parameter
             for module in swapped:
                 del vars(module)["forward"]
+
+    def _fused(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """Return the forwards of modules whose layers are fused."""
+        weights: list[Tensor] = list(self._network.layers.values())
+        directions = dict(zip(weights, self._gradients, strict=True))
+        pairs = self._network.pair_forwards(directions, dict(zip(weights, self._products, strict=True)), self._anchor)
+        return {module: _fused_forward(pair, module.forward) for module, pair in pairs.items()}
 
     def _forward(self, module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         weight = module._parameters.get("weight")
@@ -307,6 +315,15 @@ def _on_images(
         if tangent is None or x.ndim != 4 or x.dtype not in _AGREEMENT or x.numel() <= x.shape[1]:
             return original(x)
         return _dual(*pair(value, tangent))
+
+    return forward
+
+
+def _fused_forward(pair: PairForward, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        with _disable_current_modes():  # no tangents of torch's go along inside
+            found = pair(*_pair(x))
+        return original(x) if found is None else _dual(*found)
 
     return forward
 

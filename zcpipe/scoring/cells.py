@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from zcpipe.ops._check import use_native
 from zcpipe.spaces.layers import Dag
 
 _native = torch.ops.zcpipe
+
+T = TypeVar("T")
 
 
 class Taps(Protocol):
@@ -205,7 +207,7 @@ class Convolution:
         return grad, x, z, *self.parameters, mean, invstd
 
 
-_Step = tuple[int, int, Layer]  # source, target, what leads from one to the other
+Step = tuple[int, int, Layer]  # source, target, what leads from one to the other
 
 
 def fast_chain(chain: Convolution, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -220,20 +222,19 @@ def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> C
     It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
     native operations do not know.
     """
-    steps, others = _useful(cell, layers)
-    arriving = [layer for _, target, layer in steps if target == cell.output]
-    if len(arriving) < 2 and not any(layer.makes_new for layer in arriving):
+    steps, others = useful_steps(cell, layers)
+    if not makes_output(steps, cell.output):
         return None
     watched = taps is not None and (taps.relus or taps.norms)
     return _forward(steps, cell.output, cell.forward, taps, others if watched else ())
 
 
 def _forward(
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     output: int,
     original: Callable[[Tensor], Tensor],
     taps: Taps | None,
-    dead: Sequence[_Step] = (),
+    dead: Sequence[Step] = (),
 ) -> Callable[[Tensor], Tensor]:
     chains = [layer for _, _, layer in steps if isinstance(layer, Convolution)] if taps is not None else []
 
@@ -247,11 +248,11 @@ def _forward(
     return forward
 
 
-def _useful(cell: Dag, layers: Sequence[Layer]) -> tuple[list[_Step], list[_Step]]:
+def useful_steps(cell: Dag, layers: Sequence[Layer]) -> tuple[list[Step], list[Step]]:
     """Return the edges that lead to the output, and the others, both in order."""
     useful = {cell.output}
-    steps: list[_Step] = []
-    others: list[_Step] = []
+    steps: list[Step] = []
+    others: list[Step] = []
     edges = list(zip(cell.edges, cell.layers, layers, strict=True))
     for (source, target), name, layer in reversed(edges):
         leads = target in useful and name not in cell.dead
@@ -261,7 +262,13 @@ def _useful(cell: Dag, layers: Sequence[Layer]) -> tuple[list[_Step], list[_Step
     return steps[::-1], others[::-1]
 
 
-def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) -> None:
+def makes_output(steps: Sequence[tuple[int, int, Any]], output: int) -> bool:
+    """Whether a cell's output is memory of its own."""
+    arriving = [layer for _, target, layer in steps if target == output]
+    return len(arriving) > 1 or any(layer.makes_new for layer in arriving)
+
+
+def _run_dead(live: Mapping[int, Tensor], steps: Sequence[Step], taps: Taps) -> None:
     """Show dead layers to taps. Where these ask for no norms, only layers run that others of them need; see `Dag`."""
     nodes = dict(live)
     read = {source for source, _, _ in steps}
@@ -280,18 +287,18 @@ def _run_dead(live: Mapping[int, Tensor], steps: Sequence[_Step], taps: Taps) ->
             taps.relu(layer.relu_input, x)
 
 
-class _Nodes:
+class Nodes(Generic[T]):
     """Sums under way, and which of them are memory of the cell's own."""
 
-    def __init__(self, first: int, value: Tensor) -> None:
+    def __init__(self, first: int, value: T) -> None:
         self.values = {first: value}
         self._own: set[int] = set()
 
-    def so_far(self, node: int) -> tuple[Tensor | None, bool]:
+    def so_far(self, node: int) -> tuple[T | None, bool]:
         """Return a node's total, and whether it may be changed."""
         return self.values.get(node), node in self._own
 
-    def put(self, node: int, value: Tensor, own: bool) -> None:
+    def put(self, node: int, value: T, own: bool) -> None:
         """Give a node a new total."""
         self.values[node] = value
         if own:
@@ -303,13 +310,13 @@ class _Cell(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
-        steps: Sequence[_Step],
+        steps: Sequence[Step],
         output: int,
         taps: Taps | None,
-        dead: Sequence[_Step],
+        dead: Sequence[Step],
         *parameters: Tensor | None,  # of the convolutions, in order, where taps are given
     ) -> Tensor:
-        nodes = _Nodes(0, x)
+        nodes = Nodes(0, x)
         ctx.steps, ctx.output, ctx.taps, ctx.kept = steps, output, taps, []
         with torch._C._AutoDispatchBelowAutograd():
             for source, target, layer in steps:
@@ -326,7 +333,7 @@ class _Cell(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         to_input, *to_parameters = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
         to_all = ctx.taps is not None and ctx.taps.active
-        grads = _Nodes(ctx.output, grad.contiguous(memory_format=torch.channels_last))
+        grads = Nodes(ctx.output, grad.contiguous(memory_format=torch.channels_last))
         found: list[Tensor | None] = []  # of the parameters, from the last to the first
         with torch._C._AutoDispatchBelowAutograd():
             for (source, target, layer), kept in zip(reversed(ctx.steps), reversed(ctx.kept), strict=True):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
-from zcpipe.proxies.base import Gradients, OnNorm
+from zcpipe.proxies.base import Gradients, OnNorm, PairForward
 from zcpipe.scoring.layers import weights_of
 from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.scoring.tangents import pair_forwards
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,6 +88,12 @@ class ScoredNetwork:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def pair_forwards(
+        self, directions: Mapping[Tensor, Tensor], products: Mapping[Tensor, list[Tensor]], anchor: Tensor
+    ) -> dict[nn.Module, PairForward]:
+        """Return forwards for values and tangents; see `zcpipe.proxies.base.Network.pair_forwards`."""
+        return pair_forwards(self.modules, directions, products, anchor)
 
     def batch_loss(self, output: object) -> Tensor:
         """Return the loss of the whole batch."""

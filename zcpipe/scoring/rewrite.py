@@ -12,7 +12,18 @@ from torch.nn.modules import module as torch_module
 
 from zcpipe.errors import UsageError
 from zcpipe.ops import avg_pool3x3, batch_norm_train, conv_batch_norm_train
-from zcpipe.scoring.cells import Convolution, Identity, Layer, Pool, Taps, fast_cell, fast_chain
+from zcpipe.scoring.cells import (
+    Convolution,
+    Identity,
+    Layer,
+    Pool,
+    Step,
+    Taps,
+    fast_cell,
+    fast_chain,
+    makes_output,
+    useful_steps,
+)
 from zcpipe.spaces.layers import Dag, Op, has_hooks
 
 _FLOATS = (torch.float32, torch.float64)
@@ -59,6 +70,18 @@ def fast_operations(
             vars(module).pop("forward_onto", None)
 
 
+def fused_layers(modules: Mapping[str, nn.Module]) -> dict[nn.Module, tuple[list[Step], int]]:
+    """Return the chains and cells that `fast_operations` would fuse: their layers, and the node that they return.
+
+    Node 0 is the input. Dead edges of cells are left out, and so are cells whose output is not memory of their own.
+    """
+    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return {}
+    rewriter = _Rewriter(modules, (), None)
+    found = {module: rewriter.steps(module) for module in modules.values() if "forward" not in vars(module)}
+    return {module: steps for module, steps in found.items() if steps is not None}
+
+
 class _Rewriter:
     """What the modules of one network are swapped for."""
 
@@ -80,6 +103,16 @@ class _Rewriter:
             return {"forward": _alone(onto), "forward_onto": onto}
         cell = self._cell(module) if self._one_step and isinstance(module, Dag) else None
         return {} if cell is None else {"forward": cell}
+
+    def steps(self, module: nn.Module) -> tuple[list[Step], int] | None:
+        """Return the layers of a chain or cell and the node that it returns; None for any other module."""
+        inner = module.op if self._is_bare_op(module) else module
+        if inner in self._chains:
+            return [(0, 1, self._chains[inner])], 1
+        if not isinstance(module, Dag) or (layers := self._cell_layers(module)) is None:
+            return None
+        steps, _ = useful_steps(module, layers)
+        return (steps, module.output) if makes_output(steps, module.output) else None
 
     def _onto(self, module: nn.Module) -> _Onto | None:
         inner = module.op if self._is_bare_op(module) else module
@@ -118,11 +151,15 @@ class _Rewriter:
 
     def _cell(self, cell: Dag) -> Callable[[Tensor], Tensor] | None:
         """Return the fast forward of a cell, None if one of its layers has none."""
+        layers = self._cell_layers(cell)
+        return None if layers is None else fast_cell(cell, layers, self._taps)
+
+    def _cell_layers(self, cell: Dag) -> list[Layer] | None:
         if type(cell).forward is not Dag.forward:
             return None
         layers = [self._cell_layer(layer) for layer in cell.layers.values()]
         known = [layer for layer in layers if layer is not None]
-        return fast_cell(cell, known, self._taps) if len(known) == len(layers) else None
+        return known if len(known) == len(layers) else None
 
     def _cell_layer(self, layer: nn.Module) -> Layer | None:
         inner = layer.op if self._is_bare_op(layer) else layer
