@@ -70,12 +70,18 @@ class Case:
         )
 
 
-def cases(asked: str, images: str | None, sample: int | None) -> list[Case]:
+def cases(asked: str, images: str | None, sample: int | None, further: int | None = None) -> list[Case]:
     """Return the tables to make.
 
     The first holds everything, on real images where there are some. Others hold what differs there: with noise, what
     reads images; fused, what it gives another recipe; second derivatives, the dearest, only in the first. The
     per-sample proxies have small tables of their own.
+
+    Args:
+        asked: names or groups of proxies.
+        images: real images, if any.
+        sample: cells of every table, None for all.
+        further: cells of the tables after the first, None for as many.
     """
     proxies = resolve(asked)
     slow = {proxy.name for proxy in proxies if proxy.cost == "per-sample"}
@@ -88,9 +94,11 @@ def cases(asked: str, images: str | None, sample: int | None) -> list[Case]:
     reading = [proxy for proxy in cheap if proxy.recipe and proxy.recipe.inputs == "data"]
     changed = [proxy for proxy in cheap if recipe_of(proxy, "fused") != proxy.recipe]
     first = "data" if images else "noise"
-    found = [Case(first, "paper", _names(whole), sample), Case(first, "fused", _names([*counts, *changed]), sample)]
+    rest = further if sample is None or further is None else min(sample, further)
+    rest = sample if rest is None else rest
+    found = [Case(first, "paper", _names(whole), sample), Case(first, "fused", _names([*counts, *changed]), rest)]
     if images:
-        found.insert(1, Case("noise", "paper", _names([*counts, *reading]), sample))
+        found.insert(1, Case("noise", "paper", _names([*counts, *reading]), rest))
     cells = min(PER_SAMPLE, sample or PER_SAMPLE)
     inputs = (first, "noise") if images else (first,)
     return found + [Case(kind, "paper", small, cells, "-per-sample") for kind in inputs if slow]
@@ -168,12 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, help="where the page goes; docs, or with --sample the folder of --out")
     parser.add_argument("--batch-size", type=int, default=64, help="images in the batch")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--further", type=int, metavar="N", help="only N cells in the tables after the first")
     parser.add_argument("--sample", type=int, metavar="N", help="only N cells, half of them to choose on: a smoke test")
     options = parser.parse_args(arguments)
     if options.sample is not None and options.sample < 20:
         parser.error(f"--sample needs 20 cells or more, got {options.sample}")
     docs = options.docs or (options.out if options.sample else Path("docs"))
-    planned = cases(options.proxies, options.images, options.sample)
+    planned = cases(options.proxies, options.images, options.sample, options.further)
     results = {case.name: analysed(case, scored(case, options), options) for case in planned}
     docs.mkdir(parents=True, exist_ok=True)
     base = docs / "nasbench201_proxies"
