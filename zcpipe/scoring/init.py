@@ -63,7 +63,7 @@ def initialise(
         raise unknown_name("init", init, _RECIPES)
     layers = [(name, layer, _fillers(layer, _RECIPES[init])) for name, layer in model.named_modules()]
     parameters = [p for _, layer, _ in layers for p in layer._parameters.values() if p is not None]
-    if any(_is_of_inference_mode(parameter) for parameter in parameters):
+    if not torch.is_inference_mode_enabled() and any(map(_is_of_inference_mode, parameters)):
         raise UsageError("parameters made in torch.inference_mode() cannot be drawn anew; make the model outside it")
     target = None if device is None else torch.device(device)
     on_meta = any(parameter.is_meta for parameter in parameters)
