@@ -112,10 +112,10 @@ def test_overflow_is_not_a_number(head):
 class Block(nn.Module):
     def __init__(self, inplace, norm):
         super().__init__()
-        self.conv, self.norm, self.inplace = nn.Conv2d(3, 6, 3, padding=1), norm, inplace
+        self.conv, self.norm, self.writes = nn.Conv2d(3, 6, 3, padding=1), norm, inplace
 
     def forward(self, x):
-        return nn.functional.leaky_relu(self.norm(self.conv(x)), 0.2, inplace=self.inplace)
+        return nn.functional.leaky_relu(self.norm(self.conv(x)), 0.2, inplace=self.writes)
 
 
 @pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm2d(6)])
@@ -133,11 +133,11 @@ def test_a_norm_of_an_input_that_is_changed_afterwards_is_measured_again():
     class Changing(nn.Module):
         def __init__(self, inplace):
             super().__init__()
-            self.conv, self.norm, self.inplace = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), inplace
+            self.conv, self.norm, self.writes = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), inplace
 
         def forward(self, x):
             x = self.conv(x)
-            return self.norm(x.abs_() if self.inplace else x.abs())
+            return self.norm(x.abs_() if self.writes else x.abs())
 
     scores = []
     for inplace in (False, True):

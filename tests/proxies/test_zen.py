@@ -100,11 +100,11 @@ def test_features_are_what_they_were_when_they_entered():
     class Residual(nn.Module):
         def __init__(self, inplace):
             super().__init__()
-            self.first, self.last, self.inplace = nn.Linear(6, 4), nn.Linear(4, 4), inplace
+            self.first, self.last, self.writes = nn.Linear(6, 4), nn.Linear(4, 4), inplace
 
         def forward(self, x):
             x = self.first(x)
-            if not self.inplace:
+            if not self.writes:
                 return x + self.last(x)
             x += self.last(x)
             return x

@@ -136,6 +136,8 @@ def test_every_norm_is_the_identity(norm, init):
 def test_a_model_of_inference_mode_is_refused():
     with torch.inference_mode():
         net = nn.Sequential(nn.Linear(3, 3))
+    with torch.inference_mode():
+        zcpipe.initialise(net)
     for _ in range(2):  # as it is, and with ordinary memory in its parameters
         with pytest.raises(UsageError, match=r"torch.inference_mode\(\) cannot be drawn anew"):
             zcpipe.initialise(net)
