@@ -116,6 +116,15 @@ def test_features_are_what_they_were_when_they_entered():
     assert scores[1] == scores[0]
 
 
+def test_a_layer_may_be_called_by_keyword():
+    class Keyword(Network):
+        def forward(self, x):
+            return self.head(input=self.body(x).mean((2, 3)))
+
+    x = torch.randn(8, 3, 9, 9)
+    assert score(Keyword(pool=False, norm=False), x) == score(Network(pool=False, norm=False), x)
+
+
 def test_no_pool_and_no_linear_layer_is_unsupported():
     with pytest.raises(UnsupportedError, match="adaptive pool"):
         score(nn.Conv2d(3, 4, 3), torch.randn(4, 3, 8, 8))

@@ -60,11 +60,12 @@ def features(network: Network, inputs: Sequence[Tensor], on_norm: OnNorm) -> Ten
     """
     found: dict[bool, Tensor] = {}  # by whether it entered a pool
 
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found[isinstance(module, _POOLS)] = arguments[0].clone()  # the network may go on to compute in it
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        entered = (*arguments, *named.values())[0]
+        found[isinstance(module, _POOLS)] = entered.clone()  # the network may go on to compute in it
 
     handles = [
-        module.register_forward_pre_hook(keep)
+        module.register_forward_pre_hook(keep, with_kwargs=True)
         for module in network.model.modules()
         if isinstance(module, (*_POOLS, nn.Linear))
     ]
