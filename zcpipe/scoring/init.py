@@ -13,9 +13,10 @@ from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 
 _Filler = Callable[[Stream, Tensor], object]  # fills a parameter from a stream of its own
-_Rule = Callable[[Any], Mapping[str, _Filler]]  # a layer's fillers, by the parameters' names
+_Fillers = Mapping[str, _Filler | float]  # by the parameter's name; or the number that fills it
+_Rule = Callable[[Any], _Fillers]  # of a layer
 _Rules = tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...]  # the first that fits a layer counts
-_Layers = Sequence[tuple[str, nn.Module, Mapping[str, _Filler]]]
+_Layers = Sequence[tuple[str, nn.Module, _Fillers]]
 
 
 def initialise(
@@ -78,7 +79,11 @@ def initialise(
         for name, layer, fillers in layers:
             for own, fill in fillers.items():
                 parameter = layer._parameters.get(own)
-                if parameter is not None:
+                if parameter is None:
+                    continue
+                if isinstance(fill, float):
+                    parameter.fill_(fill)
+                else:
                     fill(Stream.of(seed, space, scope, repeat, f"{own}:{name}"), parameter)
             if on_meta and hasattr(layer, "reset_running_stats"):
                 layer.reset_running_stats()
@@ -93,10 +98,6 @@ def _is_of_inference_mode(parameter: Tensor) -> bool:
     return False
 
 
-def _constant(value: float) -> _Filler:
-    return lambda _, parameter: parameter.fill_(value)
-
-
 def _uniform(bound: float) -> _Filler:
     return lambda stream, parameter: stream.uniform_(parameter).mul_(bound)
 
@@ -109,29 +110,29 @@ def _by_fan_in(stream: Stream, weight: Tensor) -> None:
     stream.normal_(weight).mul_(math.sqrt(2.0 / math.prod(weight.shape[1:])))
 
 
-def _kaiming_normal(_: Any) -> Mapping[str, _Filler]:  # noqa: ANN401 - layers have what their type has
-    return {"weight": _by_fan_in, "bias": _constant(0.0)}
+def _kaiming_normal(_: Any) -> _Fillers:  # noqa: ANN401 - layers have what their type has
+    return {"weight": _by_fan_in, "bias": 0.0}
 
 
-def _normal(_: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
-    return {"weight": _standard_normal, "bias": _constant(0.0)}
+def _normal(_: Any) -> _Fillers:  # noqa: ANN401
+    return {"weight": _standard_normal, "bias": 0.0}
 
 
-def _torchs_uniform(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
+def _torchs_uniform(layer: Any) -> _Fillers:  # noqa: ANN401
     fan_in = math.prod(layer.weight.shape[1:])
     fill = _uniform(1.0 / math.sqrt(fan_in) if fan_in else 0.0)
     return {"weight": fill, "bias": fill}
 
 
-def _attentions_output(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
-    return {**_torchs_uniform(layer), "bias": _constant(0.0)}
+def _attentions_output(layer: Any) -> _Fillers:  # noqa: ANN401
+    return {**_torchs_uniform(layer), "bias": 0.0}
 
 
-def _identity(_: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
-    return {"weight": _constant(1.0), "bias": _constant(0.0)}
+def _identity(_: Any) -> _Fillers:  # noqa: ANN401
+    return {"weight": 1.0, "bias": 0.0}
 
 
-def _embedding(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
+def _embedding(layer: Any) -> _Fillers:  # noqa: ANN401
     def fill(stream: Stream, weight: Tensor) -> None:
         stream.normal_(weight)
         if layer.padding_idx is not None:
@@ -140,13 +141,13 @@ def _embedding(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
     return {"weight": fill}
 
 
-def _recurrent(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
+def _recurrent(layer: Any) -> _Fillers:  # noqa: ANN401
     cell = isinstance(layer, nn.RNNCellBase)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if cell else layer._flat_weights_names
     return dict.fromkeys(names, _uniform(1.0 / math.sqrt(layer.hidden_size)))
 
 
-def _attention(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
+def _attention(layer: Any) -> _Fillers:  # noqa: ANN401
     def by_both_fans(stream: Stream, weight: Tensor) -> None:
         stream.uniform_(weight).mul_(math.sqrt(6.0 / sum(weight.shape)))
 
@@ -154,11 +155,11 @@ def _attention(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
         stream.normal_(vector).mul_(1.0 / math.sqrt(layer.embed_dim))
 
     weights = dict.fromkeys(("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), by_both_fans)
-    return {**weights, "in_proj_bias": _constant(0.0), "bias_k": bias, "bias_v": bias}
+    return {**weights, "in_proj_bias": 0.0, "bias_k": bias, "bias_v": bias}
 
 
-def _prelu(layer: Any) -> Mapping[str, _Filler]:  # noqa: ANN401
-    return {"weight": _constant(layer.init)}
+def _prelu(layer: Any) -> _Fillers:  # noqa: ANN401
+    return {"weight": float(layer.init)}
 
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -183,7 +184,7 @@ _RECIPES: dict[str, _Rules] = {
 }
 
 
-def _fillers(layer: nn.Module, rules: _Rules) -> Mapping[str, _Filler]:
+def _fillers(layer: nn.Module, rules: _Rules) -> _Fillers:
     if not layer._parameters:
         return {}
     rule = next((rule for types, rule in rules if isinstance(layer, types)), None)
