@@ -41,6 +41,13 @@ class UnsupportedError(CapabilityError):
     """A network has what a proxy cannot measure, or lacks what it needs (exit code 5)."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out; torch's CPU allocator says so only in its message."""
+    import torch  # slow to import
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Build the error for a name that is not registered, naming the near ones.
 

@@ -37,6 +37,18 @@ class Convnet(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+class Unfollowed(nn.Module):
+    """A network whose forward autograd does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.head = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.head(self.act(self.first(x)))
+
+
 convnets = st.builds(Convnet, st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
 
 

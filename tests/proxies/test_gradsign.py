@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from convnets import Convnet, convnets, draw, functional, layers, score
+from convnets import Convnet, Unfollowed, convnets, draw, functional, layers, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -186,3 +186,12 @@ def test_failures_say_why():
     assert broken["gradsign"] is None and broken.failures[0].kind == "nonfinite"
     with pytest.raises(UnsupportedError, match="no convolution or linear layer"):
         zcpipe.score(nn.Sequential(nn.Flatten(), nn.LayerNorm(243)), x.float(), y, ["gradsign"])
+
+
+@pytest.mark.parametrize("samples", [1, 8])  # by itself, and the whole batch
+def test_an_output_or_loss_that_depends_on_nothing_is_unsupported(samples):
+    x, y = torch.randn(samples, 6), torch.arange(samples) % 4
+    with pytest.raises(UnsupportedError, match="the output does not depend on the weights"):
+        zcpipe.score(Unfollowed(), x, y, ["gradsign"])
+    with pytest.raises(UnsupportedError, match="the loss does not depend on the weights"):
+        zcpipe.score(nn.Linear(6, 4), x, y, ["gradsign"], loss=lambda output, _: output.sum().detach())

@@ -277,6 +277,19 @@ def test_operations_without_tangents_take_two_backward_passes(two_passes):
     check(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Foreign(_Doubled.apply), nn.Tanh(), *head(4))), images())
 
 
+def test_memory_that_runs_out_is_no_reason_for_two_backward_passes(one_pass):
+    """torch's CPU allocator raises a plain RuntimeError."""
+
+    def exhausted(x):
+        if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+            torch.empty(1 << 60)
+        return x
+
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Foreign(exhausted), *head(4)))
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        measure(model, [images()], torch.arange(5) % 3)
+
+
 @pytest.mark.skipif(not zcpipe.ops.available(), reason="needs the native library")
 def test_operations_that_lose_tangents_silently_are_found_out(two_passes):
     """torch takes the derivative along a direction for zero where an operation is registered without it."""

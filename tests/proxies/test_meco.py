@@ -109,6 +109,43 @@ def test_overflow_is_not_a_number(head):
     assert math.isnan(score(model, torch.randn(2, 3, 8, 8)))
 
 
+class Block(nn.Module):
+    def __init__(self, inplace, norm):
+        super().__init__()
+        self.conv, self.norm, self.writes = nn.Conv2d(3, 6, 3, padding=1), norm, inplace
+
+    def forward(self, x):
+        return nn.functional.leaky_relu(self.norm(self.conv(x)), 0.2, inplace=self.writes)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm2d(6)])
+def test_functions_in_place_change_nothing(norm):
+    """A container may return the very tensor that its last module gave, after somebody computed in it."""
+    scores = []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(Block(inplace, norm()), nn.Identity(), nn.AdaptiveAvgPool2d(1))
+        scores.append(score(model, torch.randn(2, 3, 8, 8)))
+    assert scores[1] == scores[0] > 0
+
+
+def test_a_norm_of_an_input_that_is_changed_afterwards_is_measured_again():
+    class Changing(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.conv, self.norm, self.writes = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), inplace
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.norm(x.abs_() if self.writes else x.abs())
+
+    scores = []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        scores.append(score(Changing(inplace), torch.randn(2, 3, 8, 8)))
+    assert scores[1] == pytest.approx(scores[0], rel=1e-6)
+
+
 def test_several_outputs_are_measured_by_the_first():
     class Two(nn.Module):
         def forward(self, x):

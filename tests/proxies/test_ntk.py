@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from convnets import Convnet, convnets, draw, functional, score
+from convnets import Convnet, Unfollowed, convnets, draw, functional, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -74,3 +74,16 @@ def test_failures_say_why():
     weightless.scale = nn.Parameter(torch.ones(1))
     with pytest.raises(UnsupportedError, match="weight in its name"):
         zcpipe.score(weightless, x.float(), None, ["ntk_condition"])
+
+
+def test_an_output_that_depends_on_nothing_is_unsupported():
+    with pytest.raises(UnsupportedError, match="the output does not depend on the weights"):
+        zcpipe.score(Unfollowed(), torch.randn(8, 6), None, ["ntk_condition"])
+
+
+@pytest.mark.parametrize("shape", [(4, -1), (16, -1)])
+def test_an_output_of_another_number_of_rows_is_unsupported(shape):
+    """Rows that nothing fills would hold what the memory held."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Flatten(0), nn.Unflatten(0, shape))
+    with pytest.raises(UnsupportedError, match=rf"outputs must be \[8, ...\], a row a sample, got \({shape[0]}, "):
+        zcpipe.score(model, torch.randn(8, 6), None, ["ntk_condition"])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from convnets import Convnet, convnets, draw, functional, score
+from convnets import Convnet, Unfollowed, convnets, draw, functional, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -162,5 +162,76 @@ def test_failures_say_why():
         model.stem.weight[0, 0, 0, 0] = float("nan")
     broken = zcpipe.score(model, x, None, ["vkdnw"])
     assert broken["vkdnw"] is None and broken.failures[0].kind == "nonfinite"
-    with pytest.raises(UnsupportedError, match=r"outputs must be \[N, classes\], got shape \(1, 2, 7, 7\)"):
+    with pytest.raises(UnsupportedError, match=r"outputs must be \[1, classes\], got shape \(1, 2, 7, 7\)"):
         zcpipe.score(nn.Conv2d(3, 2, 3), x.float(), None, ["vkdnw"])
+
+
+def test_an_output_that_depends_on_nothing_is_unsupported():
+    with pytest.raises(UnsupportedError, match="the output does not depend on the weights"):
+        zcpipe.score(Unfollowed(), torch.randn(8, 6), None, ["vkdnw"])
+
+
+def test_an_output_that_depends_on_later_tensors_only_has_no_entropy():
+    """None of the first 128 tensors moves it, but it is an output that weights move."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.head = nn.ModuleList([nn.Linear(1, 1) for _ in range(70)]), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(x)
+
+    assert zcpipe.score(Late(), torch.randn(8, 6), None, ["vkdnw"])["vkdnw"] == 0
+
+
+class OneByOne(nn.Module):
+    """Layers that take samples without a batch's dimension, as many channels as samples."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = torch.stack([self.layer(one) for one in x])
+        return self.head(x.flatten(2).mean(2) if x.ndim == 4 else x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Conv2d(3, 5, 3), (3, 9, 9)),
+        (lambda: nn.Conv2d(3, 6, 3, bias=False), (3, 9, 9)),
+        (lambda: nn.Linear(5, 5), (5,)),
+        (lambda: nn.LayerNorm(5), (5,)),
+    ],
+)
+def test_layers_that_see_no_batch_are_taken_sample_by_sample(layer, shape, alone):
+    model = OneByOne(layer()).double()
+    model.head = nn.Linear(model.layer.out_channels if len(shape) == 3 else 5, 4).double()
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    logits, jacobian = output_jacobian(Given(model, x))
+    assert alone == list(range(5))
+    for i in range(5):
+        expected = jacobian_by_definition(model, x[i : i + 1])
+        assert logits[i] == pytest.approx(expected[0][0])
+        assert jacobian[i] == pytest.approx(expected[1][0], rel=1e-9, abs=1e-12)
+
+
+def test_layers_called_by_keyword_are_taken_sample_by_sample(alone):
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(input=x)
+
+    assert output_jacobian(Given(Keyword(), torch.randn(5, 6)))[1].shape == (5, 4, 2)
+    assert alone == list(range(5))
+
+
+def test_an_output_of_another_number_of_rows_is_unsupported():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Flatten(0), nn.Unflatten(0, (-1, 4)))
+    with pytest.raises(UnsupportedError, match=r"outputs must be \[1, classes\], got shape \(2, 4\)"):
+        zcpipe.score(model, torch.randn(8, 6), None, ["vkdnw"])

@@ -96,6 +96,35 @@ def test_without_a_pool_the_last_linear_layer_says_where_the_features_end():
     assert score(model, x, Given(first, second)) == pytest.approx(expected, abs=5e-5)
 
 
+def test_features_are_what_they_were_when_they_entered():
+    class Residual(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.first, self.last, self.writes = nn.Linear(6, 4), nn.Linear(4, 4), inplace
+
+        def forward(self, x):
+            x = self.first(x)
+            if not self.writes:
+                return x + self.last(x)
+            x += self.last(x)
+            return x
+
+    scores = []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        scores.append(score(Residual(inplace), torch.randn(8, 6)))
+    assert scores[1] == scores[0]
+
+
+def test_a_layer_may_be_called_by_keyword():
+    class Keyword(Network):
+        def forward(self, x):
+            return self.head(input=self.body(x).mean((2, 3)))
+
+    x = torch.randn(8, 3, 9, 9)
+    assert score(Keyword(pool=False, norm=False), x) == score(Network(pool=False, norm=False), x)
+
+
 def test_no_pool_and_no_linear_layer_is_unsupported():
     with pytest.raises(UnsupportedError, match="adaptive pool"):
         score(nn.Conv2d(3, 4, 3), torch.randn(4, 3, 8, 8))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import zcpipe
 from zcpipe.errors import UsageError
@@ -62,6 +63,86 @@ def test_layers_without_a_rule_keep_their_weights_unless_strict():
     zcpipe.initialise(net)
     assert torch.equal(net[1].weight, before[0])
     assert not torch.equal(net[2].weight, before[1])
+
+
+def spectral():
+    return torch.nn.utils.spectral_norm(nn.Conv2d(2, 2, 3))
+
+
+def weight_normed():
+    return parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
+
+
+class Scaled(nn.Conv2d):
+    """A convolution with a parameter more than its kind."""
+
+    def __init__(self):
+        super().__init__(2, 2, 3)
+        self.gain = nn.Parameter(torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize("init", ["kaiming_normal", "normal", "default"])
+@pytest.mark.parametrize(
+    ("make", "refused"),
+    [
+        (spectral, "'weight_orig' of layer '0' of type Conv2d"),
+        (weight_normed, "'original0' of layer '0.parametrizations.weight'"),
+        (Scaled, "'gain' of layer '0' of type Scaled"),
+    ],
+)
+def test_what_a_weight_is_computed_from_has_no_rule(make, refused, init):
+    """Such a layer has a weight to write to, which is no parameter and may share memory with one."""
+    net = nn.Sequential(make())
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    with pytest.raises(UsageError, match=refused):
+        zcpipe.initialise(net, init=init, strict=True)
+    zcpipe.initialise(net, init=init)
+    drawn = {"0.bias", "0.weight"}
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters() if name not in drawn)
+    assert not torch.equal(net[0].bias, before["0.bias"])
+
+
+@pytest.mark.parametrize("layer", [nn.PReLU(), nn.Embedding(3, 3), nn.Bilinear(2, 2, 2), nn.LSTM(2, 2)])
+def test_normal_refuses_the_layers_it_has_no_rule_for(layer):
+    with pytest.raises(UsageError, match=f"'0' of type {type(layer).__name__}"):
+        zcpipe.initialise(nn.Sequential(layer), init="normal", strict=True)
+
+
+def test_strict_needs_no_rule_for_integers_and_for_weights_that_another_layer_fills():
+    net = nn.ModuleList([nn.Embedding(3, 4), nn.Linear(4, 3)])
+    net[0].weight = net[1].weight
+    net.table = nn.Parameter(torch.arange(3), requires_grad=False)
+    zcpipe.initialise(net, init="normal", strict=True)
+    assert torch.equal(net.table, torch.arange(3))
+
+
+@pytest.mark.parametrize("make", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_normal_draws_transposed_convolutions(make):
+    layer = zcpipe.initialise(make(20, 30, 3, groups=2), init="normal", strict=True)
+    assert stats.kstest(layer.weight.detach().flatten().numpy(), "norm").pvalue > 1e-3
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("init", ["kaiming_normal", "normal", "default"])
+@pytest.mark.parametrize("norm", [nn.RMSNorm(3), nn.InstanceNorm2d(3, affine=True), nn.SyncBatchNorm(3)])
+def test_every_norm_is_the_identity(norm, init):
+    for parameter in norm.parameters():
+        nn.init.constant_(parameter, 5.0)
+    zcpipe.initialise(norm, init=init, strict=True)
+    assert (norm.weight == 1).all()
+    assert not getattr(norm, "bias", torch.zeros(1)).any()
+
+
+def test_a_model_of_inference_mode_is_refused():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(3, 3))
+    with torch.inference_mode():
+        zcpipe.initialise(net)
+    for _ in range(2):  # as it is, and with ordinary memory in its parameters
+        with pytest.raises(UsageError, match=r"torch.inference_mode\(\) cannot be drawn anew"):
+            zcpipe.initialise(net)
+        for parameter in net.parameters():
+            parameter.data = parameter.data.clone()
 
 
 def test_kaiming_normal_never_changes():

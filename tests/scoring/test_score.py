@@ -244,6 +244,27 @@ def test_own_buffers_of_a_batch_norm_subclass_are_restored():
     assert model[1].calls == 0
 
 
+def test_running_statistics_that_a_forward_writes_by_itself_are_restored():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            norm = self.norm
+            norm.num_batches_tracked += 1
+            x = nn.functional.batch_norm(self.conv(x), norm.running_mean, norm.running_var, training=True)
+            norm.running_var = 2 * norm.running_var
+            return self.head(x.mean((2, 3)))
+
+    model = nn.Sequential(Normed(), nn.Identity())
+    model.register_buffer("table", torch.arange(6.0).view(2, 3))
+    before, content = dict(model.named_buffers()), {name: b.clone() for name, b in model.named_buffers()}
+    assert zcpipe.score(model, torch.randn(4, 3, 8, 8), torch.arange(4) % 3, "snip").status == "ok"
+    torch.testing.assert_close(dict(model.named_buffers()), content, rtol=0, atol=0)
+    assert all(buffer is before[name] for name, buffer in model.named_buffers())
+
+
 def test_lazy_layers_are_refused_and_stay_lazy():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
     with pytest.raises(UsageError, match="lazy"):

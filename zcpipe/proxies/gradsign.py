@@ -32,7 +32,7 @@ def gradsign(network: Network) -> list[float]:  # [layers]
 
     Raises:
         UsageError: no targets.
-        UnsupportedError: the network has no layers.
+        UnsupportedError: the network has no layers, or its output or loss does not depend on them.
     """
     try:
         signs = signs_of_batch(network)

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _AnyBatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from zcpipe.errors import UnsupportedError
+from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import available, avg_pool3x3, product_sums
 from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
@@ -67,10 +67,9 @@ def curvatures(network: Network) -> list[float]:
         try:
             if all(weight.dtype in _AGREEMENT for weight in weights):
                 found = _Tangents(network, weights, gradients).run()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # torch's word for operations without tangents, or whose tangents have no gradients
-            pass
+        except RuntimeError as error:  # torch's word for operations without tangents, or tangents without gradients
+            if is_out_of_memory(error):
+                raise
         if found is None:
             found = _twice_backward(network, weights, gradients)
     return [-value for value in found]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import InputGradient, InputGradientStatistic, Proxy, Recipe, only
 from zcpipe.proxies.saliency import PAPER as ICLR2021
 from zcpipe.proxies.saliency import RECIPE as _RECIPE
@@ -19,7 +19,13 @@ _MANY_CLASSES = 100
 
 
 def jacobian_covariance(gradient: InputGradient) -> float:
-    """Score -sum(ln(v + k) + 1/(v + k)) over the eigenvalues v of the correlation matrix of J's rows, k = 1e-5."""
+    """Score -sum(ln(v + k) + 1/(v + k)) over the eigenvalues v of the correlation matrix of J's rows, k = 1e-5.
+
+    Raises:
+        UnsupportedError: fewer than two samples.
+    """
+    if len(gradient.rows) < 2:
+        raise UnsupportedError(f"jacob_cov needs two samples or more, got {len(gradient.rows)}")
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = np.corrcoef(_rows(gradient))
     if not np.isfinite(correlations).all():
@@ -37,10 +43,10 @@ def class_correlations(gradient: InputGradient) -> float:
     over pairs of |s_c - s_c'| divided by the number of classes left.
 
     Raises:
-        UsageError: there are no class numbers.
+        UnsupportedError: there are no class numbers.
     """
     if gradient.targets is None or gradient.targets.ndim != 1:
-        raise UsageError("epe_nas needs one class number per sample as targets")
+        raise UnsupportedError("epe_nas needs one class number per sample as targets")
     rows, labels = _rows(gradient), gradient.targets.cpu().numpy()
     many = gradient.outputs > _MANY_CLASSES
     classes = [rows[labels == label] for label in np.unique(labels)]

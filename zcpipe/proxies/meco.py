@@ -66,7 +66,7 @@ class _Outputs:
         self.covariances: list[Tensor] = []
         self.times: list[int] = []  # how many calls a covariance stands for
         self.flaw = 0.0  # NaN as soon as an output is not finite
-        self._last: Tensor | None = None  # the output that the last covariance is of
+        self._last: tuple[Tensor, int] | None = None  # the output that the last covariance is of, and its version
 
     def see(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401
         """Measure a module's output; a forward hook."""
@@ -74,9 +74,9 @@ class _Outputs:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2 or len(value) == 0:
             return
         known = value if not _only_rescales(module) or not arguments else arguments[0]
-        if self._last is not None and (known is self._last or value is self._last):
+        if self._is_last(known) or self._is_last(value):
             self.times[-1] += 1
-            self._last = value
+            self._last = value, _version(value)
             return
         channels = value.shape[1]
         if value[0].numel() <= channels * channels:  # C rows of at most C numbers: their deviations are dependent
@@ -86,7 +86,18 @@ class _Outputs:
         image = value.ndim == 4
         self.covariances.append(covariance(value[:1] if image else value[0].reshape(channels, -1).T))
         self.times.append(1)
-        self._last = value
+        self._last = value, _version(value)
+
+    def _is_last(self, value: object) -> bool:
+        """Whether this is the last output, which nobody has changed in place since."""
+        if self._last is None or not isinstance(value, Tensor):
+            return False
+        last, version = self._last
+        return value is last and _version(value) == version
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # those of inference mode do not change
 
 
 def _only_rescales(module: nn.Module) -> bool:

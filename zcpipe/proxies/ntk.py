@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, only
-from zcpipe.proxies.samples import asking, gradients_of, output_of
+from zcpipe.proxies.samples import asking, gradients_of, output_of, require_gradient
 
 PAPER = "Chen et al., Neural Architecture Search on ImageNet in Four GPU Hours (TE-NAS), ICLR 2021"
 RECIPE = Recipe(init="kaiming_normal", inputs="data", norm="batch")
@@ -28,14 +28,14 @@ def ntk_condition(network: Network) -> list[float]:
     norm layers count, biases do not. Batch norm normalises by the whole batch, so each row goes through all samples.
 
     The kernel's smallest eigenvalue is not told from zero when it is at most N eps times the largest, the error of the
-    eigenvalues in float64. The kernel then counts as singular, its condition is infinite: so is that of a network whose
-    outputs do not depend on its weights.
+    eigenvalues in float64. The kernel then counts as singular, its condition is infinite.
 
     Returns:
         The condition number, at least 1; infinite for a singular kernel; NaN where a gradient is not finite.
 
     Raises:
-        UnsupportedError: the network has no such parameters.
+        UnsupportedError: the network has no such parameters, its output does not depend on them, or it has another
+            first dimension than the batch.
     """
     return [_condition(tangent_kernel(network))]
 
@@ -48,8 +48,11 @@ def tangent_kernel(network: Network) -> Values:  # [N, N]
         raise UnsupportedError("the network has no parameter with weight in its name")
     rows = [weight.new_empty(samples, weight.numel(), requires_grad=False) for weight in weights]
     with asking(weights):
-        outputs = output_of(network, network.inputs).flatten(1).sum(1)
-        for i, output in enumerate(outputs.unbind()):
+        outputs = output_of(network, network.inputs)
+        if outputs.ndim == 0 or len(outputs) != samples:
+            raise UnsupportedError(f"outputs must be [{samples}, ...], a row a sample, got {tuple(outputs.shape)}")
+        require_gradient(outputs, "output")
+        for i, output in enumerate(outputs.reshape(samples, -1).sum(1).unbind()):
             gradients = gradients_of(output, weights, keep_graph=i + 1 < samples)
             torch._foreach_copy_([row[i] for row in rows], [gradient.flatten() for gradient in gradients])
     kernel = sum((_gram(row) for row in rows), torch.zeros((), dtype=torch.float64, device=rows[0].device))

@@ -31,9 +31,24 @@ def loss_of(network: Network, samples: slice) -> Tensor:
 
     Raises:
         UsageError: there are no targets, or the output is no tensor of floats.
+        UnsupportedError: autograd knows of nothing that output or loss depend on.
     """
     targets = None if network.targets is None else network.targets[samples]
-    return network.loss(output_of(network, part(network.inputs, samples)), targets)
+    output = output_of(network, part(network.inputs, samples))
+    require_gradient(output, "output")
+    loss = network.loss(output, targets)
+    require_gradient(loss, "loss")
+    return loss
+
+
+def require_gradient(value: Tensor, what: str) -> None:
+    """Refuse a network whose forward autograd could not follow.
+
+    Raises:
+        UnsupportedError: what the network returned, or the loss of it, has no gradient.
+    """
+    if not value.requires_grad:
+        raise UnsupportedError(f"the {what} does not depend on the weights")
 
 
 def part(inputs: Sequence[Tensor], samples: slice) -> list[Tensor]:

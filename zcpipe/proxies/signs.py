@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zcpipe.proxies.base import Network
-from zcpipe.proxies.samples import asking, output_of, part, weights_of
+from zcpipe.proxies.samples import asking, output_of, part, require_gradient, weights_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -35,7 +35,7 @@ def signs_of_batch(network: Network) -> list[Tensor]:  # of each weight's shape
         NotSeparableError: samples touch each other (the first one's output is another one alone), a layer is of a type
             that is not known, runs more than once or shares its weight, or a gradient may not be finite.
         UsageError: there are no targets, or the output is no tensor of floats.
-        UnsupportedError: the network has no layers.
+        UnsupportedError: the network has no layers, or its output or loss does not depend on them.
     """
     weights = weights_of(network)
     samples = network.inputs[0].shape[0]
@@ -57,14 +57,15 @@ def signs_of_batch(network: Network) -> list[Tensor]:  # of each weight's shape
 
 def _sweep_back(network: Network, output: Tensor, layers: Sequence[_Layer], weights: Sequence[Tensor]) -> None:
     targets = network.targets
+    require_gradient(output, "output")
     parts = [slice(i, i + 1) for i in range(output.shape[0])]
     losses = [network.loss(output[one], None if targets is None else targets[one]) for one in parts]
     total = torch.stack(losses).sum()
-    if total.requires_grad:
-        anchors = [layer.anchor for layer in layers]
-        found = torch.autograd.grad(total, [*anchors, *weights], allow_unused=True)
-        # A layer keeps its weight's gradient to itself; what arrives all the same comes from another use of it.
-        _require(all(gradient is None for gradient in found[len(anchors) :]))
+    require_gradient(total, "loss")
+    anchors = [layer.anchor for layer in layers]
+    found = torch.autograd.grad(total, [*anchors, *weights], allow_unused=True)
+    # A layer keeps its weight's gradient to itself; what arrives all the same comes from another use of it.
+    _require(all(gradient is None for gradient in found[len(anchors) :]))
 
 
 def _require(holds: bool) -> None:

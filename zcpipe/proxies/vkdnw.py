@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, only
-from zcpipe.proxies.samples import asking, gradients_of, output_of, part
+from zcpipe.proxies.samples import asking, gradients_of, output_of, part, require_gradient
 
 PAPER = (
     "Tybl & Neumann, Training-free Neural Architecture Search through Variance of Knowledge of Deep Network Weights, "
@@ -49,7 +49,7 @@ def vkdnw(network: Network) -> list[float]:
         are not finite.
 
     Raises:
-        UnsupportedError: the network has no parameters, or its output is not [N, classes].
+        UnsupportedError: the network has no parameters, its output does not depend on them or is not [N, classes].
     """
     logits, jacobian = output_jacobian(network)
     if not (np.isfinite(logits).all() and np.isfinite(jacobian).all()):
@@ -110,8 +110,10 @@ def _agree(first: tuple[Values, Values], together: tuple[Values, Values]) -> boo
 
 
 def _alone(network: Network, parameters: Sequence[Tensor], i: int) -> tuple[Values, Values]:  # [1, K], [1, K, P]
-    with asking(parameters):
-        logits = _logits(output_of(network, part(network.inputs, slice(i, i + 1))))
+    everything = [parameter for parameter in network.model.parameters() if parameter.is_floating_point()]
+    with asking(everything):  # an output that depends on later parameters only is one all the same
+        logits = _logits(output_of(network, part(network.inputs, slice(i, i + 1))), 1)
+        require_gradient(logits, "output")
         rows = [
             torch.stack([gradient.flatten()[0] for gradient in gradients_of(logit, parameters, keep_graph=True)])
             for logit in logits[0].unbind()
@@ -132,7 +134,7 @@ def _together(network: Network, parameters: Sequence[Tensor]) -> tuple[Values, V
         for parameter, effect, shift in zip(parameters, effects, shifts, strict=True):
             handles.append(owners[id(parameter)][0].register_forward_hook(_shifted(effect, shift)))
         with torch.enable_grad():
-            logits = _logits(output_of(network, network.inputs))
+            logits = _logits(output_of(network, network.inputs), samples)
             rows = [torch.stack(gradients_of(column, shifts, keep_graph=True), -1) for column in logits.sum(0).unbind()]
     except _UnknownLayoutError:
         return None
@@ -143,7 +145,7 @@ def _together(network: Network, parameters: Sequence[Tensor]) -> tuple[Values, V
 
 
 class _UnknownLayoutError(Exception):
-    """A layer's first dimension is not the batch's."""
+    """A layer is not called with the whole batch as its rule expects it."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class _Effect:
     """How the first element of a parameter enters the first channel of a module's output: times ``factor``, added."""
 
     channels: int  # which dimension of the output
+    dimensions: int  # of the input at least, the batch's included
     factor: Callable[[Tensor], Tensor | float]  # of the module's input; as the output's first channel
 
 
@@ -160,24 +163,25 @@ def _effect(module: nn.Module, name: str) -> _Effect | None:
     if kind.forward not in (nn.Conv2d.forward, nn.Linear.forward, nn.BatchNorm2d.forward, nn.LayerNorm.forward):
         return None
     channels = -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+    dimensions = 4 if isinstance(module, nn.Conv2d) else 2
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
         return None
     if name == "bias":
-        return _Effect(channels, lambda x: 1.0)
+        return _Effect(channels, dimensions, lambda x: 1.0)
     if isinstance(module, nn.Conv2d):
         known = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return _Effect(channels, lambda x: _first_tap(module, x)) if known else None
+        return _Effect(channels, dimensions, lambda x: _first_tap(module, x)) if known else None
     if isinstance(module, nn.Linear):
-        return _Effect(channels, lambda x: x[..., 0])
+        return _Effect(channels, dimensions, lambda x: x[..., 0])
     if isinstance(module, nn.LayerNorm):
-        return _Effect(channels, lambda x: F.layer_norm(x, module.normalized_shape, eps=module.eps)[..., 0])
+        return _Effect(channels, dimensions, lambda x: F.layer_norm(x, module.normalized_shape, eps=module.eps)[..., 0])
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return None
     mean, variance = module.running_mean, module.running_var
     if mean is None or variance is None:
         return None
     scale = (variance[0] + module.eps).rsqrt()
-    return _Effect(channels, lambda x: (x[:, 0] - mean[0]) * scale)
+    return _Effect(channels, dimensions, lambda x: (x[:, 0] - mean[0]) * scale)
 
 
 def _first_tap(conv: nn.Conv2d, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, H', W']
@@ -197,7 +201,8 @@ def _shifted(effect: _Effect, shift: Tensor) -> Callable[[nn.Module, tuple[Tenso
     """Return a hook that makes a module's output depend on its parameter's shift in each sample."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if output.shape[0] != shift.shape[0]:
+        # A layer that takes samples one by one has other dimensions where its rule looks for the batch and channels.
+        if not args or args[0].ndim < effect.dimensions or output.shape[0] != shift.shape[0]:
             raise _UnknownLayoutError
         factor = effect.factor(args[0].detach())
         result: Tensor = _Shift.apply(output, shift, factor, effect.channels)  # type: ignore[no-untyped-call]
@@ -221,9 +226,9 @@ class _Shift(torch.autograd.Function):
         return grad, effect.flatten(1).sum(1) if effect.ndim > 1 else effect, None, None
 
 
-def _logits(output: Tensor) -> Tensor:  # [N, K]
-    if output.ndim != 2:
-        raise UnsupportedError(f"outputs must be [N, classes], got shape {tuple(output.shape)}")
+def _logits(output: Tensor, samples: int) -> Tensor:  # [N, K]
+    if output.ndim != 2 or len(output) != samples:
+        raise UnsupportedError(f"outputs must be [{samples}, classes], got shape {tuple(output.shape)}")
     return output
 
 

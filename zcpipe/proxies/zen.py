@@ -59,8 +59,13 @@ def features(network: Network, inputs: Sequence[Tensor], on_norm: OnNorm) -> Ten
         UnsupportedError: none of either ran, or it saw a part of the samples only.
     """
     found: dict[bool, Tensor] = {}  # by whether it entered a pool
+
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        entered = (*arguments, *named.values())[0]
+        found[isinstance(module, _POOLS)] = entered.clone()  # the network may go on to compute in it
+
     handles = [
-        module.register_forward_pre_hook(lambda m, arguments: found.update({isinstance(m, _POOLS): arguments[0]}))
+        module.register_forward_pre_hook(keep, with_kwargs=True)
         for module in network.model.modules()
         if isinstance(module, (*_POOLS, nn.Linear))
     ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, total
 from zcpipe.proxies.samples import part, weights_of
 
@@ -33,12 +33,12 @@ def zico(network: Network) -> Values:  # [layers]
         One number per layer, NaN where a gradient is not finite.
 
     Raises:
-        UsageError: fewer than two samples, or no targets.
-        UnsupportedError: the network has no layers.
+        UsageError: no targets.
+        UnsupportedError: fewer than two samples, or the network has no layers.
     """
     samples = network.inputs[0].shape[0]
     if samples < 2:
-        raise UsageError(f"zico compares the two halves of a batch, got {samples} sample")
+        raise UnsupportedError(f"zico needs two samples or more, one for each half of the batch, got {samples}")
     half = samples // 2
     weights = weights_of(network)
     first, second = (_gradients(network, weights, samples) for samples in (slice(None, half), slice(half, None)))

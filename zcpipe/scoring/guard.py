@@ -6,12 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zcpipe.errors import UsageError
 
-# These write their buffers only while they track running statistics, which a pass switches off.
-_STOCK_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INHERITED = object()  # stands for a flag that the module's class has and the module has not
 _Attribute = tuple[nn.Module, str, object]
 
@@ -39,9 +37,8 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     flags = _flags(parts, ("inplace", "track_running_stats") if training else ("inplace",))
     wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
     # Forwards write to buffers, and put others in their place.
-    holders = [module for module in parts if module._buffers and type(module) not in _STOCK_NORMS]
-    buffers = [(module, dict(module._buffers)) for module in holders]
-    contents = [(b, b.clone()) for _, held in buffers for b in held.values() if b is not None]
+    buffers = [(module, dict(module._buffers)) for module in parts if module._buffers]
+    contents = _Contents([b for _, held in buffers for b in held.values() if b is not None])
     random_state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(0)
@@ -58,29 +55,69 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
         for module, held in buffers:
             module._buffers.clear()
             module._buffers.update(held)
-        with torch.no_grad():
-            for buffer, saved in contents:
-                if not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
+        contents.put_back()
         torch.set_rng_state(random_state)
+
+
+class _Contents:
+    """What tensors hold, to be put back where it has changed.
+
+    A network has a few small buffers for each batch norm; vectors, and scalars, are copied and compared as one. Their
+    versions would not tell: batch norm writes to its running statistics without counting that.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        kinds: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.ndim, tensor.dtype, tensor.device), []).append(tensor)
+        self._saved = [
+            (part, _joined(part))
+            for (ndim, _, device), alike in kinds.items()
+            if device.type != "meta"  # which holds nothing
+            for part in ([alike] if ndim <= 1 else [[tensor] for tensor in alike])
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Write what was there to the tensors that hold something else."""
+        for tensors, saved in self._saved:
+            if torch.equal(_joined(tensors), saved):
+                continue
+            for tensor, content in zip(tensors, torch.split(saved, [_rows(t) for t in tensors]), strict=True):
+                if not torch.equal(tensor, content.view_as(tensor)):
+                    tensor.copy_(content.view_as(tensor))
+
+
+@torch.no_grad()
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Return a copy of some vectors or scalars in one, or of a single tensor."""
+    return torch.cat(tensors) if tensors[0].ndim else torch.stack(tensors)
+
+
+def _rows(tensor: Tensor) -> int:
+    return len(tensor) if tensor.ndim else 1
 
 
 def _flags(modules: Collection[nn.Module], names: Collection[str]) -> list[_Attribute]:
     """Return the flags that a pass switches off, wherever a module or its class has one; properties are left alone."""
     flags: list[_Attribute] = []
+    kinds = set(map(type, modules))
     for name in names:
         # Asking nn.Module for an attribute that it lacks is slow; few classes have one of these of their own.
-        classes = {kind for kind in set(map(type, modules)) if isinstance(getattr(kind, name, None), bool)}
+        classes = {kind for kind in kinds if isinstance(getattr(kind, name, None), bool)}
         for module in modules:
-            value = vars(module).get(name, _INHERITED if type(module) in classes else None)
-            if isinstance(value, bool) or value is _INHERITED:
+            value = vars(module).get(name, _INHERITED)
+            if value is True or value is False or (value is _INHERITED and type(module) in classes):
                 flags.append((module, name, value))
     return flags
 
 
 def _set(attributes: Iterable[_Attribute]) -> None:
     for module, name, value in attributes:
+        own = vars(module)
         if value is _INHERITED:
-            vars(module).pop(name, None)
-        elif getattr(module, name) is not value:  # most are right already, and nn.Module is slow to set them
+            own.pop(name, None)
+        elif name in own:
+            own[name] = value  # nn.Module is slow to set what is no parameter, buffer or module
+        elif getattr(module, name) is not value:
             setattr(module, name, value)

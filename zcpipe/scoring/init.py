@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 
-_Streams = Callable[[str], Stream]  # the stream of a layer's parameter, by the parameter's name
-_Rule = Callable[[Any, _Streams], None]  # fills a layer's own parameters
+_Filler = Callable[[Stream, Tensor], object]  # fills a parameter from a stream of its own
+_Fillers = Mapping[str, _Filler | float]  # by the parameter's name; or the number that fills it
+_Rule = Callable[[Any], _Fillers]  # of a layer
 _Rules = tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...]  # the first that fits a layer counts
-_Layers = Sequence[tuple[str, nn.Module, _Rule | None]]
+_Layers = Sequence[tuple[str, nn.Module, _Fillers]]
 
 
 def initialise(
@@ -32,7 +33,8 @@ def initialise(
     """Give a model random weights, in place, and return it.
 
     A model on the meta device receives memory first. Every tensor is a function of (seed, space, scope, repeat,
-    parameter name) and the recipe alone. Parameters of layers that the recipe has no rule for keep their values.
+    parameter name) and the recipe alone. Parameters that the recipe has no rule for keep their values: those of other
+    layers, and what a layer's weight is computed from where it is no parameter (weight norm, spectral norm).
 
     Args:
         model: the network; changed in place.
@@ -41,7 +43,7 @@ def initialise(
             ``kaiming_normal``: convolutions and linear layers get normals of standard deviation sqrt(2 / fan_in), their
             biases 0; norm layers get weight 1 and bias 0, as AZ-NAS does.
 
-            ``normal``: the same with standard deviation 1, as Zen-NAS does.
+            ``normal``: the same with standard deviation 1, as Zen-NAS does, and so for transposed convolutions.
 
             ``default``: the distributions of torch's own constructors. Convolutions (transposed ones, too) and linear
             layers get weights and biases uniform between -1 and 1, divided by sqrt(fan_in); norm layers weight 1 and
@@ -51,16 +53,19 @@ def initialise(
         scope: what shares weights: the architecture's key.
         repeat: number of the repetition.
         device: where the model is moved to, or made if it is on the meta device; by default it stays (meta: the CPU).
-        strict: refuse parameters that no rule fills also where they have values.
+        strict: refuse floating-point parameters that no rule fills also where they have values.
 
     Raises:
-        UsageError: there is no such recipe; or the model holds a parameter that no rule fills, or on the meta device a
-            buffer, and `strict` is set or the model is on the meta device.
+        UsageError: there is no such recipe; the model was made in ``torch.inference_mode``; or it holds a parameter
+            that no rule fills, or on the meta device a buffer, and `strict` is set or it is on the meta device. Nothing
+            has changed then.
     """
     if init not in _RECIPES:
         raise unknown_name("init", init, _RECIPES)
-    layers = [(name, layer, _rule(layer, _RECIPES[init])) for name, layer in model.named_modules()]
+    layers = [(name, layer, _fillers(layer, _RECIPES[init])) for name, layer in model.named_modules()]
     parameters = [p for _, layer, _ in layers for p in layer._parameters.values() if p is not None]
+    if not torch.is_inference_mode_enabled() and any(map(_is_of_inference_mode, parameters)):
+        raise UsageError("parameters made in torch.inference_mode() cannot be drawn anew; make the model outside it")
     target = None if device is None else torch.device(device)
     on_meta = any(parameter.is_meta for parameter in parameters)
     if strict or on_meta:
@@ -70,93 +75,107 @@ def initialise(
         model.to_empty(device=target or "cpu")
     elif target is not None and any(parameter.device != target for parameter in parameters):
         model.to(target)
-    # Attention comes last: it has a word in its projection's bias.
-    layers.sort(key=lambda named: isinstance(named[1], nn.MultiheadAttention))
-
-    def streams_of(layer: str) -> _Streams:
-        return lambda parameter: Stream.of(seed, space, scope, repeat, f"{parameter}:{layer}")
-
     with torch.no_grad():
-        for name, layer, rule in layers:
-            if rule is not None:
-                rule(layer, streams_of(name))
+        for name, layer, fillers in layers:
+            for own, fill in fillers.items():
+                parameter = layer._parameters.get(own)
+                if parameter is None:
+                    continue
+                if isinstance(fill, float):
+                    parameter.fill_(fill)
+                else:
+                    fill(Stream.of(seed, space, scope, repeat, f"{own}:{name}"), parameter)
             if on_meta and hasattr(layer, "reset_running_stats"):
                 layer.reset_running_stats()
     return model
 
 
-def _kaiming_normal(layer: Any, stream: _Streams) -> None:  # noqa: ANN401 - layers have what their type has
-    stream("weight").normal_(layer.weight).mul_(math.sqrt(2.0 / _fan_in(layer.weight)))
-    _fill(layer.bias, 0.0)
+def _is_of_inference_mode(parameter: Tensor) -> bool:
+    try:
+        _ = parameter._version  # what `is_inference` says changes with the parameter's data, this does not
+    except RuntimeError:
+        return True
+    return False
 
 
-def _standard_normal(layer: Any, stream: _Streams) -> None:  # noqa: ANN401
-    stream("weight").normal_(layer.weight)
-    _fill(layer.bias, 0.0)
+def _uniform(bound: float) -> _Filler:
+    return lambda stream, parameter: stream.uniform_(parameter).mul_(bound)
 
 
-def _torchs_uniform(layer: Any, stream: _Streams) -> None:  # noqa: ANN401
-    fan_in = _fan_in(layer.weight)
-    _uniform(layer, ("weight", "bias"), 1.0 / math.sqrt(fan_in) if fan_in else 0.0, stream)
+def _standard_normal(stream: Stream, parameter: Tensor) -> None:
+    stream.normal_(parameter)
 
 
-def _identity(norm: Any, stream: _Streams) -> None:  # noqa: ANN401
-    _fill(norm.weight, 1.0)
-    _fill(getattr(norm, "bias", None), 0.0)  # RMSNorm has none
+def _by_fan_in(stream: Stream, weight: Tensor) -> None:
+    stream.normal_(weight).mul_(math.sqrt(2.0 / math.prod(weight.shape[1:])))
 
 
-def _embedding(layer: Any, stream: _Streams) -> None:  # noqa: ANN401
-    stream("weight").normal_(layer.weight)
-    if layer.padding_idx is not None:
-        layer.weight[layer.padding_idx] = 0.0
+def _kaiming_normal(_: Any) -> _Fillers:  # noqa: ANN401 - layers have what their type has
+    return {"weight": _by_fan_in, "bias": 0.0}
 
 
-def _recurrent(layer: Any, stream: _Streams) -> None:  # noqa: ANN401
-    _uniform(layer, layer._parameters, 1.0 / math.sqrt(layer.hidden_size), stream)
+def _normal(_: Any) -> _Fillers:  # noqa: ANN401
+    return {"weight": _standard_normal, "bias": 0.0}
 
 
-def _attention(layer: Any, stream: _Streams) -> None:  # noqa: ANN401
-    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        if getattr(layer, name) is not None:
-            _uniform(layer, (name,), math.sqrt(6.0 / sum(getattr(layer, name).shape)), stream)
-    if layer.in_proj_bias is not None:
-        _fill(layer.in_proj_bias, 0.0)
-        _fill(layer.out_proj.bias, 0.0)
-    for name in ("bias_k", "bias_v"):
-        if getattr(layer, name) is not None:
-            stream(name).normal_(getattr(layer, name)).mul_(1.0 / math.sqrt(layer.embed_dim))
+def _torchs_uniform(layer: Any) -> _Fillers:  # noqa: ANN401
+    fan_in = math.prod(layer.weight.shape[1:])
+    fill = _uniform(1.0 / math.sqrt(fan_in) if fan_in else 0.0)
+    return {"weight": fill, "bias": fill}
 
 
-def _prelu(layer: Any, stream: _Streams) -> None:  # noqa: ANN401
-    _fill(layer.weight, layer.init)
+def _attentions_output(layer: Any) -> _Fillers:  # noqa: ANN401
+    return {**_torchs_uniform(layer), "bias": 0.0}
 
 
-def _fan_in(weight: Tensor) -> int:
-    return math.prod(weight.shape[1:])
+def _identity(_: Any) -> _Fillers:  # noqa: ANN401
+    return {"weight": 1.0, "bias": 0.0}
 
 
-def _uniform(layer: nn.Module, names: Iterable[str], bound: float, stream: _Streams) -> None:
-    for name in names:
-        parameter = layer._parameters[name]
-        if parameter is not None:
-            stream(name).uniform_(parameter).mul_(bound)
+def _embedding(layer: Any) -> _Fillers:  # noqa: ANN401
+    def fill(stream: Stream, weight: Tensor) -> None:
+        stream.normal_(weight)
+        if layer.padding_idx is not None:
+            weight[layer.padding_idx] = 0.0
+
+    return {"weight": fill}
 
 
-def _fill(parameter: Tensor | None, value: float) -> None:
-    if parameter is not None:
-        parameter.fill_(value)
+def _recurrent(layer: Any) -> _Fillers:  # noqa: ANN401
+    cell = isinstance(layer, nn.RNNCellBase)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if cell else layer._flat_weights_names
+    return dict.fromkeys(names, _uniform(1.0 / math.sqrt(layer.hidden_size)))
+
+
+def _attention(layer: Any) -> _Fillers:  # noqa: ANN401
+    def by_both_fans(stream: Stream, weight: Tensor) -> None:
+        stream.uniform_(weight).mul_(math.sqrt(6.0 / sum(weight.shape)))
+
+    def bias(stream: Stream, vector: Tensor) -> None:
+        stream.normal_(vector).mul_(1.0 / math.sqrt(layer.embed_dim))
+
+    weights = dict.fromkeys(("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), by_both_fans)
+    return {**weights, "in_proj_bias": 0.0, "bias_k": bias, "bias_v": bias}
+
+
+def _prelu(layer: Any) -> _Fillers:  # noqa: ANN401
+    return {"weight": float(layer.init)}
 
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
-_OTHER_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 _RECIPES: dict[str, _Rules] = {
+    # None for transposed convolutions: how many inputs meet in an output depends on the stride.
     "kaiming_normal": ((_WEIGHTED, _kaiming_normal), (_NORMS, _identity)),
-    "normal": ((_WEIGHTED, _standard_normal), (_NORMS, _identity)),
+    "normal": ((_WEIGHTED + _TRANSPOSED, _normal), (_NORMS, _identity)),
     "default": (
+        ((nn.modules.linear.NonDynamicallyQuantizableLinear,), _attentions_output),
         (_WEIGHTED + _TRANSPOSED, _torchs_uniform),
-        (_NORMS + _OTHER_NORMS, _identity),
+        (_NORMS, _identity),
         ((nn.Embedding, nn.EmbeddingBag), _embedding),
         ((nn.RNNBase, nn.RNNCellBase), _recurrent),
         ((nn.MultiheadAttention,), _attention),
@@ -165,20 +184,25 @@ _RECIPES: dict[str, _Rules] = {
 }
 
 
-def _rule(layer: nn.Module, rules: _Rules) -> _Rule | None:
+def _fillers(layer: nn.Module, rules: _Rules) -> _Fillers:
     if not layer._parameters:
-        return None
-    return next((rule for types, rule in rules if isinstance(layer, types)), None)
+        return {}
+    rule = next((rule for types, rule in rules if isinstance(layer, types)), None)
+    return {} if rule is None else rule(layer)
 
 
 def _require_rules(layers: _Layers) -> None:
-    """Refuse parameters that `initialise` would leave as they are; the first such layer is named."""
-    for name, module, rule in layers:
-        if rule is None and any(parameter is not None for parameter in module._parameters.values()):
-            raise UsageError(
-                f"no initialisation rule for layer {name!r} of type {type(module).__name__}; "
-                "give the model weights of its own and score it with zcpipe.score"
-            )
+    """Refuse parameters that `initialise` would leave as they are; the first one is named."""
+    filled = {id(layer._parameters.get(own)) for _, layer, fillers in layers for own in fillers}
+    for name, layer, _ in layers:
+        for own, parameter in layer._parameters.items():
+            if parameter is None or id(parameter) in filled:
+                continue
+            if parameter.is_floating_point() or parameter.is_complex() or parameter.is_meta:
+                raise UsageError(
+                    f"no initialisation rule for parameter {own!r} of layer {name!r} of type {type(layer).__name__}; "
+                    "give the model weights of its own and score it with zcpipe.score"
+                )
 
 
 def _refuse_empty_buffers(layers: _Layers) -> None:
