@@ -216,3 +216,17 @@ def test_nan_in_the_network_fails_the_proxies_not_the_call():
     scores = zcpipe.score(model, images(), LABELS, "snip,params")
     assert scores.status == "error"
     assert scores.failures[0].kind == "nonfinite"
+
+
+def test_parameters_are_counted_where_no_forward_can_count_the_rest():
+    class OwnTensor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.scale = nn.Linear(768, 4), torch.ones(4)  # no buffer: stays behind on the CPU
+
+        def forward(self, x):
+            return self.head(x.flatten(1)) * self.scale
+
+    scores = zcpipe.score(OwnTensor(), images(), proxies="params,macs")
+    assert scores["params"] == 768 * 4 + 4
+    assert scores["macs"] is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,6 @@ from zcpipe.scoring.plan import Group, Pass, plan
 from zcpipe.scoring.plan import Protocol as PlanProtocol
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.sweeps import sweep
-from zcpipe.spaces.base import Size
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,20 @@ class Batch:
 
     inputs: Sequence[Tensor]
     targets: Tensor | None = None
+
+
+class Counted(Protocol):
+    """How large an architecture is; see `zcpipe.spaces.base.Size`."""
+
+    @property
+    def params(self) -> int:
+        """Independent scalars of all weights and biases."""
+        ...
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one input."""
+        ...
 
 
 class Subject(Protocol):
@@ -57,8 +70,8 @@ class Subject(Protocol):
         """Return the probe of a block, of its output's shape and layout."""
         ...
 
-    def size(self) -> Size:
-        """Count parameters and multiply-accumulates."""
+    def size(self) -> Counted:
+        """Count parameters and multiply-accumulates, at the latest when they are read."""
         ...
 
 
@@ -208,9 +221,26 @@ def _each(
     return BlockResult(values, errors)
 
 
-def _count(proxies: Sequence[Proxy], size: Callable[[], Size], result: Measurement) -> None:
-    counted = size()
-    counts = {"params": np.array(counted.params), "macs": np.array(counted.macs)}
+class _Counts(Mapping[str, NDArray[np.float64]]):
+    """What proxies of counts read, each counted when it is asked for: a failure costs those that ask."""
+
+    def __init__(self, size: Counted) -> None:
+        self._size = size
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in ("params", "macs"):
+            raise KeyError(name)
+        return np.array(getattr(self._size, name), dtype=np.float64)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", "macs"))
+
+    def __len__(self) -> int:
+        return 2
+
+
+def _count(proxies: Sequence[Proxy], size: Callable[[], Counted], result: Measurement) -> None:
+    counts = _Counts(size())
     for proxy in proxies:
         _reduce(proxy, counts, result)
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,11 +21,10 @@ from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
 from zcpipe.scoring.blocks import ProbeSource
 from zcpipe.scoring.init import initialise
 from zcpipe.scoring.layers import unknown_layers
-from zcpipe.scoring.measure import Batch, Failure, Measurement, measure, philox_probes, status_of
+from zcpipe.scoring.measure import Batch, Counted, Failure, Measurement, measure, philox_probes, status_of
 from zcpipe.scoring.network import Loss
 from zcpipe.scoring.plan import Protocol, statistics_of
-from zcpipe.scoring.size import count
-from zcpipe.spaces.base import Size
+from zcpipe.scoring.size import count_macs, count_params
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,9 +194,27 @@ class _Given:
         """Return the probe given, or drawn."""
         return self._probe(block, output)
 
-    def size(self) -> Size:
+    def size(self) -> Counted:
+        """Return the model, counted when it is asked."""
+        return _Size(self._model, self._batch.inputs)
+
+
+class _Size:
+    """Counts of a model; see `zcpipe.scoring.measure.Counted`."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self._model = model
+        self._inputs = inputs
+
+    @property
+    def params(self) -> int:
+        """Count what the model holds."""
+        return count_params(self._model)
+
+    @cached_property
+    def macs(self) -> int:
         """Count on the meta device."""
-        return count(self._model, self._batch.inputs)
+        return count_macs(self._model, self._inputs)
 
 
 def _scores(proxies: Sequence[Proxy], result: Measurement, blocks: Sequence[str]) -> Scores:
