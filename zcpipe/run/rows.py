@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from zcpipe.errors import CapabilityError
+from zcpipe.errors import CapabilityError, is_out_of_memory
 from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit, architectures
 from zcpipe.scoring.columns import COUNTS
-from zcpipe.scoring.measure import is_out_of_memory
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, get_space
 from zcpipe.table.schema import package_version

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import UnsupportedError, UsageError
+from zcpipe.errors import UnsupportedError, UsageError, is_out_of_memory
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recipe, Statistic, WeightStatistic
 from zcpipe.scoring.absolute import absolute_gradients
@@ -248,6 +248,8 @@ def _count(proxies: Sequence[Proxy], size: Callable[[], Counted], result: Measur
 def _reduce(proxy: Proxy, values: Mapping[str, NDArray[np.float64]], result: Measurement) -> None:
     try:
         score = float(proxy.reduce(values))
+    except UsageError:
+        raise
     except Exception as error:
         result.failures.append(_failure(proxy, error))
         return
@@ -278,8 +280,3 @@ def _failure(proxy: Proxy, error: Exception) -> Failure:
     if isinstance(error, UnsupportedError):
         return Failure(proxy.name, "unsupported", reason)
     return Failure(proxy.name, kind, f"{type(error).__name__}: {reason}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out; torch's CPU allocator says so only in its message."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
