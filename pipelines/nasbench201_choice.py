@@ -15,34 +15,53 @@ from zcpipe import get_space
 from zcpipe.proxies import groups
 from zcpipe.rank import Named, correlate, leave_one_out, log_rank, ranks
 from zcpipe.rank.population import correlate_columns
+from zcpipe.spaces.classes import key_classes
+from zcpipe.spaces.permutation import permuted
 
-CHOSEN = 700  # cells that a recipe is chosen on: the first draws of the space's sample
+CHOSEN = 700  # cells that a recipe is chosen on: representatives of the first keys of a permutation
 GAIN = 0.001  # of Kendall's tau that one more proxy must bring
+WIDTH, MOST = 15, 5  # of the search: recipes kept at each size, and proxies in a recipe
+# What AZ-NAS's one pass gives, and counts.
+ONE_PASS = (
+    *("params", "expressivity", "progressivity", "trainability"),
+    *("stage_expressivity", "num_layers"),
+)
 
 
 def choose(population: Population, chosen: int, seed: int) -> dict[str, Any]:
-    """Choose a recipe on the first draws, and judge it where no key is among theirs.
+    """Choose recipes on one cell each of some keys, and judge them on all cells of other keys.
+
+    Keys are drawn, not cells: half of all cells share a key with 700 random cells, since light keys have many members,
+    and what is left would be another space.
 
     Returns:
-        ``path``: what forward selection added and the tau it reached on the chosen cells; ``candidates`` and
-        ``passed_over``: what it chose from, and why not from others; ``judged``: the frozen recipe and its rivals on
-        the other cells.
+        ``path``: the best recipe of each size out of one pass, and its tau on the chosen cells; ``candidates`` and
+        ``passed_over``: what could be chosen from, and why not from others; ``judged``: the recipe, the best out of any
+        passes and their rivals on the other cells.
     """
     space = get_space("nasbench201")
-    listed = [space.index(space.sample(seed, i)) for i in range(chosen)]
+    representatives = key_classes(space).representative
+    draws = (permuted(len(representatives), seed, "nasbench201:keys", i) for i in range(chosen))
+    listed = [int(representatives[draw]) for draw in draws]
     here = np.isin(population.index, listed)
     cells, others = population.cut(here), population.cut(~np.isin(population.keys, population.keys[here]))
     names, passed_over = candidates(cells)
-    path = forward_selection(cells, names)
-    recipe = [name for name, _ in path]
+    path = best_recipes(cells, [name for name in names if name in ONE_PASS])
+    recipe = path[-1][0]
     four = groups()["aznas"]
-    rivals = {"chosen": recipe, "aznas": four, "aznas and synflow": (*four, "synflow"), "params": ("params",)}
+    rivals = {
+        "chosen": recipe,
+        "chosen out of any passes": best_recipes(cells, names)[-1][0],
+        "aznas": four,
+        "aznas and synflow": (*four, "synflow"),
+        "params": ("params",),
+    }
     return {
         "chosen_on": len(cells.index),
         "judged_on": len(others.index),
         "candidates": names,
         "passed_over": passed_over,
-        "path": [{"added": name, "kendall": tau} for name, tau in path],
+        "path": [{"recipe": list(names), "kendall": tau} for names, tau in path],
         "judged": {name: judge(others, of) for name, of in rivals.items() if set(of) <= set(others.columns) and of},
     }
 
@@ -66,16 +85,19 @@ def candidates(cells: Population) -> tuple[list[str], dict[str, str]]:
     return names, passed_over
 
 
-def forward_selection(cells: Population, names: Sequence[str]) -> list[tuple[str, float]]:
-    """Add the proxy that raises the aggregate's tau most, of equals the first, until none raises it by `GAIN`."""
-    path: list[tuple[str, float]] = []
-    while len(path) < len(names):
-        taken = [name for name, _ in path]
-        taus = {name: _tau(cells, [*taken, name]) for name in names if name not in taken}
-        best = max(taus, key=lambda name: taus[name])
-        if taus[best] < (path[-1][1] + GAIN if path else -1):
+def best_recipes(cells: Population, names: Sequence[str]) -> list[tuple[tuple[str, ...], float]]:
+    """Search for the log-rank recipe of highest tau, size by size, until one more proxy brings less than `GAIN`."""
+    path: list[tuple[tuple[str, ...], float]] = []
+    kept: list[tuple[str, ...]] = [()]
+    while len(path) < MOST:
+        larger = dict.fromkeys(
+            tuple(sorted((*recipe, name))) for recipe in kept for name in names if name not in recipe
+        )
+        taus = {recipe: _tau(cells, recipe) for recipe in larger}
+        kept = sorted(taus, key=lambda recipe: (-taus[recipe], recipe))[:WIDTH]
+        if not kept or taus[kept[0]] < (path[-1][1] + GAIN if path else -1):
             break
-        path.append((best, taus[best]))
+        path.append((kept[0], taus[kept[0]]))
     return path
 
 

@@ -4,7 +4,7 @@
 
 Scores all 15,625 cells with the static, cheap and second-order proxies on real images (given --images), again with
 noise and under the fused protocol what differs there, and 1,000 cells with the per-sample ones; correlates all of it
-with trained accuracies; chooses a log-rank recipe by forward selection on 700 cells and judges it on cells that share
+with trained accuracies; chooses a log-rank recipe on 700 cells and judges it on cells that share
 no key with those. Writes docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
 
 Every stage is kept under --out and not repeated: a table that is complete there is used as it is, whoever made it.
@@ -99,9 +99,9 @@ def cases(asked: str, images: str | None, sample: int | None, further: int | Non
     found = [Case(first, "paper", _names(whole), sample), Case(first, "fused", _names([*counts, *changed]), rest)]
     if images:
         found.insert(1, Case("noise", "paper", _names([*counts, *reading]), rest))
-    cells = min(PER_SAMPLE, sample or PER_SAMPLE)
-    inputs = (first, "noise") if images else (first,)
-    return found + [Case(kind, "paper", small, cells, "-per-sample") for kind in inputs if slow]
+    if slow:
+        found.append(Case(first, "paper", small, min(PER_SAMPLE, sample or PER_SAMPLE), "-per-sample"))
+    return found
 
 
 def _names(proxies: Sequence[Proxy]) -> tuple[str, ...]:
@@ -154,8 +154,8 @@ def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[s
         result["choice"] = study.stage(
             kept / f"{case.name}-choice.json", inputs, lambda: choose(population, chosen, SEED)
         )
-        steps = ", ".join(f"+ {step['added']} {step['kendall']:.4f}" for step in result["choice"]["path"])
-        print(f"{case.name}, chosen on {result['choice']['chosen_on']} cells: {steps}")
+        last = result["choice"]["path"][-1]
+        print(f"{case.name}, chosen on {result['choice']['chosen_on']} cells: {', '.join(last['recipe'])}")
     return result
 
 

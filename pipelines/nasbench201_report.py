@@ -139,12 +139,13 @@ def _choice(name: str, choice: dict[str, Any]) -> list[str]:
         "",
         f"## An aggregate chosen on {choice['chosen_on']} cells: {name}",
         "",
-        "Forward selection of a log-rank recipe by Kendall's tau on those cells alone:",
+        "One cell each of as many keys. The best log-rank recipes of each size out of AZ-NAS's one pass and counts, by",
+        "Kendall's tau on those cells alone:",
         "",
-        "| step | added | Kendall on them |",
-        "|---|---|---|",
+        "| recipe | Kendall on them |",
+        "|---|---|",
     ]
-    lines += [f"| {n} | {step['added']} | {_number(step['kendall'])} |" for n, step in enumerate(choice["path"], 1)]
+    lines += [f"| {', '.join(step['recipe'])} | {_number(step['kendall'])} |" for step in choice["path"]]
     if choice["passed_over"]:
         lines += ["", f"Not to be chosen: {'; '.join(f'{p} {why}' for p, why in choice['passed_over'].items())}."]
     lines += [
@@ -158,7 +159,8 @@ def _choice(name: str, choice: dict[str, Any]) -> list[str]:
     for recipe, row in choice["judged"].items():
         lost = ", ".join(f"{proxy} {_number(value)}" for proxy, value in row["leave_one_out"].items())
         numbers = " | ".join(_number(row[kind]) for kind in ("kendall", "spearman", "pair_accuracy"))
-        lines.append(f"| {recipe} | {numbers} | {row['n']} | {row['failed']} | {lost or '-'} |")
+        named = f"{recipe}: {', '.join(row['proxies'])}" if recipe.startswith("chosen") else recipe
+        lines.append(f"| {named} | {numbers} | {row['n']} | {row['failed']} | {lost or '-'} |")
     return lines
 
 
@@ -192,7 +194,7 @@ def figure(cases: Cases, path: Path) -> None:
             right.plot(len(taus), judged, "*", color=line.get_color(), label=f"{name}: on other keys")
     left.set_yticks(list(rows.values()), list(rows), fontsize=7)
     left.set(xlabel="|Spearman| with test accuracy", title="proxies and aggregates")
-    right.set(xlabel="proxies in the recipe", ylabel="Kendall tau of the log-rank aggregate", title="forward selection")
+    right.set(xlabel="proxies in the recipe", ylabel="Kendall tau of the log-rank aggregate", title="choosing a recipe")
     right.locator_params(axis="x", integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -24,6 +24,7 @@ class Named:
 
 
 _AZNAS = "Lee & Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search, CVPR 2024"
+_OURS = "zcpipe: chosen on 700 cells of NAS-Bench-201 and frozen (docs/nasbench201_proxies.md)"
 _FOUR = ("expressivity", "progressivity", "trainability", "complexity")
 
 NAMED: Mapping[str, Named] = {
@@ -48,6 +49,18 @@ NAMED: Mapping[str, Named] = {
             "size_regularised",
             ("swap", "params"),
             "Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-fast NAS, ICLR 2024",
+        ),
+        Named(
+            "stages",
+            "logrank",
+            ("expressivity", "num_layers", "params", "stage_expressivity", "trainability"),
+            f"{_OURS}, out of one pass",
+        ),
+        Named(
+            "stages_and_more",
+            "logrank",
+            ("jacob_cov", "meco", "stage_expressivity", "swap", "zen"),
+            f"{_OURS}, out of any passes",
         ),
     )
 }
