@@ -39,11 +39,7 @@ def choose(population: Population, chosen: int, seed: int) -> dict[str, Any]:
         ``passed_over``: what could be chosen from, and why not from others; ``judged``: the recipe, the best out of any
         passes and their rivals on the other cells.
     """
-    space = get_space("nasbench201")
-    representatives = key_classes(space).representative
-    draws = (permuted(len(representatives), seed, "nasbench201:keys", i) for i in range(chosen))
-    listed = [int(representatives[draw]) for draw in draws]
-    here = np.isin(population.index, listed)
+    here = np.isin(population.index, listed(population, chosen, seed))
     cells, others = population.cut(here), population.cut(~np.isin(population.keys, population.keys[here]))
     names, passed_over = candidates(cells)
     path = best_recipes(cells, [name for name in names if name in ONE_PASS])
@@ -64,6 +60,15 @@ def choose(population: Population, chosen: int, seed: int) -> dict[str, Any]:
         "path": [{"recipe": list(names), "kendall": tau} for names, tau in path],
         "judged": {name: judge(others, of) for name, of in rivals.items() if set(of) <= set(others.columns) and of},
     }
+
+
+def listed(population: Population, chosen: int, seed: int) -> list[int]:
+    """Return the representatives of the first keys of a permutation, as far as the population has them."""
+    representatives = key_classes(get_space("nasbench201")).representative
+    keys = len(representatives)
+    drawn = np.array([representatives[permuted(keys, seed, "nasbench201:keys", i)] for i in range(keys)])
+    there = drawn[np.isin(drawn, population.index)]
+    return [int(index) for index in there[:chosen]]
 
 
 def candidates(cells: Population) -> tuple[list[str], dict[str, str]]:
