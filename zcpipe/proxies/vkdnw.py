@@ -6,7 +6,10 @@ at random). In three things this keeps to the Fisher information where the code 
 Jacobian J by the Cholesky factor L of the class covariance S = L L^T where L^T is due, so that its matrix is
 J^T L^T L J instead of J^T S J, which has another spectrum. It works in float32, with a smoothing of 0.05 rounded to
 half precision. And it adds 1e-10 to the sum of the deciles, so that the entropy of a very small spectrum depends on its
-scale. The code returns the number of parameter tensors beside the entropy; ours is the entropy alone.
+scale.
+
+The published single score is the number of layers plus this entropy, which is below ln 9 and so orders networks of one
+depth: alone it orders NAS-Bench-201 hardly at all (Kendall 0.22 on 1,000 cells, with the number 0.62).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, only
+from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values
 from zcpipe.proxies.samples import asking, gradients_of, output_of, part, require_gradient
 
 PAPER = (
@@ -244,10 +247,13 @@ PROXIES = (
         scope="function",
         cost="per-sample",
         recipe=RECIPE,
-        statistics=(CustomStatistic("vkdnw", "nat", "network", vkdnw),),
-        reduce=only("vkdnw"),
-        unit="nat",
-        formula="entropy of the normalised deciles of the Fisher information's singular values over 128 scalars",
+        statistics=(
+            CustomStatistic("vkdnw_entropy", "nat", "network", vkdnw),
+            CustomStatistic("vkdnw_layers", "", "network", lambda network: [float(len(network.layers))]),
+        ),
+        reduce=lambda statistics: float(statistics["vkdnw_layers"][0] + statistics["vkdnw_entropy"][0]),
+        unit="",
+        formula="number of layers + entropy of the deciles of the Fisher information's spectrum, over 128 scalars",
         paper=PAPER,
     ),
 )
