@@ -252,7 +252,10 @@ def test_killed_at_random_moments_and_relaunched(
         process.join()
         wait_for_end(started)
         assert all(len(shard) in (0, 8) for shard in shard_sizes(out))
-    run(spec(), out)
+    run(spec(), out, workers=workers)
+    if workers:  # fresh processes are held to fresh processes: this one has run other tests before
+        run(spec(), tmp_path / "undisturbed", workers=workers)
+        undisturbed = content(tmp_path / "undisturbed")
     differing = [(a, b) for a, b in zip(content(out).to_pylist(), undisturbed.to_pylist(), strict=True) if a != b]
     assert differing == []
     assert not list(out.glob(".*"))
