@@ -50,8 +50,16 @@ def content(out: Path) -> pa.Table:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     out = tmp_path_factory.mktemp("undisturbed") / "table"
-    run(spec(), out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HAZARDS", raising=False)
+        run(spec(), out)
     return content(out)
+
+
+@pytest.fixture(autouse=True)
+def _no_hazards_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tests may run between these in one process."""
+    monkeypatch.delenv("HAZARDS", raising=False)
 
 
 def test_a_run_in_this_process(tmp_path: Path) -> None:
@@ -252,10 +260,7 @@ def test_killed_at_random_moments_and_relaunched(
         process.join()
         wait_for_end(started)
         assert all(len(shard) in (0, 8) for shard in shard_sizes(out))
-    run(spec(), out, workers=workers)
-    if workers:  # fresh processes are held to fresh processes: this one has run other tests before
-        run(spec(), tmp_path / "undisturbed", workers=workers)
-        undisturbed = content(tmp_path / "undisturbed")
+    run(spec(), out)
     differing = [(a, b) for a, b in zip(content(out).to_pylist(), undisturbed.to_pylist(), strict=True) if a != b]
     assert differing == []
     assert not list(out.glob(".*"))
