@@ -34,6 +34,12 @@ class Population:
         inside[np.unique(self.keys, return_index=True)[1]] = True
         return self.cut(inside)
 
+    def failed_last(self) -> Population:
+        """Give what has no score the worst."""
+        worst = {name: -np.inf if way == "higher" else np.inf for name, way in self.directions.items()}
+        filled = {name: np.where(np.isnan(v), worst.get(name, np.nan), v) for name, v in self.columns.items()}
+        return replace(self, columns=filled)
+
 
 def load(table: Table, truth: Path) -> Population:
     """Read counts and proxies of a table, and what is known of its architectures; counts come first."""

@@ -70,18 +70,16 @@ class Case:
         )
 
 
-def cases(asked: str, images: str | None, sample: int | None, further: int | None = None) -> list[Case]:
+def cases(asked: str, images: str | None, sample: int | None) -> list[Case]:
     """Return the tables to make.
 
     The first holds everything, on real images where there are some. Others hold what differs there: with noise, what
-    reads images; fused, what it gives another recipe; second derivatives, the dearest, only in the first. The
-    per-sample proxies have small tables of their own.
+    reads images; fused, what it gives another recipe. The per-sample proxies have a small table of their own.
 
     Args:
         asked: names or groups of proxies.
         images: real images, if any.
         sample: cells of every table, None for all.
-        further: cells of the tables after the first, None for as many.
     """
     proxies = resolve(asked)
     slow = {proxy.name for proxy in proxies if proxy.cost == "per-sample"}
@@ -90,15 +88,13 @@ def cases(asked: str, images: str | None, sample: int | None, further: int | Non
     small = tuple(proxy.name for proxy in proxies if proxy.name in slow | beside)
     whole = [proxy for proxy in proxies if proxy.name not in slow]
     counts = [proxy for proxy in whole if not proxy.statistics]
-    cheap = [proxy for proxy in whole if proxy.statistics and proxy.cost != "second-order"]
-    reading = [proxy for proxy in cheap if proxy.recipe and proxy.recipe.inputs == "data"]
-    changed = [proxy for proxy in cheap if recipe_of(proxy, "fused") != proxy.recipe]
+    passed = [proxy for proxy in whole if proxy.statistics]
+    reading = [proxy for proxy in passed if proxy.recipe and proxy.recipe.inputs == "data"]
+    changed = [proxy for proxy in passed if recipe_of(proxy, "fused") != proxy.recipe]
     first = "data" if images else "noise"
-    rest = further if sample is None or further is None else min(sample, further)
-    rest = sample if rest is None else rest
-    found = [Case(first, "paper", _names(whole), sample), Case(first, "fused", _names([*counts, *changed]), rest)]
+    found = [Case(first, "paper", _names(whole), sample), Case(first, "fused", _names([*counts, *changed]), sample)]
     if images:
-        found.insert(1, Case("noise", "paper", _names([*counts, *reading]), rest))
+        found.insert(1, Case("noise", "paper", _names([*counts, *reading]), sample))
     if slow:
         found.append(Case(first, "paper", small, min(PER_SAMPLE, sample or PER_SAMPLE), "-per-sample"))
     return found
@@ -123,6 +119,7 @@ def correlations(population: Population) -> dict[str, dict[str, dict[str, Any]]]
     found = {}
     for source in {comparison(source): source for source in SOURCES.values()}.values():
         part = population.distinct() if source.distinct else population
+        part = part.failed_last() if source.failed_last else part
         made = available(part.columns)
         rows = correlate_columns(part.columns, part.directions, part.truth[source.target], source.target, made)
         found[comparison(source)] = {row.name: study.without_nan(asdict(row)) for row in rows}
@@ -176,13 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, help="where the page goes; docs, or with --sample the folder of --out")
     parser.add_argument("--batch-size", type=int, default=64, help="images in the batch")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--further", type=int, metavar="N", help="only N cells in the tables after the first")
     parser.add_argument("--sample", type=int, metavar="N", help="only N cells, half of them to choose on: a smoke test")
     options = parser.parse_args(arguments)
     if options.sample is not None and options.sample < 20:
         parser.error(f"--sample needs 20 cells or more, got {options.sample}")
     docs = options.docs or (options.out if options.sample else Path("docs"))
-    planned = cases(options.proxies, options.images, options.sample, options.further)
+    planned = cases(options.proxies, options.images, options.sample)
     results = {case.name: analysed(case, scored(case, options), options) for case in planned}
     docs.mkdir(parents=True, exist_ok=True)
     base = docs / "nasbench201_proxies"

@@ -20,24 +20,29 @@ class Source:
         target: the accuracy it correlates with.
         distinct: it is taken on one cell of each key rather than on all.
         absolute: it gives the absolute value of rho.
+        failed_last: it ranks architectures without a score last, where ours leave them out.
     """
 
     text: str
     target: str = TEST
     distinct: bool = False
     absolute: bool = False
+    failed_last: bool = False
 
 
 def comparison(source: Source) -> str:
     """Name what a source is compared with: a target and a population."""
-    return f"{source.target}, one cell of each key" if source.distinct else source.target
+    population = ", one cell of each key" if source.distinct else ""
+    return source.target + population + (", failed ones last" if source.failed_last else "")
 
 
 SOURCES = {
     "ICLR2021": Source(
         "Abdelfattah et al., ICLR 2021: its notebook, all cells, real images, batch 64; absolute values", absolute=True
     ),
-    "NBSZ": Source("Krishnakumar et al., NAS-Bench-Suite-Zero, 2022: validation accuracy", target=VALIDATION),
+    "NBSZ": Source(
+        "Krishnakumar et al., NAS-Bench-Suite-Zero, 2022: validation accuracy", target=VALIDATION, failed_last=True
+    ),
     "VKDNW": Source(
         "Tybl & Neumann, VKDNW, CVPR 2025, Table 1: re-runs with the authors' codes; compared on one cell of each key",
         distinct=True,
@@ -135,22 +140,19 @@ EXPLANATIONS: dict[str, str] = {
     "weights and batch, so what is left is their batch, their weights (ICLR 2021 has biased convolutions and norms "
     f"without scales) and ours; {_NOISE}",
     "synflow": "every norm is left out; the code of ICLR 2021 keeps those of the two reduction blocks",
-    "jacob_cov": "the 341 cells without a path, for which it is no number, are not ranked here; ranked last, as the "
-    "suites do, they lift rho to 0.681 (0.724 with validation accuracy). Another batch is not the reason (64: +0.01 on "
-    f"300 cells). ICLR 2021's network has biased convolutions and norms without scales; {_NOISE}",
+    "jacob_cov": "ICLR 2021's network has biased convolutions and norms without scales, and is one reason; another "
+    f"batch is none (docs/proxies.md), and the rest is not found; {_NOISE}",
     "epe_nas": _NOISE,
     "grasp": "second derivatives of one small batch; values equal the published code's on the same weights and batch "
-    "(2e-15 of the sum of absolute terms); not measured at batch 64",
+    "(tests/proxies/test_grasp.py); not measured at batch 64",
     "nwot": f"APD's figure is the odd one out (0.743; 0.762 and 0.77 elsewhere); {_NOISE}",
-    "plain": "a sum of terms that cancel, which a batch of 16 determines poorly: on 300 cells rho is -0.02 at 16 "
-    "and -0.16 at 64",
+    "plain": "a sum of terms that cancel, which a batch of 16 determines poorly (docs/proxies.md has another)",
     "grad_norm_global": "fused, it sees images and not the noise that its code takes",
     "zen": "the sources contradict each other (0.103, 0.35, 0.365); values equal NASLib's on its own weights",
     "tenas": "linear_regions saturates at the batch and tells only cells without a path apart, so the "
     "sum of ranks is that of ntk_condition; TE-NAS counts the regions of another, tiny network",
     "aznas": "fused, the four see images in place of noise: progressivity falls from 0.68 to 0.22: the cost of fusing",
-    "vkdnw": "the table was scored when the column held the entropy alone; with the number of layers, as the column is "
-    "now and as the figure is, the same cells give 0.619 / 0.810",
+    "vkdnw": "1,000 cells, one in fifteen",
     "swap": _NOISE,
     "gradsign": "1,000 cells, 16 samples in place of 64; VKDNW quotes the figure of the original paper, whose code "
     "averages over weights where ours sums",

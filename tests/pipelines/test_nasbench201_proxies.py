@@ -133,7 +133,7 @@ def test_differences_are_marked_on_the_terms_of_their_source(study, monkeypatch)
     report, published = study("nasbench201_report"), study("nasbench201_published")
     rows = {
         "cifar10_test_200": {"snip": -0.60, "macs": 0.50},
-        "cifar10_val_200": {"snip": 0.60, "macs": 0.70},
+        "cifar10_val_200, failed ones last": {"snip": 0.60, "macs": 0.70},
         "cifar10_test_200, one cell of each key": {"snip": 0.59, "macs": 0.80},
     }
     assert set(rows) == {published.comparison(source) for source in published.SOURCES.values()}
@@ -189,12 +189,19 @@ def test_each_case_holds_what_differs_there(study):
     names = "swap,linear_regions,ntk_condition,grad_norm,grasp,params"
     assert [(case.name, case.proxies, case.sample) for case in main.cases(names, None, None)] == [
         ("noise-paper", ("swap", "linear_regions", "grad_norm", "grasp", "params"), None),
-        ("noise-fused", ("params", "swap", "linear_regions", "grad_norm"), None),
+        ("noise-fused", ("params", "swap", "linear_regions", "grad_norm", "grasp"), None),
         ("noise-paper-per-sample", ("linear_regions", "ntk_condition"), 1000),
     ]
     assert [(case.name, case.proxies, case.sample) for case in main.cases(names, "npz:images.npz", 50)] == [
         ("data-paper", ("swap", "linear_regions", "grad_norm", "grasp", "params"), 50),
-        ("noise-paper", ("params", "swap", "grad_norm"), 50),
-        ("data-fused", ("params", "swap", "linear_regions", "grad_norm"), 50),
+        ("noise-paper", ("params", "swap", "grad_norm", "grasp"), 50),
+        ("data-fused", ("params", "swap", "linear_regions", "grad_norm", "grasp"), 50),
         ("data-paper-per-sample", ("linear_regions", "ntk_condition"), 50),
     ]
+
+
+def test_suites_that_rank_failures_last_are_compared_so(population):
+    filled = population.failed_last()
+    assert np.isnan(population.columns["snip"]).sum() == 1
+    assert np.isneginf(filled.columns["snip"]).sum() == 1
+    assert (filled.columns["synflow"] == population.columns["synflow"]).all()
