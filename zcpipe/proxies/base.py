@@ -12,12 +12,14 @@ read off one pass is. The kinds of statistics, from the most shared to the most 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -329,3 +331,30 @@ def only(name: str) -> Callable[[Mapping[str, Values]], float]:
 def total(name: str) -> Callable[[Mapping[str, Values]], float]:
     """Return the reduction of a proxy that is the sum of a statistic over its nodes."""
     return lambda statistics: float(np.sum(statistics[name]))
+
+
+def tensor_of(output: object) -> Tensor:  # [N, ...]
+    """Return what a network computes: its output, or the first of several.
+
+    Raises:
+        UsageError: that is no tensor of floats.
+    """
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        what = f"{first.dtype}" if isinstance(first, Tensor) else type(first).__name__
+        raise UsageError(f"the model must return a tensor of floats (or several, the first counts), got {what}")
+    return first
+
+
+@contextmanager
+def asking(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, autograd records and these parameters ask for gradients; afterwards they do as before."""
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, wanted in zip(parameters, before, strict=True):
+            parameter.requires_grad_(wanted)

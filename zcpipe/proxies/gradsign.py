@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, total
-from zcpipe.proxies.samples import asking, gradients_of, loss_of, weights_of
+from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, asking, total
+from zcpipe.proxies.samples import gradients_of, loss_of, weights_of
 from zcpipe.proxies.signs import NotSeparableError, signs_of_batch
 
 PAPER = "Zhang & Jia, GradSign: Model Performance Inference with Theoretical Insights, ICLR 2022"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import available, avg_pool3x3, product_sums
-from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, total
+from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, tensor_of, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
+from zcpipe.spaces.layers import is_avg_pool3x3, is_batch_norm
 
 _CONVOLUTIONS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
@@ -150,11 +151,11 @@ class _Tangents:
             return self._layer(module, lambda x, w: convolve(x, w, None))
         if type(module).forward is nn.Linear.forward and id(weight) in self._places:
             return self._layer(module, F.linear)
-        if _is_batch_norm(module) and available():
+        if is_batch_norm(module) and available():
             return _on_images(partial(_batch_norm, module), _composed_norm(module))
         if type(module) is nn.Hardsigmoid:  # torch knows no second derivative of it
             return lambda x: (x + 3).clamp(0, 6) / 6
-        if _is_avg_pool3x3(module):
+        if is_avg_pool3x3(module):
             return _on_images(lambda x, u: (avg_pool3x3(x), avg_pool3x3(u)), module.forward)
         return _composed_norm(module) if _is_plain_norm(module) else None
 
@@ -348,9 +349,7 @@ def _twice_backward(network: Network, weights: Sequence[Tensor], gradients: Sequ
 def _output(network: Network) -> Tensor:
     # The state in which the pass of the first gradient began: what dropout drops must be the same.
     torch.default_generator.manual_seed(0)
-    output = network.model(*network.inputs)
-    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-    return first
+    return tensor_of(network.model(*network.inputs))
 
 
 def _product_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -393,21 +392,6 @@ def _normalised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
-
-
-def _is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return type(module) is nn.BatchNorm2d and module.training and not module.track_running_stats
-
-
-def _is_avg_pool3x3(module: nn.Module) -> bool:
-    """Whether a module is the pool of cell spaces: 3x3, stride 1, padding 1, padding not counted."""
-    return (
-        type(module) is nn.AvgPool2d
-        and (module.kernel_size, module.stride, module.padding) == (3, 1, 1)
-        and not module.count_include_pad
-        and not module.ceil_mode
-        and module.divisor_override is None
-    )
 
 
 PROXIES = (

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, only
-from zcpipe.proxies.samples import asking, gradients_of, output_of, require_gradient
+from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, asking, only, tensor_of
+from zcpipe.proxies.samples import gradients_of, require_gradient
 
 PAPER = "Chen et al., Neural Architecture Search on ImageNet in Four GPU Hours (TE-NAS), ICLR 2021"
 RECIPE = Recipe(init="kaiming_normal", inputs="data", norm="batch")
@@ -48,10 +48,10 @@ def tangent_kernel(network: Network) -> Values:  # [N, N]
         raise UnsupportedError("the network has no parameter with weight in its name")
     rows = [weight.new_empty(samples, weight.numel(), requires_grad=False) for weight in weights]
     with asking(weights):
-        outputs = output_of(network, network.inputs)
+        outputs = tensor_of(network.model(*network.inputs))
         if outputs.ndim == 0 or len(outputs) != samples:
             raise UnsupportedError(f"outputs must be [{samples}, ...], a row a sample, got {tuple(outputs.shape)}")
-        require_gradient(outputs, "output")
+        require_gradient(outputs)
         for i, output in enumerate(outputs.reshape(samples, -1).sum(1).unbind()):
             gradients = gradients_of(output, weights, keep_graph=i + 1 < samples)
             torch._foreach_copy_([row[i] for row in rows], [gradient.flatten() for gradient in gradients])

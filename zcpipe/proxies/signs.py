@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zcpipe.proxies.base import Network
-from zcpipe.proxies.samples import asking, output_of, part, require_gradient, weights_of
+from zcpipe.proxies.base import Network, asking, tensor_of
+from zcpipe.proxies.samples import part, require_gradient, weights_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -46,10 +46,10 @@ def signs_of_batch(network: Network) -> list[Tensor]:  # of each weight's shape
     alone = {norm: _normalised_alone(norm) for norm in norms if _is_batch_norm(norm)}
     with asking(weights), _forwards(alone | {layer.module: layer for layer in layers}):
         with torch.no_grad():
-            first = output_of(network, part(network.inputs, slice(1)))
+            first = tensor_of(network.model(*part(network.inputs, slice(1))))
         for layer in layers:
             layer.expect(samples)
-        output = output_of(network, network.inputs)
+        output = tensor_of(network.model(*network.inputs))
         _require(output.shape[0] == samples and _equal(output[:1].detach(), first))
         _sweep_back(network, output, layers, weights)
     return [layer.signs for layer in layers]
@@ -57,11 +57,10 @@ def signs_of_batch(network: Network) -> list[Tensor]:  # of each weight's shape
 
 def _sweep_back(network: Network, output: Tensor, layers: Sequence[_Layer], weights: Sequence[Tensor]) -> None:
     targets = network.targets
-    require_gradient(output, "output")
+    require_gradient(output)
     parts = [slice(i, i + 1) for i in range(output.shape[0])]
     losses = [network.loss(output[one], None if targets is None else targets[one]) for one in parts]
     total = torch.stack(losses).sum()
-    require_gradient(total, "loss")
     anchors = [layer.anchor for layer in layers]
     found = torch.autograd.grad(total, [*anchors, *weights], allow_unused=True)
     # A layer keeps its weight's gradient to itself; what arrives all the same comes from another use of it.

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values
-from zcpipe.proxies.samples import asking, gradients_of, output_of, part, require_gradient
+from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, asking, tensor_of
+from zcpipe.proxies.samples import gradients_of, part, require_gradient
 
 PAPER = (
     "Tybl & Neumann, Training-free Neural Architecture Search through Variance of Knowledge of Deep Network Weights, "
@@ -115,8 +115,8 @@ def _agree(first: tuple[Values, Values], together: tuple[Values, Values]) -> boo
 def _alone(network: Network, parameters: Sequence[Tensor], i: int) -> tuple[Values, Values]:  # [1, K], [1, K, P]
     everything = [parameter for parameter in network.model.parameters() if parameter.is_floating_point()]
     with asking(everything):  # an output that depends on later parameters only is one all the same
-        logits = _logits(output_of(network, part(network.inputs, slice(i, i + 1))), 1)
-        require_gradient(logits, "output")
+        logits = _logits(tensor_of(network.model(*part(network.inputs, slice(i, i + 1)))), 1)
+        require_gradient(logits)
         rows = [
             torch.stack([gradient.flatten()[0] for gradient in gradients_of(logit, parameters, keep_graph=True)])
             for logit in logits[0].unbind()
@@ -137,7 +137,7 @@ def _together(network: Network, parameters: Sequence[Tensor]) -> tuple[Values, V
         for parameter, effect, shift in zip(parameters, effects, shifts, strict=True):
             handles.append(owners[id(parameter)][0].register_forward_hook(_shifted(effect, shift)))
         with torch.enable_grad():
-            logits = _logits(output_of(network, network.inputs), samples)
+            logits = _logits(tensor_of(network.model(*network.inputs)), samples)
             rows = [torch.stack(gradients_of(column, shifts, keep_graph=True), -1) for column in logits.sum(0).unbind()]
     except _UnknownLayoutError:
         return None

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.proxies.base import Gradients
+from zcpipe.proxies.base import Gradients, tensor_of
 from zcpipe.scoring.layers import weights_of
-from zcpipe.scoring.network import tensor_of
 
 # Without these a network is what its layers make it; `nn.modules.batchnorm._NormBase` has all batch and instance norms.
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

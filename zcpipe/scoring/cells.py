@@ -52,6 +52,21 @@ class Taps(Protocol):
         ...
 
 
+class NoTaps:
+    """Taps that ask for nothing; a pass overrides what it wants."""
+
+    active = outputs = relus = norms = False
+
+    def output(self, conv: nn.Conv2d, products: Tensor) -> None:
+        """Not asked for."""
+
+    def relu(self, relu: nn.Module, x: Tensor) -> None:
+        """Not asked for."""
+
+    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
+        """Not asked for."""
+
+
 class Layer(Protocol):
     """A layer between two nodes. `own` says that `total` is the cell's to change; otherwise it is left alone."""
 

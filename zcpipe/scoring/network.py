@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
-from zcpipe.proxies.base import Gradients, OnNorm, PairForward
+from zcpipe.proxies.base import Gradients, OnNorm, PairForward, asking, tensor_of
+from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.layers import weights_of
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.tangents import pair_forwards
@@ -58,18 +59,18 @@ class ScoredNetwork:
     @cached_property
     def gradients(self) -> Gradients:
         """Gradients of the loss for ``layers``; a pass that has them puts them here."""
-        weights = list(self.layers.values())
-        return gradients_of(weights, self.loss_gradients(weights, self.inputs, self.targets))
+        weights = [weight.detach() for weight in self.layers.values()]
+        return Gradients(weights, self.loss_gradients(list(self.layers.values()), self.inputs, self.targets))
 
     def loss_gradients(
         self, parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Tensor | None
     ) -> list[Tensor]:
         """Return the gradients of the loss of a batch; see `zcpipe.proxies.base.Network.loss_gradients`."""
         torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
-        with wanting_gradients(parameters), fast_operations(self.modules, taps=_GradientTaps()), torch.enable_grad():
+        with asking(parameters), fast_operations(self.modules, taps=_GradientTaps()):
             loss = self.loss(tensor_of(self.model(*inputs)), targets)
-            found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+            found = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
+        return list(found)
 
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:
@@ -117,28 +118,13 @@ class ScoredNetwork:
         return value.reshape(())
 
 
-class _Taps:
-    """Asks for nothing; see `zcpipe.scoring.cells.Taps`."""
-
-    active = outputs = relus = norms = False
-
-    def output(self, conv: nn.Conv2d, products: Tensor) -> None:
-        """Not asked for."""
-
-    def relu(self, relu: nn.ReLU, x: Tensor) -> None:
-        """Not asked for."""
-
-    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
-        """Not asked for."""
-
-
-class _GradientTaps(_Taps):
+class _GradientTaps(NoTaps):
     """Lets sweeps go to parameters."""
 
     active = True
 
 
-class _NormTaps(_Taps):
+class _NormTaps(NoTaps):
     """Hands on the variances of batch norms, fused or not."""
 
     norms = True
@@ -156,42 +142,6 @@ class _NormTaps(_Taps):
             x = (*arguments, *named.values())[0]
             variance = x.var((0, 2, 3), unbiased=False)
             self._on_norm(module, variance.double(), x.numel() // x.shape[1])
-
-
-class wanting_gradients:  # noqa: N801 - used like a function
-    """Inside, parameters ask for gradients; afterwards they do as before."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = parameters
-
-    def __enter__(self) -> None:
-        self._before = [parameter.requires_grad for parameter in self._parameters]
-        for parameter in self._parameters:
-            parameter.requires_grad_()
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, wanted in zip(self._parameters, self._before, strict=True):
-            parameter.requires_grad_(wanted)
-
-
-def gradients_of(weights: Sequence[Tensor], found: Sequence[Tensor | None]) -> Gradients:
-    """Pair weights with gradients; those that the loss does not depend on have zeros."""
-    detached = [weight.detach() for weight in weights]
-    known = [torch.zeros_like(w) if g is None else g for w, g in zip(detached, found, strict=True)]
-    return Gradients(detached, known)
-
-
-def tensor_of(output: object) -> Tensor:  # [N, ...]
-    """Return what a network computes: its output, or the first of several.
-
-    Raises:
-        UsageError: that is no tensor of floats.
-    """
-    first = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(first, Tensor) or not first.is_floating_point():
-        what = f"{first.dtype}" if isinstance(first, Tensor) else type(first).__name__
-        raise UsageError(f"the model must return a tensor of floats (or several, the first counts), got {what}")
-    return first
 
 
 def _cross_entropy(output: Tensor, targets: Tensor) -> Tensor:  # [N, classes, ...], [N, ...]

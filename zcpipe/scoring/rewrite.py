@@ -24,7 +24,7 @@ from zcpipe.scoring.cells import (
     makes_output,
     useful_steps,
 )
-from zcpipe.spaces.layers import Dag, Op, has_hooks
+from zcpipe.spaces.layers import Dag, Op, has_hooks, is_avg_pool3x3, is_batch_norm
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -122,9 +122,9 @@ class _Rewriter:
                 run = fast_chain(chain, module.forward)
                 return lambda x, total: _added(total, run(x))
             return _for_images(module, _run_chain(chain), _is_channels_last)
-        if _is_avg_pool3x3(module):
+        if is_avg_pool3x3(module):
             return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
-        if _is_batch_norm(module) and not (self._taps is not None and self._taps.norms):
+        if is_batch_norm(module) and not (self._taps is not None and self._taps.norms):
             norm = module
             return _for_images(
                 norm, lambda x, total: batch_norm_train(x, norm.weight, norm.bias, norm.eps, total=total)
@@ -144,7 +144,7 @@ class _Rewriter:
             return None
         if relu_output and self._taps is not None and self._taps.relus:
             return None  # what enters that ReLU is never written
-        if not (_is_plain_convolution(conv) and _is_batch_norm(norm)):
+        if not (_is_plain_convolution(conv) and is_batch_norm(norm)):
             return None
         relu = parts[0] if isinstance(parts[0], nn.ReLU) else None
         return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu, relu_output, self._taps)
@@ -167,7 +167,7 @@ class _Rewriter:
             return None
         if type(inner) is nn.Identity:
             return Identity()
-        if _is_avg_pool3x3(inner):
+        if is_avg_pool3x3(inner):
             return Pool()
         chain = self._chains.get(inner)
         return chain if chain is not None and chain.stride in (1, 2) else None
@@ -231,10 +231,6 @@ def _added(total: Tensor | None, y: Tensor) -> Tensor:
     return y if total is None else total + y
 
 
-def _is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return type(module) is nn.BatchNorm2d and module.training and not module.track_running_stats
-
-
 def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a module is a square, bias-free convolution without dilation and groups, padded with zeros."""
     return (
@@ -248,15 +244,4 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
             isinstance(pair, tuple) and len(pair) == 2 and pair[0] == pair[1]
             for pair in (module.kernel_size, module.stride, module.padding)
         )
-    )
-
-
-def _is_avg_pool3x3(module: nn.Module) -> bool:
-    """Whether a module is the pool of cell spaces: 3x3, stride 1, padding 1, padding not counted."""
-    return (
-        type(module) is nn.AvgPool2d
-        and (module.kernel_size, module.stride, module.padding) == (3, 1, 1)
-        and not module.count_include_pad
-        and not module.ceil_mode
-        and module.divisor_override is None
     )

@@ -19,6 +19,7 @@ from zcpipe.errors import UnsupportedError, UsageError, unknown_name
 from zcpipe.ops import product_sums
 from zcpipe.proxies.base import (
     ActivationStatistic,
+    Gradients,
     GradientStatistic,
     InputGradient,
     InputGradientStatistic,
@@ -27,11 +28,14 @@ from zcpipe.proxies.base import (
     MapStatistic,
     OutputStatistic,
     Statistic,
+    asking,
     positions_of,
+    tensor_of,
 )
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_map, local_gradient
+from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.layers import LAYERS
-from zcpipe.scoring.network import ScoredNetwork, gradients_of, tensor_of, wanting_gradients
+from zcpipe.scoring.network import ScoredNetwork
 from zcpipe.scoring.rewrite import fast_operations
 
 
@@ -82,7 +86,7 @@ class _Captured:
         return self._value
 
 
-class _Sweeps:
+class _Sweeps(NoTaps):
     """State of one pass. It is also what fused layers report to: see `zcpipe.scoring.cells.Taps`."""
 
     def __init__(
@@ -113,17 +117,15 @@ class _Sweeps:
         self._errors: dict[str, Exception] = {}
         self._overwritten = False
         self._layers = _modules_of_layers(network)
-        self.active = False
         self.outputs = bool(self._outputs)
         self.relus = bool(self._relus)
-        self.norms = False
 
     def run(self) -> BlockResult:
         weights = list(self._network.layers.values()) if self._gradients or self._outputs else []
         torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
         inputs = [self._as_leaf(tensor) for tensor in self._network.inputs]
         modules = self._network.modules
-        with wanting_gradients(weights), fast_operations(modules, self._blocks, self), torch.enable_grad():
+        with asking(weights), fast_operations(modules, self._blocks, self):
             output = tensor_of(self._forward(inputs))
             with self._costing(*self._gradients, *self._outputs):
                 self._sweep_loss(output, weights)
@@ -217,13 +219,10 @@ class _Sweeps:
                 moments = statistic.moments(products)
                 self._output_moments[statistic.name].setdefault(name, []).append(moments)
 
-    def norm(self, norm: nn.BatchNorm2d, variance: Tensor, count: int) -> None:
-        """Take nothing: no statistic reads norms here."""
-
     def _on_relu(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         self.relu(module, (*arguments, *named.values())[0].detach())
 
-    def relu(self, _relu: nn.Module, x: Tensor) -> None:
+    def relu(self, relu: nn.Module, x: Tensor) -> None:
         """Take what enters a ReLU."""
         samples = self._network.samples
         if x.ndim < 2 or len(x) != samples:
@@ -247,7 +246,8 @@ class _Sweeps:
             self.active = False
         if self._overwritten:
             raise _OverwrittenError
-        self._network.gradients = gradients_of(weights, found)
+        known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+        self._network.gradients = Gradients([weight.detach() for weight in weights], known)
         for statistic in self._gradients:
             with self._costing(statistic):
                 self._set(statistic, statistic.of(self._network.gradients))

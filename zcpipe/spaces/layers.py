@@ -8,7 +8,7 @@ occurs many times is constructed once and copied (`replica`).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -141,3 +141,19 @@ class Dag(nn.Module):
                 total = add_to(None if target in live else nodes.get(target), layer, nodes[source])
                 if target not in live:
                     nodes[target] = total
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a module normalises images by the statistics of the batch and keeps none."""
+    return type(module) is nn.BatchNorm2d and module.training and not module.track_running_stats
+
+
+def is_avg_pool3x3(module: nn.Module) -> bool:
+    """Whether a module is the pool of cell spaces: 3x3, stride 1, padding 1, padding not counted."""
+    return (
+        type(module) is nn.AvgPool2d
+        and (module.kernel_size, module.stride, module.padding) == (3, 1, 1)
+        and not module.count_include_pad
+        and not module.ceil_mode
+        and module.divisor_override is None
+    )
