@@ -50,16 +50,8 @@ def content(out: Path) -> pa.Table:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     out = tmp_path_factory.mktemp("undisturbed") / "table"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("HAZARDS", raising=False)
-        run(spec(), out)
+    run(spec(), out)
     return content(out)
-
-
-@pytest.fixture(autouse=True)
-def _no_hazards_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their tests may run between these in one process."""
-    monkeypatch.delenv("HAZARDS", raising=False)
 
 
 def test_a_run_in_this_process(tmp_path: Path) -> None:

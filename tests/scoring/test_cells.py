@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zcpipe.ops import available
-from zcpipe.scoring import cells
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.spaces.layers import Dag, Op
@@ -26,19 +24,7 @@ EDGES = st.lists(
 )
 
 
-@pytest.fixture(autouse=True)
-def _native():
-    if not available():
-        pytest.skip("the native library is not built")
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Count the cells that run as one step."""
-    counted = []
-    apply = cells._Cell.apply
-    monkeypatch.setattr(cells._Cell, "apply", lambda *a: counted.append(1) or apply(*a))
-    return counted
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def cell_of(edges, names, output):

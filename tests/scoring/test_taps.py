@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zcpipe.ops import available, product_sums
-from zcpipe.scoring import cells
+from zcpipe.ops import product_sums
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.spaces.layers import Dag, Op
@@ -20,19 +19,7 @@ CELLS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _native():
-    if not available():
-        pytest.skip("the native library is not built")
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Count what runs as one step."""
-    counted = []
-    apply = cells._Cell.apply
-    monkeypatch.setattr(cells._Cell, "apply", lambda *a: counted.append(1) or apply(*a))
-    return counted
+pytestmark = pytest.mark.usefixtures("native")
 
 
 class Seen:

@@ -309,6 +309,32 @@ class Proxy:
     paper: str
     targets: bool = False  # whether it needs labels (and then a loss)
 
+    @classmethod
+    def of(
+        cls,
+        statistic: Statistic,
+        *,
+        recipe: Recipe,
+        formula: str,
+        paper: str,
+        scope: Scope = "function",
+        targets: bool = False,
+    ) -> Proxy:
+        """Return the commonest kind: cheap, the higher the better, one statistic summed over its nodes."""
+        return cls(
+            name=statistic.name,
+            direction="higher",
+            scope=scope,
+            cost="cheap",
+            recipe=recipe,
+            statistics=(statistic,),
+            reduce=total(statistic.name),
+            unit=statistic.unit,
+            formula=formula,
+            paper=paper,
+            targets=targets,
+        )
+
 
 def positions_of(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] or [N, C]
     """Return what the moment operations read: images as they are, tokens and vectors as rows, [positions, C].

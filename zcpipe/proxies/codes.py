@@ -22,7 +22,7 @@ from torch import Tensor
 from zcpipe.errors import UnsupportedError
 from zcpipe.ops import hamming_distances, sign_codes
 from zcpipe.proxies.aznas import RECIPE as _NOISE
-from zcpipe.proxies.base import ActivationStatistic, Proxy, Recipe, only
+from zcpipe.proxies.base import ActivationStatistic, Proxy, Recipe
 
 _SAMPLES = 16  # whose signs are a neuron's code
 # Halves, quarters, ... of 16 x 16 bits that change places: how far, and which bits of a word are the lower ones.
@@ -103,44 +103,27 @@ def _sample_codes(x: Tensor) -> Tensor:  # [N, ...] of F elements each -> [N, ce
     return sign_codes(x.permute(0, 2, 3, 1) if channels_last else x)
 
 
-def _proxy(
-    statistic: ActivationStatistic,
-    recipe: Recipe,
-    formula: str,
-    paper: str,
-) -> Proxy:
-    return Proxy(
-        name=statistic.name,
-        direction="higher",
-        scope="full",
-        cost="cheap",
-        recipe=recipe,
-        statistics=(statistic,),
-        reduce=only(statistic.name),
-        unit=statistic.unit,
-        formula=formula,
-        paper=paper,
-    )
-
-
 PROXIES = (
-    _proxy(
+    Proxy.of(
         ActivationStatistic("nwot", "", add_agreements, log_determinant),
-        Recipe(init="default", inputs="data", norm="batch"),
-        "ln |det K|, K_ij the number of ReLU inputs that are above zero in both samples i and j or in neither",
-        "Mellor et al., Neural Architecture Search without Training, ICML 2021",
+        recipe=Recipe(init="default", inputs="data", norm="batch"),
+        scope="full",
+        formula="ln |det K|, K_ij the number of ReLU inputs that are above zero in both samples i and j or in neither",
+        paper="Mellor et al., Neural Architecture Search without Training, ICML 2021",
     ),
-    _proxy(
+    Proxy.of(
         # The published script takes the mean over 32 draws of the weights; a run takes that over its repeats.
         ActivationStatistic("swap", "", mark_neuron_codes, count_neuron_codes),
-        Recipe(init="normal", inputs="data", norm="batch"),
-        "number of distinct codes of the neurons of all ReLU maps, a neuron's code being its signs over 16 samples",
-        "Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-Fast NAS, ICLR 2024",
+        recipe=Recipe(init="normal", inputs="data", norm="batch"),
+        scope="full",
+        formula="number of distinct codes of the neurons of all ReLU maps, a code being the signs over 16 samples",
+        paper="Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-Fast NAS, ICLR 2024",
     ),
-    _proxy(
+    Proxy.of(
         ActivationStatistic("linear_regions", "", refine_regions, count_regions),
-        _NOISE,
-        "number of distinct codes of the samples, a sample's code being the signs of all ReLU inputs",
-        "Chen et al., Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021",
+        recipe=_NOISE,
+        scope="full",
+        formula="number of distinct codes of the samples, a sample's code being the signs of all ReLU inputs",
+        paper="Chen et al., Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021",
     ),
 )

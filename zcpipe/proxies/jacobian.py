@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.proxies.base import InputGradient, InputGradientStatistic, Proxy, Recipe, only
+from zcpipe.proxies.base import InputGradient, InputGradientStatistic, Proxy, Recipe
 from zcpipe.proxies.saliency import PAPER as ICLR2021
 from zcpipe.proxies.saliency import RECIPE as _RECIPE
 
@@ -66,33 +66,19 @@ def _rows(gradient: InputGradient) -> NDArray[np.float64]:
     return rows
 
 
-def _proxy(statistic: InputGradientStatistic, formula: str, paper: str, targets: bool) -> Proxy:
-    return Proxy(
-        name=statistic.name,
-        direction="higher",
-        scope="function",
-        cost="cheap",
-        recipe=RECIPE,
-        statistics=(statistic,),
-        reduce=only(statistic.name),
-        unit="",
-        formula=formula,
-        paper=paper,
-        targets=targets,
-    )
-
-
 PROXIES = (
-    _proxy(
+    Proxy.of(
         InputGradientStatistic("jacob_cov", "", jacobian_covariance),
-        "-sum(ln(v + 1e-5) + 1/(v + 1e-5)), v the eigenvalues of the correlation matrix of the images' gradients",
-        "Mellor et al., Neural Architecture Search without Training (first version, 2020); as a proxy: " + ICLR2021,
-        targets=False,
+        recipe=RECIPE,
+        formula="-sum(ln(v + 1e-5) + 1/(v + 1e-5)), v the eigenvalues of the images' gradients' correlation matrix",
+        paper="Mellor et al., Neural Architecture Search without Training (first version, 2020); as a proxy: "
+        + ICLR2021,
     ),
-    _proxy(
+    Proxy.of(
         InputGradientStatistic("epe_nas", "", class_correlations),
-        "sum over classes of |sum(ln(|C_c| + 1e-5))|, C_c the correlation matrix of the class's gradients",
-        "Lopes et al., EPE-NAS: Efficient Performance Estimation Without Training for NAS, ICANN 2021",
+        recipe=RECIPE,
+        formula="sum over classes of |sum(ln(|C_c| + 1e-5))|, C_c the correlation matrix of the class's gradients",
+        paper="Lopes et al., EPE-NAS: Efficient Performance Estimation Without Training for NAS, ICANN 2021",
         targets=True,
     ),
 )

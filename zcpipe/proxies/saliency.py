@@ -25,7 +25,6 @@ from zcpipe.proxies.base import (
     Recipe,
     Values,
     only,
-    total,
 )
 
 PAPER = "Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021"
@@ -70,19 +69,7 @@ def _norm_of_all(network: Network) -> list[float]:
 
 
 def _proxy(statistic: GradientStatistic | OutputStatistic, formula: str, paper: str = PAPER) -> Proxy:
-    return Proxy(
-        name=statistic.name,
-        direction="higher",
-        scope="function",
-        cost="cheap",
-        recipe=RECIPE,
-        statistics=(statistic,),
-        reduce=total(statistic.name),
-        unit="",
-        formula=formula,
-        paper=paper,
-        targets=True,
-    )
+    return Proxy.of(statistic, recipe=RECIPE, formula=formula, paper=paper, targets=True)
 
 
 PROXIES = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zcpipe.proxies.base import Proxy, Recipe, Values, WeightStatistic, total
+from zcpipe.proxies.base import Proxy, Recipe, Values, WeightStatistic
 
 RECIPE = Recipe(init="default", inputs="none", norm="batch")
 
@@ -23,27 +23,16 @@ def _ones(weights: Sequence[Tensor]) -> list[float]:
 
 
 PROXIES = (
-    Proxy(
-        name="l2_norm",
-        direction="higher",
-        scope="full",
-        cost="cheap",
+    Proxy.of(
+        WeightStatistic("l2_norm", "", norms),
         recipe=RECIPE,
-        statistics=(WeightStatistic("l2_norm", "", norms),),
-        reduce=total("l2_norm"),
-        unit="",
+        scope="full",
         formula="sum over layers of |w|_2, dead layers included",
         paper="Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021; as in NASLib",
     ),
-    Proxy(
-        name="num_layers",
-        direction="higher",
-        scope="function",
-        cost="cheap",
+    Proxy.of(
+        WeightStatistic("num_layers", "", _ones),
         recipe=RECIPE,
-        statistics=(WeightStatistic("num_layers", "", _ones),),
-        reduce=total("num_layers"),
-        unit="",
         formula="number of convolutions and linear layers that the output depends on",
         paper="zcpipe",
     ),
