@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from zcpipe.errors import DataError, IdentityMismatch
 from zcpipe.rank.population import correlate_table, rank_table
 from zcpipe.run import All, Archs, Range, RunSpec, Sample, describe, run
-from zcpipe.run.supervisor import Committed, Event, Planned, Scored
+from zcpipe.run.events import Committed, Event, Planned, Scored
 from zcpipe.table import open_table, status
 from zcpipe.table.groups import companion, find_groups
 from zcpipe.table.store import locked, require_header

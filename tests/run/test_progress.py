@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from zcpipe.run import show_progress
-from zcpipe.run.supervisor import Committed, Event, Planned, Scored, Warned
+from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
 
 EVENTS: list[Event] = [Planned(10, 2), Warned("mixed builds"), Scored(3, 0), Scored(4, 2), Committed(Path("x"), 7)]
 

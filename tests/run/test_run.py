@@ -20,9 +20,9 @@ import torch
 from zcpipe.errors import CapabilityError, DataError, IdentityMismatch, UsageError
 from zcpipe.ops import available
 from zcpipe.run import All, Archs, Range, RunSpec, RunSummary, Sample, describe, run
+from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
 from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import build
-from zcpipe.run.supervisor import Committed, Event, Planned, Scored, Warned
 from zcpipe.spaces import get_space
 from zcpipe.table import open_table, status
 from zcpipe.table.schema import package_version

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zcpipe.run.events import Event
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
-from zcpipe.run.supervisor import Event, RunSummary, describe, run
+from zcpipe.run.supervisor import RunSummary, describe, run
 
 if TYPE_CHECKING:
     from zcpipe.run.progress import show_progress

@@ -6,23 +6,71 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from zcpipe.run.rows import Failed, Row
-from zcpipe.run.work import Unit
+import pyarrow as pa
 
-Lease = Sequence[Unit]  # a piece of one shard, about two seconds of work
+from zcpipe.run.rows import Failed
+from zcpipe.run.work import Unit
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The rows of a unit, or why it has none; ``seconds`` is how long it took."""
+class Lease:
+    """A piece of one shard, about two seconds of work.
+
+    Attributes:
+        units: computed by one worker, one after the other.
+        alone: its unit has ended a worker: it gets a fresh one, which has nothing else meanwhile.
+        failed: its unit has no scores, for this reason: only its rows are made.
+        avoid: the place where its unit ended a worker; another is better, where there is one.
+    """
+
+    units: tuple[Unit, ...]
+    alone: bool = False
+    failed: Failed | None = None
+    avoid: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Units that have their rows, whatever the status of those.
+
+    Attributes:
+        units: whole, in the order of ``rows``.
+        rows: one per member of each unit, in the columns of the table.
+        seconds: that all of them took, one after the other.
+        build: what computed them (`zcpipe.run.rows.build`).
+    """
+
+    units: tuple[Unit, ...]
+    rows: pa.Table
+    seconds: float
+    build: str = ""
+
+
+@dataclass(frozen=True)
+class Died:
+    """A unit that had its worker end, or be ended, without rows.
+
+    Attributes:
+        unit: the one that was being executed, and the only one that is suspected.
+        failed: how it ended.
+        place: where that was: a node, or nothing on one machine.
+    """
 
     unit: Unit
-    result: Sequence[Row] | Failed
-    seconds: float
+    failed: Failed
+    place: str = ""
+
+
+Outcome = Done | Died
 
 
 class Executor(Protocol):
-    """Computes units somewhere. Every unit submitted has exactly one outcome, whatever dies on the way."""
+    """Computes units somewhere. Every unit submitted has exactly one outcome, whatever else dies on the way."""
+
+    @property
+    def capacity(self) -> int:
+        """How many units can be computed at one time."""
+        ...
 
     def wants(self) -> bool:
         """Whether another lease would keep it busy; it need not be given one."""
@@ -32,8 +80,8 @@ class Executor(Protocol):
         """Take over a lease."""
         ...
 
-    def collect(self) -> list[Outcome]:
-        """Wait for one or more outcomes; called only while units are under way."""
+    def collect(self) -> Sequence[Outcome]:
+        """Wait a while for outcomes; called only while units are under way."""
         ...
 
     def close(self) -> None:

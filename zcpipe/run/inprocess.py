@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
-from zcpipe.run.executor import Lease, Outcome
-from zcpipe.run.rows import UnitScorer, one_thread
+from zcpipe.run.executor import Done, Lease
+from zcpipe.run.rows import UnitScorer, build, one_thread
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
+from zcpipe.table.schema import canonical, to_arrow
 
 
 class InProcessExecutor:
     """Computes one unit at a time, on one thread; there is no timeout."""
 
+    capacity = 1
+
     def __init__(self, spec: RunSpec) -> None:
         self._scorer = UnitScorer(spec)
+        self._build = canonical(build(spec.device))
         self._waiting: deque[Unit] = deque()
 
     def wants(self) -> bool:
@@ -24,15 +29,16 @@ class InProcessExecutor:
 
     def submit(self, lease: Lease) -> None:
         """Queue a lease."""
-        self._waiting.extend(lease)
+        self._waiting.extend(lease.units)
 
-    def collect(self) -> list[Outcome]:
+    def collect(self) -> Sequence[Done]:
         """Compute the next unit."""
         unit = self._waiting.popleft()
         started = time.perf_counter()
         with one_thread():
             rows = self._scorer.score(unit)
-        return [Outcome(unit, rows, time.perf_counter() - started)]
+        seconds = time.perf_counter() - started
+        return [Done((unit,), to_arrow(rows, self._scorer.schema), seconds, self._build)]
 
     def close(self) -> None:
         """Forget what is queued."""

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from zcpipe.run.cell import make_cell
 from zcpipe.run.executor import Lease
-from zcpipe.run.rows import Row
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
@@ -28,12 +30,12 @@ _ALLOCATOR = {
 }
 # Importing makes many objects and no garbage: looking for some is a good part of a worker's start, which therefore
 # turns the collector on again only when everything is imported.
-_START = "import gc, sys; gc.disable(); from zcpipe.run.worker import main; main(int(sys.argv[1]))"
+_START = "import gc, sys; gc.disable(); from zcpipe.run.worker import main; main(*map(int, sys.argv[1:]))"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class WorkerProcess:
-    """A child process with its socket, what it was given, and the unit it announced.
+    """A child process with its socket, what it was given, and which of that it is executing.
 
     It is killed when the thread ends that made it (see `zcpipe.run.worker`).
 
@@ -41,45 +43,85 @@ class WorkerProcess:
         OSError: the system gives no further process or file.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, environment: Mapping[str, str] | None = None) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-                [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=worker_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
-            )
+            descriptor, self._cell = make_cell()
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
+                    [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(descriptor)],
+                    pass_fds=[theirs.fileno(), descriptor],
+                    env={**worker_environment(), **(environment or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
+                )
+            finally:
+                os.close(descriptor)
             self.connection = Connection(ours.detach())
         assert self._process.stdout is not None  # noqa: S101 - states a type
         self._output = self._process.stdout
         os.set_blocking(self._output.fileno(), False)
         self._tail: deque[bytes] = deque([b""], maxlen=_LINES)
-        self.waiting: deque[Unit] = deque()  # given, not yet started
-        self.executing: Unit | None = None
-        self.counted: list[Row] = []  # what it said of the members of that
-        self.alone = False  # it was given one suspect unit and gets nothing else meanwhile
-        self.ready = False
-        self.since = time.monotonic()  # when it was started or began what it is executing
+        self._given: deque[tuple[Lease, Unit]] = deque()  # whose rows have not come
+        self._received = 0  # units whose rows have
+        self.build = ""  # what computes in it, once it is ready
+        self.started = time.monotonic()
         self._send(spec.model_dump_json())
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._process.pid
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has everything it needs to score."""
+        return bool(self.build)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has a suspect unit and gets nothing else meanwhile."""
+        return any(lease.alone for lease, _ in self._given)
+
+    @property
+    def leases(self) -> int:
+        """How many leases it has whose rows have not all come."""
+        return len({id(lease) for lease, _ in self._given})
+
+    @property
+    def executing(self) -> tuple[Unit, float] | None:
+        """The unit that it executes and since when."""
+        found = self._cell.read()
+        if found is None or not self._received <= found[0] < self._received + len(self._given):
+            return None
+        return self._given[found[0] - self._received][1], found[1]
 
     @property
     def channels(self) -> list[Any]:
         """What becomes readable when there is news."""
         return [self.connection] if self._output.closed else [self.connection, self._output]
 
-    @property
-    def idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return self.executing is None and not self.waiting
-
     def give(self, lease: Lease) -> None:
         """Send it a lease."""
-        self.waiting.extend(lease)
-        self._send(list(lease))
+        self._given.extend((lease, unit) for unit in lease.units)
+        self._send(lease)
+
+    def receive(self, count: int) -> tuple[Unit, ...]:
+        """Take note that the rows of the next ``count`` units have come, and return those units."""
+        self._received += count
+        return tuple(self._given.popleft()[1] for _ in range(count))
+
+    def take_back(self, blamed: Unit | None) -> list[Lease]:
+        """Return what it was given and has not done, without the unit that is blamed for its end."""
+        left: dict[int, Lease] = {}
+        units: dict[int, list[Unit]] = {}
+        for lease, unit in self._given:
+            left[id(lease)] = lease
+            units.setdefault(id(lease), []).extend([unit] if unit != blamed else [])
+        self._given.clear()
+        return [replace(left[each], units=tuple(its)) for each, its in units.items() if its]
 
     def messages(self) -> list[tuple[str, Any]]:
         """Return what it has sent so far.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from zcpipe.run.supervisor import Event, Planned, Scored, Warned
+from zcpipe.run.events import Event, Planned, Scored, Warned
 
 _LINE_SECONDS = 30.0
 

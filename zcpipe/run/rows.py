@@ -1,10 +1,10 @@
-"""Rows of one key class, computed or failed, as every executor makes them."""
+"""Rows of key classes, computed or failed, as every executor makes them."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +22,19 @@ from zcpipe.run.work import Unit, architectures
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, get_space
-from zcpipe.table.schema import package_version
+from zcpipe.table.schema import Header, package_version
 
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a whole class has no scores; ``status`` is error, timeout or memory.
-
-    ``counted`` holds what `UnitScorer.count` said of each member, if it came to that.
-    """
+    """Why a whole class has no scores; ``status`` is error, timeout or memory."""
 
     status: str
     kind: str
     message: str
     seconds: float
-    counted: Sequence[Row] = ()
 
 
 class UnitScorer:
@@ -56,6 +52,7 @@ class UnitScorer:
         if spec.inputs != NOISE:
             batch_of(spec, 0)  # what is wrong with the file must not end as rows
         self._static = [p for p in resolve(spec.proxies) if not p.statistics and p.name not in COUNTS]
+        self.schema = Header(self._scorer.columns, spec.record(), spec.identity()).schema
 
     def score(self, unit: Unit) -> list[Row]:
         """Return one row per member; an exception ends as error rows, only the death of the process goes further."""
@@ -68,12 +65,13 @@ class UnitScorer:
             reason = (str(error).splitlines() or [""])[0]
             message = f"{type(error).__name__}: {reason}".rstrip(": ")
             seconds = time.perf_counter() - started
-            return self._frame.failed(unit, Failed(kind, kind, message, seconds, self.count(unit)))
+            return self.fail(unit, Failed(kind, kind, message, seconds))
         return [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
 
-    def count(self, unit: Unit) -> list[Row]:
-        """Return what each member's row has whatever becomes of its network: the counts and what is made of them."""
-        return [self._count(member) for member in architectures(self._space, unit)[1]]
+    def fail(self, unit: Unit, failed: Failed) -> list[Row]:
+        """Return the rows of a class without scores: what they have whatever becomes of its network, and the reason."""
+        counted = [self._count(member) for member in architectures(self._space, unit)[1]]
+        return [{**row, **counts} for row, counts in zip(self._frame.failed(unit, failed), counted, strict=True)]
 
     def _count(self, member: Architecture) -> Row:
         try:
@@ -111,8 +109,7 @@ class RowFrame:
             "failures": [{"proxy": "*", "kind": failed.kind, "message": failed.message}],
             "seconds": failed.seconds / len(unit.members),
         }
-        counted = failed.counted or [{}] * len(unit.members)
-        return [{**frame, **counts, **outcome} for frame, counts in zip(self.of(unit), counted, strict=True)]
+        return [{**frame, **outcome} for frame in self.of(unit)]
 
 
 @contextmanager

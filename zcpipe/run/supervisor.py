@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +14,22 @@ import numpy as np
 
 from zcpipe.errors import UsageError
 from zcpipe.proxies import resolve
-from zcpipe.run.executor import Executor, Lease, Outcome
+from zcpipe.run.assembly import Assembly
+from zcpipe.run.blame import Blame
+from zcpipe.run.events import Event, Planned, Warned
+from zcpipe.run.executor import Done, Executor, Lease
 from zcpipe.run.inprocess import InProcessExecutor
 from zcpipe.run.job import Job, Plan, prepare
-from zcpipe.run.rows import Failed, Row, RowFrame, build
+from zcpipe.run.leases import Leases
+from zcpipe.run.memory import share
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import Shard, Size, WorkList
+from zcpipe.run.work import Size, WorkList
 from zcpipe.run.workers import WorkersExecutor
 from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
-from zcpipe.table.schema import STATUSES
+from zcpipe.table.schema import STATUSES, canonical
 from zcpipe.table.store import Rows, Store, locked, scan
-
-_LEASE_SECONDS = 2.0
-_LEASE_UNITS = 256
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run is about to begin."""
-
-    rows: int
-    present: int
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A key class is done; ``failed`` of its rows are not ok."""
-
-    rows: int
-    failed: int
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A shard became visible."""
-
-    path: Path
-    rows: int
-
-
-@dataclass(frozen=True)
-class Warned:
-    """Something the user should know that does not stop the run."""
-
-    message: str
-
-
-Event = Planned | Scored | Committed | Warned
 
 
 @dataclass(frozen=True)
@@ -192,108 +159,52 @@ def _compute(
     timeout: float,
     on_event: Callable[[Event], None],
 ) -> None:
-    own_build = build(job.spec.device)
-    if any(other != own_build for other in rows.builds):
-        on_event(
-            Warned(
-                f"{store.directory} has rows of another build or instruction set: last digits may differ between them"
-            )
-        )
     executor: Executor
-    executor = InProcessExecutor(job.spec) if workers is None else WorkersExecutor(job.spec, workers, timeout)
-    assembly = _Assembly(job.spec, store, own_build, on_event)
-    with closing(executor):
+    if workers is None:
+        executor = InProcessExecutor(job.spec)
+    else:
+        executor = WorkersExecutor(job.spec, [{}] * workers, timeout, share(workers))
+    there = {canonical(build) for build in rows.builds}
+    missing = work.size(rows.index).rows
+    with closing(executor), Assembly(job.spec, store, on_event) as assembly:
         try:
-            _drive(executor, _Leases(work.shards(rows.index)), assembly)
-        except KeyboardInterrupt:
-            assembly.commit_finished()
-            raise
+            _drive(executor, Leases(work.shards(rows.index), missing), assembly, there, on_event)
+        finally:  # also what an interruption or an error leaves complete
+            assembly.settle()
 
 
-def _drive(executor: Executor, leases: _Leases, assembly: _Assembly) -> None:
+def _drive(
+    executor: Executor, leases: Leases, assembly: Assembly, builds: set[str], on_event: Callable[[Event], None]
+) -> None:
+    blame = Blame()
     while True:
-        while executor.wants() and (next_lease := leases.next()):
-            shard, lease = next_lease
+        while executor.wants() and (following := leases.next(executor.capacity)):
+            shard, lease = following
             assembly.expect(shard)
             executor.submit(lease)
         if not assembly.waiting:
             return
         for outcome in executor.collect():
-            leases.learn(outcome.seconds)
-            assembly.add(outcome)
+            if isinstance(outcome, Done):
+                leases.learn(len(outcome.units), outcome.seconds)
+                blame.acquit(outcome.units)
+                _compare(builds, outcome.build, on_event)
+                assembly.add(outcome)
+            elif isinstance(judged := blame.judge(outcome), Lease):
+                executor.submit(judged)
+            else:
+                assembly.fail(outcome.unit, judged)
         assembly.commit_finished()
 
 
-class _Leases:
-    """Cuts shards into leases of about two seconds, as long as units have lately been taking."""
-
-    def __init__(self, shards: Iterator[Shard]) -> None:
-        self._shards = shards
-        self._shard: Shard | None = None
-        self._begin = 0
-        self._pace = _LEASE_SECONDS  # seconds per unit
-
-    def learn(self, seconds: float) -> None:
-        self._pace += 0.2 * (seconds - self._pace)
-
-    def next(self) -> tuple[Shard, Lease] | None:
-        """Return the next lease and its shard, None when there is no more."""
-        if self._shard is None or self._begin == len(self._shard.units):
-            self._shard, self._begin = next(self._shards, None), 0
-            if self._shard is None:
-                return None
-        begin = self._begin
-        units = int(_LEASE_SECONDS / max(self._pace, 1e-6))
-        self._begin = min(begin + max(1, min(units, _LEASE_UNITS)), len(self._shard.units))
-        return self._shard, self._shard.units[begin : self._begin]
-
-
-@dataclass
-class _Open:
-    missing: int  # rows
-    rows: list[Row] = field(default_factory=list)
-
-
-class _Assembly:
-    """Puts the rows of shards together and commits whole shards only."""
-
-    def __init__(
-        self, spec: RunSpec, store: Store, own_build: Mapping[str, Any], on_event: Callable[[Event], None]
-    ) -> None:
-        self._store = store
-        self._build = own_build
-        self._on_event = on_event
-        self._frame = RowFrame(spec)
-        self._open: dict[int, _Open] = {}
-
-    @property
-    def waiting(self) -> bool:
-        """Whether any shard is not committed yet."""
-        return bool(self._open)
-
-    def expect(self, shard: Shard) -> None:
-        """Await a shard's rows."""
-        self._open.setdefault(shard.id, _Open(shard.rows))
-
-    def add(self, outcome: Outcome) -> None:
-        """Take in the rows of one unit."""
-        failed = isinstance(outcome.result, Failed)
-        rows = (
-            self._frame.failed(outcome.unit, outcome.result) if isinstance(outcome.result, Failed) else outcome.result
-        )
-        shard = self._open[outcome.unit.shard]
-        shard.rows.extend(rows)
-        shard.missing -= len(rows)
-        bad = len(rows) if failed else sum(row["status"] != "ok" for row in rows)
-        self._on_event(Scored(len(rows), bad))
-
-    def commit_finished(self) -> None:
-        """Commit every shard that is complete."""
-        for number, shard in list(self._open.items()):
-            if not shard.missing:
-                path = self._store.commit(number, shard.rows, self._build)
-                del self._open[number]
-                self._on_event(Committed(path, len(shard.rows)))
+def _compare(builds: set[str], build: str, on_event: Callable[[Event], None]) -> None:
+    """Warn, once for each, of rows of another build than the others of the table."""
+    if build and build not in builds:
+        builds.add(build)
+        if len(builds) > 1:
+            on_event(
+                Warned("rows of another build or instruction set join the table: last digits may differ between them")
+            )
 
 
 def _count_by_status(plan: Plan) -> dict[str, int]:

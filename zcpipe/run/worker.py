@@ -1,7 +1,7 @@
 """The worker process: ``main`` scores what its supervisor sends over a socket.
 
-It announces each unit before it starts it, so that the supervisor knows which one was executing when a worker dies, and
-says what is known of it without its network: asking the space for that is not safe in the supervisor.
+It says in memory that both share which unit it executes, so that the supervisor knows when a worker is dead, and sends
+rows as Arrow tables, those of a lease or of a second at a time. What a dead worker had not sent is computed again.
 It ends with the supervisor: on Linux at once, whatever is being computed; elsewhere when the interpreter is free.
 """
 
@@ -22,21 +22,31 @@ from queue import SimpleQueue
 import torch
 
 from zcpipe.errors import ZcpipeError
+from zcpipe.run.cell import Cell
 from zcpipe.run.executor import Lease
-from zcpipe.run.rows import UnitScorer
+from zcpipe.run.rows import Row, UnitScorer, build
 from zcpipe.run.spec import RunSpec
+from zcpipe.table.schema import canonical, to_arrow
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # A network is some thousand objects without cycles: its last reference frees them, and collecting while it is built
 # and scored would only look at what is in use.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
+_SENT_AFTER = 1.0  # seconds after which rows are sent before their lease is done
 
 
-def main(descriptor: int) -> None:
-    """Serve the supervisor at the other end of a socket until it closes it."""
+def main(descriptor: int, memory: int) -> None:
+    """Serve the supervisor at the other end of a socket until it closes it.
+
+    Args:
+        descriptor: of the socket.
+        memory: file descriptor of the cell in which this worker says what it executes.
+    """
     _end_with_supervisor(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     os.set_inheritable(descriptor, False)
+    cell = Cell(memory)
+    os.close(memory)
     gc.freeze()  # what was imported stays, and is not looked at again
     gc.enable()
     connection = Connection(descriptor)
@@ -45,12 +55,12 @@ def main(descriptor: int) -> None:
     try:
         spec = RunSpec.model_validate_json(connection.recv())
         threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-        _serve(connection, spec, inbox)
+        _serve(connection, spec, inbox, cell)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
 
 
-def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease]) -> None:
+def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease], cell: Cell) -> None:
     try:
         scorer = UnitScorer(spec)
     except ZcpipeError as error:
@@ -58,14 +68,20 @@ def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease]) -> 
         return
     gc.freeze()  # the scorer stays too
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    connection.send(("ready", None))
+    connection.send(("ready", canonical(build(spec.device))))
+    begun = 0
     while True:
-        for unit in inbox.get():
-            connection.send(("started", unit))
-            begun = time.perf_counter()
-            connection.send(("counted", scorer.count(unit)))
-            rows = scorer.score(unit)
-            connection.send(("finished", (unit, rows, time.perf_counter() - begun)))
+        lease = inbox.get()
+        done, rows, started = 0, list[Row](), time.perf_counter()
+        for last, unit in enumerate(lease.units, 1):
+            cell.begin(begun)
+            begun += 1
+            rows += scorer.score(unit) if lease.failed is None else scorer.fail(unit, lease.failed)
+            seconds = time.perf_counter() - started
+            if last == len(lease.units) or seconds > _SENT_AFTER:
+                connection.send(("done", (last - done, to_arrow(rows, scorer.schema), seconds)))
+                done, rows, started = last, [], time.perf_counter()
+        cell.rest()
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[Lease]) -> None:

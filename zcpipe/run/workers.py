@@ -5,36 +5,57 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 
 from zcpipe.errors import CapabilityError
-from zcpipe.run.executor import Lease, Outcome
+from zcpipe.run.executor import Died, Done, Lease, Outcome
+from zcpipe.run.memory import format_bytes, resident
 from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import Failed
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
 _START_LIMIT = 600.0  # seconds until a worker must be ready
-_FUTILE_STARTS = 3  # deaths in a row of workers that were never ready
+_FUTILE_STARTS = 3  # deaths in a row of workers that did nothing
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
+_GLANCE = 0.25  # seconds between two looks at what no channel tells: memory, deadlines
+_LEASES = 2  # that a worker has at one time, so that it never waits for the supervisor
 
 
 class WorkersExecutor:
-    """Computes units in ``count`` processes of one thread each.
+    """Computes units in processes of one thread each.
 
-    A unit whose worker dies is run again, alone in a fresh process; a second death makes it a failure. What else the
-    dead worker was given goes back to the queue without blame. A unit that exceeds its timeout is killed and failed.
+    A unit whose worker dies, exceeds its timeout or its memory is what the outcome tells; everything else that the
+    worker was given and had not sent goes back to the queue without blame.
+
+    Args:
+        spec: of the run.
+        environments: what each worker has in its environment beside the common; as many workers as there are of these.
+        timeout: seconds that an architecture may take.
+        memory: bytes that a worker may hold; one that is seen to hold more than half gets no further lease and is
+            replaced when it has done those it has.
     """
 
-    def __init__(self, spec: RunSpec, count: int, timeout: float) -> None:
+    def __init__(
+        self, spec: RunSpec, environments: Sequence[Mapping[str, str]], timeout: float, memory: int | None = None
+    ) -> None:
         self._spec = spec
-        self._count = count
+        self._free = deque(environments)
+        self._count = len(environments)
         self._timeout = timeout
-        self._workers: list[WorkerProcess] = []
+        self._memory = memory
+        self._workers: dict[WorkerProcess, Mapping[str, str]] = {}
         self._queue: deque[Lease] = deque()
-        self._suspects: deque[Unit] = deque()  # each died with its worker once
-        self._died_once: set[Unit] = set()
+        self._alone: deque[Lease] = deque()
+        self._tired: set[WorkerProcess] = set()
         self._futile_starts = 0
+        self._glanced = 0.0
+
+    @property
+    def capacity(self) -> int:
+        """The number of workers."""
+        return self._count
 
     def wants(self) -> bool:
         """Whether the next worker to run short of units would find none."""
@@ -42,23 +63,30 @@ class WorkersExecutor:
 
     def submit(self, lease: Lease) -> None:
         """Queue a lease and hand out what workers can take."""
-        self._queue.append(lease)
+        (self._alone if lease.alone else self._queue).append(lease)
         self._hand_out()
 
-    def collect(self) -> list[Outcome]:
-        """Wait for one or more outcomes.
+    def collect(self, patience: float = 1.0) -> list[Outcome]:
+        """Wait ``patience`` seconds at most for one or more outcomes.
 
         Raises:
             CapabilityError: workers cannot be started.
             ZcpipeError: a worker refuses the spec.
         """
         outcomes: list[Outcome] = []
+        limit = time.monotonic() + patience
         while not outcomes:
             self._hand_out()
-            wait([channel for worker in self._workers for channel in worker.channels], timeout=self._patience())
+            left = min(_GLANCE, limit - time.monotonic())
+            wait([channel for worker in self._workers for channel in worker.channels], timeout=max(0.0, left))
             for worker in list(self._workers):
                 outcomes += self._read(worker)
-                outcomes += self._check_deadline(worker)
+            if time.monotonic() > self._glanced + _GLANCE:
+                self._glanced = time.monotonic()
+                for worker in list(self._workers):
+                    outcomes += self._check(worker)
+            if time.monotonic() > limit:
+                break
         return outcomes
 
     def close(self) -> None:
@@ -69,18 +97,17 @@ class WorkersExecutor:
             worker.end()
         self._workers.clear()
         self._queue.clear()
-        self._suspects.clear()
+        self._alone.clear()
 
     def _hand_out(self) -> None:
-        while self._suspects and (len(self._workers) < self._count or self._retire_idle()):
-            worker = self._start()
-            worker.alone = True
-            worker.give([self._suspects.popleft()])
+        while self._alone and (self._free or self._retire_idle()):
+            self._start().give(self._alone.popleft())
         while self._queue:
-            # On its last unit a worker gets the next lease ahead, so that it never waits for the supervisor.
-            takers = [worker for worker in self._workers if not worker.alone and not worker.waiting]
-            takers.sort(key=lambda worker: not worker.idle)
-            if len(self._workers) < self._count and not (takers and takers[0].idle):
+            takers = [w for w in self._workers.keys() - self._tired if not w.alone and w.leases < _LEASES]
+            takers.sort(key=lambda worker: worker.leases)
+            if self._alone:
+                del takers[:1]  # the first that has nothing to do makes room
+            elif self._free and not (takers and not takers[0].leases):
                 takers.insert(0, self._start())
             if not takers:
                 return
@@ -89,70 +116,87 @@ class WorkersExecutor:
     def _retire_idle(self) -> bool:
         """End a worker that has nothing to do, to make room for a fresh one."""
         for worker in self._workers:
-            if worker.idle:
-                self._workers.remove(worker)
-                worker.end()
+            if not worker.leases:
+                self._end(worker)
                 return True
         return False
 
     def _start(self) -> WorkerProcess:
+        environment = self._free.popleft()
         try:
-            worker = WorkerProcess(self._spec)
+            worker = WorkerProcess(self._spec, environment)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise CapabilityError(
-                f"cannot start worker {len(self._workers) + 1} of {self._count}: {reason}; use fewer --workers or "
+                f"cannot start worker {len(self._workers) + 1} of {self._count}: {reason}; use fewer workers or "
                 "raise the limits on processes, memory and open files (ulimit -a)"
             ) from error
-        self._workers.append(worker)
+        self._workers[worker] = environment
         return worker
 
+    def _end(self, worker: WorkerProcess) -> str:
+        self._tired.discard(worker)
+        self._free.append(self._workers.pop(worker))
+        return worker.end()
+
     def _read(self, worker: WorkerProcess) -> list[Outcome]:
-        outcomes = []
+        outcomes: list[Outcome] = []
         try:
             for kind, content in worker.messages():
-                if kind == "refused":
-                    raise content
-                if kind == "counted":
-                    worker.counted = content
-                    continue
-                worker.since = time.monotonic()
-                if kind == "ready":
-                    worker.ready = True
-                    self._futile_starts = 0
-                elif kind == "started":
-                    worker.executing, worker.counted = worker.waiting.popleft(), []
-                elif kind == "finished":
-                    unit, rows, seconds = content
-                    worker.executing, worker.alone = None, False
-                    outcomes.append(Outcome(unit, rows, seconds))
+                match kind:
+                    case "refused":
+                        raise content
+                    case "ready":
+                        worker.build = content
+                    case "done":
+                        count, rows, seconds = content
+                        self._futile_starts = 0
+                        outcomes.append(Done(worker.receive(count), rows, seconds, worker.build))
         except EOFError:
             outcomes += self._bury(worker)
         return outcomes
 
-    def _bury(self, worker: WorkerProcess) -> list[Outcome]:
-        """Take a dead worker's units back and blame the one it was executing."""
-        unit, seconds = worker.executing, time.monotonic() - worker.since
-        reason = self._remove(worker)
-        if unit is None:  # one that was ready and idle was killed from outside, and is replaced if it is needed
-            if not worker.ready:
-                self._count_futile_start(worker, reason)
+    def _check(self, worker: WorkerProcess) -> list[Outcome]:
+        """End a worker that has had its time or its memory."""
+        executing = worker.executing
+        held = 0 if self._memory is None else resident(worker.pid)
+        if self._memory is not None and held > self._memory / 2:
+            self._tired.add(worker)
+        if executing is None:
+            if not worker.ready and time.monotonic() > worker.started + _START_LIMIT:
+                return self._bury(worker)
+            if worker in self._tired and not worker.leases:
+                self._end(worker)
             return []
-        if unit not in self._died_once:
-            self._died_once.add(unit)
-            self._suspects.append(unit)
-            return []
-        return [Outcome(unit, Failed("error", "died", f"{reason}, twice", seconds, worker.counted), seconds)]
+        unit, since = executing
+        if time.monotonic() > since + self._limit(unit):
+            return self._kill(worker, unit, since, "timeout", f"no result within {self._limit(unit):g} s")
+        if self._memory is not None and held > self._memory:
+            message = f"needed {format_bytes(held)} of memory, more than the {format_bytes(self._memory)} of a worker"
+            return self._kill(worker, unit, since, "memory", message)
+        return []
 
-    def _remove(self, worker: WorkerProcess) -> str:
-        """End a worker, put back what it had not begun, and return how it ended."""
-        self._workers.remove(worker)
-        left = list(worker.waiting)
-        if worker.alone:
-            self._suspects.extendleft(left)
-        elif left:
-            self._queue.appendleft(left)
-        return worker.end()
+    def _kill(self, worker: WorkerProcess, unit: Unit, since: float, kind: str, message: str) -> list[Outcome]:
+        worker.kill()
+        self._put_back(worker, unit)
+        self._end(worker)
+        return [Died(unit, Failed(kind, kind, message, time.monotonic() - since))]
+
+    def _bury(self, worker: WorkerProcess) -> list[Outcome]:
+        """Take back what a dead worker was given and blame the unit that it was executing."""
+        executing, idle = worker.executing, not worker.leases
+        self._put_back(worker, executing and executing[0])
+        ended = self._end(worker)
+        if executing is None:
+            if not (worker.ready and idle):  # one that was idle was killed from outside, and is replaced if need be
+                self._count_futile_start(worker, ended)
+            return []
+        unit, since = executing
+        return [Died(unit, Failed("error", "died", ended, time.monotonic() - since))]
+
+    def _put_back(self, worker: WorkerProcess, blamed: Unit | None) -> None:
+        for lease in reversed(worker.take_back(blamed)):
+            (self._alone if lease.alone else self._queue).appendleft(lease)
 
     def _count_futile_start(self, worker: WorkerProcess, reason: str) -> None:
         self._futile_starts += 1
@@ -160,30 +204,9 @@ class WorkersExecutor:
             said = worker.last_lines().splitlines()
             last = f"; it said: {' | '.join(said[-3:])}" if said else ""
             raise CapabilityError(
-                f"workers do not start: {_FUTILE_STARTS} in a row ended before they were ready ({reason}){last}; "
+                f"workers do not start: {_FUTILE_STARTS} in a row ended before they did anything ({reason}){last}; "
                 "run without --workers to see more"
             )
 
-    def _check_deadline(self, worker: WorkerProcess) -> list[Outcome]:
-        if worker not in self._workers or time.monotonic() < self._deadline(worker):
-            return []
-        worker.kill()
-        if worker.executing is None:
-            return self._bury(worker)
-        unit, seconds = worker.executing, time.monotonic() - worker.since
-        self._remove(worker)
-        failed = Failed("timeout", "timeout", f"no result within {self._limit(unit):g} s", seconds, worker.counted)
-        return [Outcome(unit, failed, seconds)]
-
-    def _deadline(self, worker: WorkerProcess) -> float:
-        if worker.executing is not None:
-            return worker.since + self._limit(worker.executing)
-        return math.inf if worker.ready else worker.since + _START_LIMIT
-
     def _limit(self, unit: Unit) -> float:
         return self._timeout * math.ceil(len(unit.members) / _MEMBERS_PER_TIMEOUT)
-
-    def _patience(self) -> float:
-        """Return for how long to wait for news at most; a death that no channel shows is looked for every second."""
-        nearest = min((self._deadline(worker) for worker in self._workers), default=0.0)
-        return min(1.0, max(0.0, nearest - time.monotonic()))

@@ -161,14 +161,8 @@ def encode_empty(schema: pa.Schema) -> memoryview:
 
 
 def to_arrow(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
-    """Make one sorted table of row mappings; what a row lacks is null."""
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: _index(row)), schema=schema)
-
-
-def _index(row: Mapping[str, object]) -> int:
-    index = row["index"]
-    assert isinstance(index, int)  # noqa: S101 - states a type
-    return index
+    """Make a table of row mappings, in their order; what a row lacks is null."""
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _field(column: Column) -> pa.Field:

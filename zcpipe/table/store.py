@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.table.files import TEMPORARY, ExistsError, damage, disk_errors, publish, remove_unfinished
-from zcpipe.table.schema import Header, encode, encode_empty, read_header, read_metadata, to_arrow
+from zcpipe.table.schema import Header, canonical, encode, encode_empty, read_header, read_metadata
 
 _HEADER = "_zcpipe.parquet"
 _RUN = "_run.parquet"
@@ -148,7 +148,7 @@ def scan(directory: Path, header: Header) -> Rows:
     index, status = [np.empty(0, np.int64)], [np.empty(0, np.str_)]
     for path in paths:
         _, metadata = read_footer(path, header.identity)
-        builds.setdefault(str(metadata["build"]), metadata["build"])
+        builds |= {canonical(build): build for build in metadata.get("builds") or [metadata["build"]]}
         part = read_columns(path, ["index", "status"])
         index.append(part["index"].to_numpy())
         status.append(part["status"].to_numpy().astype(np.str_))
@@ -200,7 +200,7 @@ class Store:
         """Replace the note about the latest run."""
         publish(self.directory / _RUN, encode_empty(self.header.file_schema(run={"pid": os.getpid(), **run})))
 
-    def commit(self, shard: int, rows: Sequence[Mapping[str, object]], build: Mapping[str, object]) -> Path:
+    def commit(self, shard: int, rows: pa.Table, builds: Sequence[Mapping[str, object]]) -> Path:
         """Make rows of a shard visible, all or none; committing them a second time changes nothing.
 
         A file is named by which rows it holds, not by their values: to compute rows anew, failed ones say, a file must
@@ -208,17 +208,17 @@ class Store:
 
         Args:
             shard: number of the shard.
-            rows: one mapping per row, in any order; columns that a row lacks are null.
-            build: what computed them.
+            rows: in the columns of the table, in any order.
+            builds: what computed them.
 
         Raises:
             DataError: the disk is full or unwritable.
         """
-        table = to_arrow(rows, self.header.file_schema(shard=shard, build=build))
+        table = rows.take(np.argsort(rows["index"].to_numpy(), kind="stable")).combine_chunks()
         name = self.header.content_hash(table["index"].to_numpy())
         path = self.directory / f"shard-{shard:05d}-{name}.parquet"
         if not path.exists():
-            publish(path, encode(table))
+            publish(path, encode(table.cast(self.header.file_schema(shard=shard, builds=builds))))
         return path
 
 

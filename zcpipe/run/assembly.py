@@ -1,0 +1,113 @@
+"""Putting the rows of shards together and committing whole shards, beside whatever else the supervisor does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zcpipe.errors import DataError
+from zcpipe.run.events import Committed, Event, Scored
+from zcpipe.run.executor import Done
+from zcpipe.run.rows import Failed, RowFrame
+from zcpipe.run.spec import RunSpec
+from zcpipe.run.work import Shard, Unit
+from zcpipe.table.schema import to_arrow
+from zcpipe.table.store import Store
+
+_COMMITTERS = 2  # encoding and writing do not hold the interpreter
+_IN_FLIGHT = 8  # shards that may wait for the disk before the supervisor waits too
+
+
+@dataclass
+class _Open:
+    missing: int  # rows
+    rows: list[pa.Table] = field(default_factory=list)
+    builds: set[str] = field(default_factory=set)
+
+
+class Assembly:
+    """The shards of a run that are not visible yet. Leave its context to wait for what is being committed."""
+
+    def __init__(self, spec: RunSpec, store: Store, on_event: Callable[[Event], None]) -> None:
+        self._store = store
+        self._on_event = on_event
+        self._frame = RowFrame(spec)
+        self._schema = store.header.schema
+        self._open: dict[int, _Open] = {}
+        self._committing: dict[Future[Path], int] = {}  # -> rows
+        self._pool = ThreadPoolExecutor(_COMMITTERS, "commit")
+
+    def __enter__(self) -> Assembly:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any shard lacks rows."""
+        return bool(self._open)
+
+    def expect(self, shard: Shard) -> None:
+        """Await a shard's rows."""
+        self._open.setdefault(shard.id, _Open(shard.rows))
+
+    def add(self, done: Done) -> None:
+        """Take in rows.
+
+        Raises:
+            DataError: they are not of this table's columns.
+        """
+        if not done.rows.schema.equals(self._schema, check_metadata=True):
+            raise DataError(
+                f"rows came in other columns than {self._store.directory} has; the zcpipe that computed them is "
+                "another one than this: install the same everywhere"
+            )
+        shard = self._open[done.units[0].shard]
+        shard.rows.append(done.rows)
+        shard.builds.add(done.build)
+        shard.missing -= len(done.rows)
+        bad = len(done.rows) - pc.sum(pc.equal(done.rows["status"], "ok")).as_py()
+        self._on_event(Scored(len(done.rows), bad))
+
+    def fail(self, unit: Unit, failed: Failed) -> None:
+        """Take in a unit of which nothing is known but why it has no scores."""
+        rows = to_arrow(self._frame.failed(unit, failed), self._schema)
+        self.add(Done((unit,), rows, failed.seconds))
+
+    def commit_finished(self) -> None:
+        """Begin to commit every shard that is complete, and tell of those that have become visible.
+
+        Raises:
+            DataError: the disk is full or unwritable.
+        """
+        for number in [number for number, shard in self._open.items() if not shard.missing]:
+            shard = self._open.pop(number)
+            builds = [json.loads(build) for build in sorted(shard.builds) if build]
+            rows = pa.concat_tables(shard.rows)
+            self._committing[self._pool.submit(self._store.commit, number, rows, builds)] = len(rows)
+        self._report(len(self._committing) > _IN_FLIGHT)
+
+    def settle(self) -> None:
+        """Commit every shard that is complete and wait until they are visible.
+
+        Raises:
+            DataError: the disk is full or unwritable.
+        """
+        self.commit_finished()
+        while self._committing:
+            self._report(patient=True)
+
+    def _report(self, patient: bool) -> None:
+        if patient:
+            wait(self._committing, return_when="FIRST_COMPLETED")
+        for future in [future for future in self._committing if future.done()]:
+            rows = self._committing.pop(future)
+            self._on_event(Committed(future.result(), rows))
