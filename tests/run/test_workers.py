@@ -1,105 +1,120 @@
-"""How the executor minds its workers: who is blamed for a death, and what stops a run."""
+"""How the executor minds its workers: who is blamed for a death, what is computed again, and what stops a run."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import signal
 import subprocess
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from zcpipe.errors import CapabilityError
 from zcpipe.run import RunSpec
-from zcpipe.run.executor import Lease
+from zcpipe.run.executor import Died, Done, Lease, Outcome
+from zcpipe.run.memory import resident
+from zcpipe.run.rows import Failed
 from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
 
 SPEC = RunSpec.model_validate({"space": "hazards", "dataset": "tiny", "proxies": ("params",)})
-
-
-class Scripted:
-    """A worker that says what it is told to, one message each time it is read, and then dies."""
-
-    scripts: Iterator[list[tuple[str, object]]]
-    made = 0
-
-    def __init__(self, spec: RunSpec) -> None:
-        self.script = list(next(self.scripts))
-        self.waiting: deque[Unit] = deque()
-        self.executing: Unit | None = None
-        self.alone = self.ready = False
-        self.since = time.monotonic()
-        reading, self.writing = os.pipe()
-        self.connection = os.fdopen(reading)
-        os.write(self.writing, b"there is always news")
-        self.channels = [self.connection]
-        Scripted.made += 1
-
-    @property
-    def idle(self) -> bool:
-        return self.executing is None and not self.waiting
-
-    def give(self, lease: Lease) -> None:
-        self.waiting.extend(lease)
-
-    def messages(self) -> list[tuple[str, object]]:
-        if not self.script:
-            raise EOFError
-        kind, content = self.script.pop(0)
-        return [] if kind == "nothing" else [(kind, content)]
-
-    def end(self) -> str:
-        self.connection.close()
-        os.close(self.writing)
-        return "its process was ended"
-
-    def kill(self) -> None:
-        self.script.clear()
-
-    def last_lines(self) -> str:
-        return "no luck"
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    monkeypatch.setattr("zcpipe.run.workers.WorkerProcess", Scripted)
-    monkeypatch.setattr(Scripted, "made", 0)
-    return Scripted
+MIB = 1 << 20
 
 
 def unit(number: int) -> Unit:
-    return Unit(0, number, (number,))
+    return Unit(0, 2 * number, (2 * number, 2 * number + 1))
 
 
-def life(number: int) -> list[tuple[str, object]]:
-    """What a worker says that scores one unit."""
-    return [("ready", None), ("started", unit(number)), ("finished", (unit(number), [], 0.1))]
+def executor(workers: int, timeout: float = 600.0, memory: int | None = None) -> WorkersExecutor:
+    return WorkersExecutor(SPEC, [{}] * workers, timeout, memory)
 
 
-def test_workers_that_die_idle_are_no_futile_starts(scripted: type[Scripted]) -> None:
-    slow = [("nothing", None)] * 9 + life(4)
-    scripted.scripts = iter([life(0), life(1), life(2), life(3), slow, life(5)])
-    executor = WorkersExecutor(SPEC, 5, timeout=1e9)
+@pytest.fixture
+def one() -> Iterator[WorkersExecutor]:
+    made = executor(1)
+    yield made
+    made.close()
+
+
+def outcomes(made: WorkersExecutor, units: int) -> list[Outcome]:
+    """Collect until so many units are accounted for."""
+    found: list[Outcome] = []
+    deadline = time.monotonic() + 120
+    while sum(len(each.units) if isinstance(each, Done) else 1 for each in found) < units:
+        assert time.monotonic() < deadline
+        found += made.collect()
+    return found
+
+
+def computed(found: list[Outcome]) -> Counter[Unit]:
+    return Counter(each for done in found if isinstance(done, Done) for each in done.units)
+
+
+def processes(made: WorkersExecutor) -> list[int]:
+    return [worker.pid for worker in made._workers]
+
+
+def test_only_the_unit_that_was_executing_is_blamed(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "exit"}))
+    spec = SPEC.model_copy(update={"proxies": ("expressivity",)})
+    made = WorkersExecutor(spec, [{}], 600.0)
+    made.submit(Lease(tuple(map(unit, range(4)))))
+    made.submit(Lease((unit(5),)))
+    found = outcomes(made, 5)
+    made.close()
+    assert computed(found) == Counter(map(unit, (0, 1, 3, 5)))
+    (died,) = (each for each in found if isinstance(each, Died))
+    assert died.unit == unit(2) and died.failed.kind == "died" and "exited with code 7" in died.failed.message
+
+
+def test_the_rows_of_a_failure_are_made_by_a_worker_of_its_own(one: WorkersExecutor) -> None:
+    one.submit(Lease((unit(0),)))
+    outcomes(one, 1)
+    (before,) = processes(one)
+    one.submit(Lease((unit(3),), alone=True, failed=Failed("timeout", "timeout", "too long", 1.5)))
+    (done,) = outcomes(one, 1)
+    assert processes(one) != [before]
+    assert isinstance(done, Done) and done.units == (unit(3),)
+    rows = done.rows.to_pylist()
+    assert [row["index"] for row in rows] == [6, 7] and [row["macs"] for row in rows] == [6, 7]
+    assert rows[0]["failures"] == [{"proxy": "*", "kind": "timeout", "message": "too long"}]
+
+
+def test_workers_that_die_idle_are_replaced_without_blame(one: WorkersExecutor) -> None:
     for number in range(5):
-        executor.submit([unit(number)])
-    found = []
-    while len(found) < 5:  # four of the workers die meanwhile
-        found += executor.collect()
-    executor.submit([unit(5)])
-    executor.close()
-    assert sorted(outcome.unit.representative for outcome in found) == [0, 1, 2, 3, 4]
+        one.submit(Lease((unit(number),)))
+        assert computed(outcomes(one, 1)) == Counter([unit(number)])
+        (pid,) = processes(one)
+        os.kill(pid, signal.SIGKILL)
 
 
-def test_workers_that_were_never_ready_are(scripted: type[Scripted]) -> None:
-    scripted.scripts = iter([[]] * 9)
-    executor = WorkersExecutor(SPEC, 1, timeout=1e9)
-    executor.submit([unit(0)])
-    with pytest.raises(CapabilityError, match=r"do not start: 3 in a row .*it said: no luck"):
-        executor.collect()
-    assert scripted.made == 3
+def test_what_exceeds_its_memory_is_ended_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "bloat"}))
+    spec = SPEC.model_copy(update={"proxies": ("expressivity",)})
+    made = WorkersExecutor(spec, [{}], 600.0, memory=1200 * MIB)
+    made.submit(Lease((unit(0), unit(1), unit(2))))
+    found = outcomes(made, 3)
+    made.close()
+    (died,) = (each for each in found if isinstance(each, Died))
+    assert died.unit == unit(1) and died.failed.status == "memory" and "1.17 GiB of a worker" in died.failed.message
+    assert computed(found) == Counter(map(unit, (0, 2)))
+
+
+def test_a_worker_that_holds_much_is_replaced_between_leases() -> None:
+    made, seen = executor(1), list[int]()
+    for number in range(3):
+        made.submit(Lease((unit(number),)))
+        assert computed(outcomes(made, 1)) == Counter([unit(number)])
+        seen += processes(made)
+        made._memory = int(1.5 * resident(seen[0]))  # torch alone holds more than half of that
+        time.sleep(0.3)
+        made.collect(patience=0.0)
+    made.close()
+    assert len(set(seen)) == 3
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN])
@@ -109,8 +124,8 @@ def test_what_the_system_does_not_give_is_named(number: int, monkeypatch: pytest
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    executor = WorkersExecutor(SPEC, 1000, timeout=1.0)
-    with pytest.raises(CapabilityError, match=rf"worker 1 of 1000: {os.strerror(number).lower()}; use fewer --workers"):
-        executor.submit([unit(0)])
-    executor.close()
+    made = executor(1000, timeout=1.0)
+    with pytest.raises(CapabilityError, match=rf"worker 1 of 1000: {os.strerror(number).lower()}; use fewer workers"):
+        made.submit(Lease((unit(0),)))
+    made.close()
     assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208

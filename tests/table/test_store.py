@@ -23,8 +23,8 @@ from zcpipe.scoring.columns import Column
 from zcpipe.table import Table, open_table, status
 from zcpipe.table.files import TEMPORARY, publish
 from zcpipe.table.join import Part
-from zcpipe.table.schema import Header
-from zcpipe.table.store import find_header, locked, scan
+from zcpipe.table.schema import Header, to_arrow
+from zcpipe.table.store import Store, find_header, locked, scan
 
 BUILD = {"native": True, "cpu": "AVX2"}
 FORK = multiprocessing.get_context("forkserver")
@@ -49,10 +49,14 @@ def row(index: int, **values: object) -> dict[str, object]:
     return {**plain, **rest, "status": "ok", "failures": [], **values}
 
 
+def commit(store: Store, number: int, rows: list[dict[str, object]]) -> Path:
+    return store.commit(number, to_arrow(rows, store.header.schema), [BUILD])
+
+
 def make(directory: Path, *shards: list[dict[str, object]]) -> Table:
     with locked(directory, header()) as store:
         for number, rows in enumerate(shards):
-            store.commit(number, rows, BUILD)
+            commit(store, number, rows)
     return open_table(directory)
 
 
@@ -154,11 +158,11 @@ def test_committing_twice_changes_nothing(
 ) -> None:
     directory = tmp_path_factory.mktemp("t")
     with locked(directory, header()) as store:
-        first = store.commit(shard, [row(i) for i in range(6)], BUILD)
+        first = commit(store, shard, [row(i) for i in range(6)])
         before = first.stat()
-        assert store.commit(shard, [row(i, seconds=9.0) for i in order], BUILD) == first
+        assert commit(store, shard, [row(i, seconds=9.0) for i in order]) == first
         assert first.stat() == before
-        assert store.commit(shard, [row(6)], BUILD) != first
+        assert commit(store, shard, [row(6)]) != first
     assert len(open_table(directory)) == 7
 
 
@@ -212,7 +216,7 @@ def supervise(number: int, shared: Supervisors, rounds: int) -> None:
         try:
             with locked(directory, header(seed=attempt % 2 * number)) as store:
                 inside.touch(exist_ok=False)  # no two are here at once
-                store.commit(number, [row(1), row(2)], BUILD) if not scan(directory, store.header).index.size else None
+                commit(store, number, [row(1), row(2)]) if not scan(directory, store.header).index.size else None
                 inside.unlink()
             shared.seen.put((attempt, "held"))
         except IdentityMismatch:
@@ -314,7 +318,7 @@ def test_foreign_parquet_in_the_directory_is_named(table: Table, tmp_path: Path)
         open_table(tmp_path / "t")
     (tmp_path / "t" / "mine.parquet").unlink()
     with locked(tmp_path / "other", header(seed=1)) as store:
-        other = store.commit(0, [row(1)], BUILD)
+        other = commit(store, 0, [row(1)])
     other.rename(tmp_path / "t" / other.name)
     with pytest.raises(DataError, match="belongs to a table of another identity"):
         open_table(tmp_path / "t")
@@ -336,14 +340,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     directory = small_disk / "t"
     with locked(directory, header()) as store:
-        store.commit(0, [row(1)], BUILD)
+        commit(store, 0, [row(1)])
         (small_disk / "ballast").write_bytes(b"x" * 90_000)
         many = [row(i, arch=os.urandom(40).hex()) for i in range(2, 900)]
         with pytest.raises(DataError, match="no space left on device; free some space and relaunch the same command"):
-            store.commit(1, many, BUILD)
+            commit(store, 1, many)
         assert not list(directory.glob(".*"))
         (small_disk / "ballast").unlink()
-        store.commit(1, many, BUILD)
+        commit(store, 1, many)
     assert len(open_table(directory)) == 899
 
 

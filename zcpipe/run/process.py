@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -64,7 +65,7 @@ class WorkerProcess:
         self._output = self._process.stdout
         os.set_blocking(self._output.fileno(), False)
         self._tail: deque[bytes] = deque([b""], maxlen=_LINES)
-        self._given: deque[tuple[Lease, Unit]] = deque()  # whose rows have not come
+        self._given: deque[Lease] = deque()  # of each the units whose rows have not come
         self._received = 0  # units whose rows have
         self.build = ""  # what computes in it, once it is ready
         self.started = time.monotonic()
@@ -83,20 +84,21 @@ class WorkerProcess:
     @property
     def alone(self) -> bool:
         """Whether it has a suspect unit and gets nothing else meanwhile."""
-        return any(lease.alone for lease, _ in self._given)
+        return any(lease.alone for lease in self._given)
 
     @property
     def leases(self) -> int:
         """How many leases it has whose rows have not all come."""
-        return len({id(lease) for lease, _ in self._given})
+        return len(self._given)
 
     @property
     def executing(self) -> tuple[Unit, float] | None:
         """The unit that it executes and since when."""
-        found = self._cell.read()
-        if found is None or not self._received <= found[0] < self._received + len(self._given):
+        if (found := self._cell.read()) is None or found[0] < self._received:
             return None
-        return self._given[found[0] - self._received][1], found[1]
+        units = (unit for lease in self._given for unit in lease.units)
+        unit = next(islice(units, found[0] - self._received, None), None)
+        return unit and (unit, found[1])
 
     @property
     def channels(self) -> list[Any]:
@@ -105,23 +107,23 @@ class WorkerProcess:
 
     def give(self, lease: Lease) -> None:
         """Send it a lease."""
-        self._given.extend((lease, unit) for unit in lease.units)
+        self._given.append(lease)
         self._send(lease)
 
     def receive(self, count: int) -> tuple[Unit, ...]:
         """Take note that the rows of the next ``count`` units have come, and return those units."""
         self._received += count
-        return tuple(self._given.popleft()[1] for _ in range(count))
+        lease = self._given.popleft()
+        if len(lease.units) > count:
+            self._given.appendleft(replace(lease, units=lease.units[count:]))
+        return lease.units[:count]
 
     def take_back(self, blamed: Unit | None) -> list[Lease]:
         """Return what it was given and has not done, without the unit that is blamed for its end."""
-        left: dict[int, Lease] = {}
-        units: dict[int, list[Unit]] = {}
-        for lease, unit in self._given:
-            left[id(lease)] = lease
-            units.setdefault(id(lease), []).extend([unit] if unit != blamed else [])
+        rest = [tuple(unit for unit in lease.units if unit != blamed) for lease in self._given]
+        left = [replace(lease, units=units) for lease, units in zip(self._given, rest, strict=True) if units]
         self._given.clear()
-        return [replace(left[each], units=tuple(its)) for each, its in units.items() if its]
+        return left
 
     def messages(self) -> list[tuple[str, Any]]:
         """Return what it has sent so far.

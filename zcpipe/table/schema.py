@@ -165,6 +165,11 @@ def to_arrow(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
     return pa.Table.from_pylist(rows, schema=schema)
 
 
+def in_order(rows: pa.Table) -> pa.Table:
+    """Return rows sorted by index and in one piece: what is equal has equal files."""
+    return rows.take(np.argsort(rows["index"].to_numpy(), kind="stable")).combine_chunks()
+
+
 def _field(column: Column) -> pa.Field:
     metadata = {name: getattr(column, name) for name in _FIELD_METADATA}
     return pa.field(column.name, _TYPES[column.kind], metadata=metadata)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.table.files import TEMPORARY, ExistsError, damage, disk_errors, publish, remove_unfinished
-from zcpipe.table.schema import Header, canonical, encode, encode_empty, read_header, read_metadata
+from zcpipe.table.schema import Header, canonical, encode, encode_empty, in_order, read_header, read_metadata
 
 _HEADER = "_zcpipe.parquet"
 _RUN = "_run.parquet"
@@ -214,7 +214,7 @@ class Store:
         Raises:
             DataError: the disk is full or unwritable.
         """
-        table = rows.take(np.argsort(rows["index"].to_numpy(), kind="stable")).combine_chunks()
+        table = in_order(rows)
         name = self.header.content_hash(table["index"].to_numpy())
         path = self.directory / f"shard-{shard:05d}-{name}.parquet"
         if not path.exists():

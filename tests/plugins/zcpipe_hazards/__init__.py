@@ -119,6 +119,11 @@ def _act(behaviour: str | None, arch: Member) -> None:
             raise ValueError(f"told to raise for {arch}\nwith a second line")
         case "greedy":
             torch.empty(1 << 55)
+        case "bloat":
+            held = []
+            while True:
+                held.append(torch.ones(8 << 20))  # 32 MiB, touched
+                time.sleep(0.01)
         case "hang":
             time.sleep(3600)
         case "hold":
