@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.table import Table as Grid
 
 import zcpipe
 from zcpipe.errors import DataError, UsageError, ZcpipeError
+
+if TYPE_CHECKING:
+    from zcpipe.run.nodes.cluster import Cluster
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
@@ -55,7 +58,8 @@ def _root(
 @app.command(
     epilog="Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
     "zcpipe run --space nasbench201 --out tables/nb201 --dry-run | "
-    "zcpipe run --space nasbench201 --inputs cifar10:data/cifar-10-batches-py --sample 100"
+    "zcpipe run --space nasbench201 --inputs cifar10:data/cifar-10-batches-py --sample 100 | "
+    "zcpipe run --space nasbench201 --nodes 8 --out tables/nb201 --events run.jsonl"
 )
 def run(
     space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
@@ -73,6 +77,26 @@ def run(
     repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [default: score in this process]")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds an architecture may take in a worker process.")] = 600.0,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory that a worker process may hold, like 4GiB. [default: its share of 90 %]")
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Score rows anew whose status is error, timeout or memory.")
+    ] = False,
+    nodes: Annotated[int | None, typer.Option(help="Score on so many nodes of a Ray cluster.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With --nodes: the cluster. [default: RAY_ADDRESS, or the one on this machine]")
+    ] = None,
+    actors_per_node: Annotated[
+        int | None, typer.Option(help="Scoring processes on each node. [default: by cores, memory and GPUs]")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float, typer.Option(help="Share of a GPU for each: 1, 0.5, 0.25 ...; 0 scores on the CPU.")
+    ] = 0.0,
+    simulate_nodes: Annotated[
+        int | None, typer.Option(help="Try nodes out: start so many on this machine, and score on them.")
+    ] = None,
+    events: Annotated[Path | None, typer.Option(help="Append what happens to this file, a JSON object a line.")] = None,
     protocol: Annotated[str, typer.Option(help="paper or fused.")] = "paper",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
@@ -83,6 +107,7 @@ def run(
     from zcpipe import run as runs
     from zcpipe.proxies import resolve
     from zcpipe.run.device import resolve_device
+    from zcpipe.run.memory import parse_bytes
     from zcpipe.spaces import get_space
 
     chosen = get_space(space)
@@ -97,16 +122,26 @@ def run(
             "seed": seed,
             "repeats": repeats,
             "protocol": protocol,
-            "device": resolve_device(device),
+            "device": "cuda:0" if gpus_per_actor else resolve_device(device),
         }
     )
+    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
     if dry_run:
-        described = runs.describe(spec, out, workers, timeout)
+        described = runs.describe(spec, out, workers, timeout, cluster=cluster)
         _print_json(described) if as_json else _print_plan(described)
         return
     try:
-        with runs.show_progress(quiet=quiet) as on_event:
-            summary = runs.run(spec, out, workers, timeout, on_event)
+        with runs.show_progress(quiet=quiet) as shown, runs.log_events(events) as logged:
+            summary = runs.run(
+                spec,
+                out,
+                workers,
+                timeout,
+                lambda event: (shown(event), logged(event)),
+                cluster=cluster,
+                memory=None if memory is None else parse_bytes(memory),
+                retry_errors=retry_errors,
+            )
     except KeyboardInterrupt:
         typer.echo("interrupted: finished shards are committed; the same command goes on", err=True)
         raise typer.Exit(130) from None
@@ -121,6 +156,30 @@ def run(
         for line in _reasons(read_status(summary.path).reasons):
             typer.echo(line, err=True)
         raise typer.Exit(3)
+
+
+def _cluster(
+    nodes: int | None,
+    address: str | None,
+    actors_per_node: int | None,
+    gpus_per_actor: float,
+    memory: str | None,
+    simulate_nodes: int | None,
+) -> Cluster | None:
+    """Return the cluster that a run is to use, None where it uses this machine."""
+    from zcpipe.run.memory import parse_bytes
+    from zcpipe.run.nodes.cluster import Cluster
+
+    if nodes is not None and simulate_nodes is not None:
+        raise UsageError("--nodes and --simulate-nodes exclude each other; give one")
+    count = nodes if simulate_nodes is None else simulate_nodes
+    if count is None:
+        given = {"--address": address, "--actors-per-node": actors_per_node, "--gpus-per-actor": gpus_per_actor}
+        if alone := [name for name, value in given.items() if value]:
+            raise UsageError(f"{alone[0]} is for runs on nodes; give --nodes N as well")
+        return None
+    held = None if memory is None else parse_bytes(memory)
+    return Cluster(count, address, actors_per_node, gpus_per_actor, held, simulated=simulate_nodes is not None)
 
 
 def _reasons(reasons: Mapping[str, int]) -> list[str]:

@@ -110,7 +110,7 @@ def test_a_worker_that_holds_much_is_replaced_between_leases() -> None:
         made.submit(Lease((unit(number),)))
         assert computed(outcomes(made, 1)) == Counter([unit(number)])
         seen += processes(made)
-        made._memory = int(1.5 * resident(seen[0]))  # torch alone holds more than half of that
+        made._memory = int(1.5 * resident(seen[-1]))  # torch alone holds more than half of that
         time.sleep(0.3)
         made.collect(patience=0.0)
     made.close()

@@ -5,13 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zcpipe.run.events import Event
+from zcpipe.run.log import log_events
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
 from zcpipe.run.supervisor import RunSummary, describe, run
 
 if TYPE_CHECKING:
     from zcpipe.run.progress import show_progress
 
-__all__ = ["All", "Archs", "Event", "Range", "RunSpec", "RunSummary", "Sample", "describe", "run", "show_progress"]
+__all__ = [
+    "All",
+    "Archs",
+    "Event",
+    "Range",
+    "RunSpec",
+    "RunSummary",
+    "Sample",
+    "describe",
+    "log_events",
+    "run",
+    "show_progress",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
 from zcpipe.run.events import Committed, Event, Scored
@@ -33,10 +35,20 @@ class _Open:
 
 
 class Assembly:
-    """The shards of a run that are not visible yet. Leave its context to wait for what is being committed."""
+    """The shards of a run that are not visible yet. Leave its context to wait for what is being committed.
 
-    def __init__(self, spec: RunSpec, store: Store, on_event: Callable[[Event], None]) -> None:
+    Args:
+        spec: of the run.
+        store: the table, or the group of columns, opened for writing.
+        amended: indices of rows that are there and computed anew.
+        on_event: told of rows that come in and of shards that become visible.
+    """
+
+    def __init__(
+        self, spec: RunSpec, store: Store, amended: NDArray[np.int64], on_event: Callable[[Event], None]
+    ) -> None:
         self._store = store
+        self._amended = amended
         self._on_event = on_event
         self._frame = RowFrame(spec)
         self._schema = store.header.schema
@@ -74,8 +86,8 @@ class Assembly:
         shard.rows.append(done.rows)
         shard.builds.add(done.build)
         shard.missing -= len(done.rows)
-        bad = len(done.rows) - pc.sum(pc.equal(done.rows["status"], "ok")).as_py()
-        self._on_event(Scored(len(done.rows), bad))
+        good = pc.sum(pc.is_in(done.rows["status"], pa.array(["ok", "partial"]))).as_py()
+        self._on_event(Scored(len(done.rows), len(done.rows) - good, done.seconds, done.place))
 
     def fail(self, unit: Unit, failed: Failed) -> None:
         """Take in a unit of which nothing is known but why it has no scores."""
@@ -92,7 +104,9 @@ class Assembly:
             shard = self._open.pop(number)
             builds = [json.loads(build) for build in sorted(shard.builds) if build]
             rows = pa.concat_tables(shard.rows)
-            self._committing[self._pool.submit(self._store.commit, number, rows, builds)] = len(rows)
+            again = bool(np.isin(rows["index"].to_numpy(), self._amended).any())
+            commit = self._store.amend if again else self._store.commit
+            self._committing[self._pool.submit(commit, number, rows, builds)] = len(rows)
         self._report(len(self._committing) > _IN_FLIGHT)
 
     def settle(self) -> None:

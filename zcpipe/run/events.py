@@ -16,10 +16,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Scored:
-    """A key class is done; ``failed`` of its rows are not ok."""
+    """Rows have come in; ``failed`` of them are neither ok nor partial.
+
+    ``seconds`` is how long they took one after the other, ``node`` where (nothing on one machine).
+    """
 
     rows: int
     failed: int
+    seconds: float = 0.0
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,4 +42,20 @@ class Warned:
     message: str
 
 
-Event = Planned | Scored | Committed | Warned
+@dataclass(frozen=True)
+class Joined:
+    """A node is used from now on, by so many actors."""
+
+    node: str
+    actors: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node is used no more."""
+
+    node: str
+    reason: str
+
+
+Event = Planned | Scored | Committed | Warned | Joined | Left

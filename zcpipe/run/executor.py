@@ -37,13 +37,15 @@ class Done:
         units: whole, in the order of ``rows``.
         rows: one per member of each unit, in the columns of the table.
         seconds: that all of them took, one after the other.
-        build: what computed them (`zcpipe.run.rows.build`).
+        build: what computed them (`zcpipe.run.rows.build`), as JSON.
+        place: where that was: a node, or nothing on one machine.
     """
 
     units: tuple[Unit, ...]
     rows: pa.Table
     seconds: float
     build: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
-from zcpipe.run.rows import check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import WorkList, plan
 from zcpipe.scoring.columns import COUNTS, Column
@@ -71,7 +70,6 @@ def prepare(spec: RunSpec, out: Path | None) -> Plan:
     Raises what `zcpipe.run.run` raises before it computes.
     """
     out = spec.default_out() if out is None else out
-    check_device(spec.device)
     found = find_groups(out)
     if not found:
         group = Group(out, Header(ClassScorer(spec).columns, spec.record(), spec.identity()))

@@ -98,7 +98,7 @@ class WorkerProcess:
             return None
         units = (unit for lease in self._given for unit in lease.units)
         unit = next(islice(units, found[0] - self._received, None), None)
-        return unit and (unit, found[1])
+        return None if unit is None else (unit, found[1])
 
     @property
     def channels(self) -> list[Any]:

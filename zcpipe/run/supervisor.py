@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +23,18 @@ from zcpipe.run.inprocess import InProcessExecutor
 from zcpipe.run.job import Job, Plan, prepare
 from zcpipe.run.leases import Leases
 from zcpipe.run.memory import share
+from zcpipe.run.rows import check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Size, WorkList
 from zcpipe.run.workers import WorkersExecutor
 from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
-from zcpipe.table.schema import STATUSES, canonical
-from zcpipe.table.store import Rows, Store, locked, scan
+from zcpipe.table.schema import RETRIED, STATUSES, canonical
+from zcpipe.table.store import locked, scan
+
+if TYPE_CHECKING:
+    from zcpipe.run.nodes.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ def run(
     workers: int | None = None,
     timeout: float = 600.0,
     on_event: Callable[[Event], None] = lambda event: None,
+    *,
+    cluster: Cluster | None = None,
+    memory: int | None = None,
+    retry_errors: bool = False,
 ) -> RunSummary:
     """Compute the rows that a table lacks. Relaunching the same call resumes what was interrupted.
 
@@ -68,45 +77,80 @@ def run(
             an architecture that crashes and knows no timeout.
         timeout: seconds an architecture may take in a worker process.
         on_event: told of everything that happens.
+        cluster: compute on the nodes of a Ray cluster instead.
+        memory: bytes that a worker process of this machine may hold, by default its share of 90 % of what there is.
+        retry_errors: compute rows of the selection anew whose status is error, timeout or memory; nothing else of
+            their files changes.
 
     Raises:
-        UsageError: the spec does not fit the space, or an option is out of range.
-        CapabilityError: the device is not there, or workers cannot be started.
+        UsageError: the spec does not fit the space, an option is out of range, or nothing ends within the timeout.
+        CapabilityError: the device is not there, workers cannot be started, or the cluster cannot be used.
         DataError: the table is damaged, foreign, locked or unwritable, or made by proxies that have changed.
         IdentityMismatch: the table has another identity.
         KeyboardInterrupt: finished shards are committed and workers stopped.
     """
     started = time.monotonic()
-    _check_options(workers, timeout)
+    _check_options(spec, workers, timeout, cluster)
     plan = prepare(spec, out)
     with locked(plan.out, plan.base) as store:
         if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
             plan = prepare(spec, plan.out)
         rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]
+        kept = [there.index[~np.isin(there.status, RETRIED)] if retry_errors else there.index for there in rows]
         planned = len(plan.work.indices)
-        present = [int(np.isin(plan.work.indices, there.index).sum()) for there in rows]
-        done = len(plan.done())
+        present = [int(np.isin(plan.work.indices, index).sum()) for index in kept]
+        done = len(reduce(np.intersect1d, kept, plan.work.indices))
         on_event(Planned(planned * len(plan.jobs), sum(present)))
         if done < planned:
             note(store)  # whose process it is that holds the lock
-        for job, there, had in zip(plan.jobs, rows, present, strict=True):
-            if had < planned:
-                with writing(store, job.group) as own:
-                    total = len(there.index) + planned - had
-                    note(own, planned=total, selection=job.spec.record()["selection"])
-                    _compute(job, plan.work, own, there, workers, timeout, on_event)
+            with _executors(workers, timeout, cluster, memory, on_event) as executor_for:
+                for job, there, index, had in zip(plan.jobs, rows, kept, present, strict=True):
+                    if had < planned:
+                        with writing(store, job.group) as own:
+                            total = len(np.union1d(there.index, plan.work.indices))
+                            note(own, planned=total, selection=job.spec.record()["selection"])
+                            amended = np.setdiff1d(there.index, index)
+                            assembly = Assembly(job.spec, own, amended, on_event)
+                            leases = Leases(plan.work.shards(index), planned - had)
+                            _compute(executor_for(job.spec), leases, assembly, there.builds, on_event)
         by_status = _count_by_status(plan)
     return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
 
 
+@contextmanager
+def _executors(
+    workers: int | None,
+    timeout: float,
+    cluster: Cluster | None,
+    memory: int | None,
+    on_event: Callable[[Event], None],
+) -> Iterator[Callable[[RunSpec], Executor]]:
+    """Make ready what computes, and yield what makes an executor for a spec."""
+    if cluster is not None:
+        from zcpipe.run.nodes.cluster import connected
+        from zcpipe.run.nodes.executor import NodesExecutor
+
+        with connected(cluster):
+            yield lambda spec: NodesExecutor(spec, cluster, timeout, on_event)
+    elif workers is not None:
+        yield lambda spec: WorkersExecutor(spec, [{}] * workers, timeout, memory or share(workers))
+    else:
+        yield InProcessExecutor
+
+
 def describe(
-    spec: RunSpec, out: Path | None = None, workers: int | None = None, timeout: float = 600.0
+    spec: RunSpec,
+    out: Path | None = None,
+    workers: int | None = None,
+    timeout: float = 600.0,
+    *,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Say what :func:`run` would do with the same arguments, touching nothing.
 
     Raises what :func:`run` would raise before it computes.
     """
-    _check_options(workers, timeout)
+    _check_options(spec, workers, timeout, cluster)
     plan = prepare(spec, out)
     done = plan.done()
     proxies = dict.fromkeys(name for job in plan.jobs for name in job.spec.proxies)
@@ -143,32 +187,27 @@ def _describe_job(job: Job, work: WorkList) -> dict[str, Any]:
     }
 
 
-def _check_options(workers: int | None, timeout: float) -> None:
+def _check_options(spec: RunSpec, workers: int | None, timeout: float, cluster: Cluster | None) -> None:
+    if workers is not None and cluster is not None:
+        raise UsageError("a run computes with workers of this machine or on nodes; give one of the two")
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}; leave the option out to run in this process")
     if not timeout > 0:
         raise UsageError(f"timeout must be a positive number of seconds, got {timeout:g}")
+    if cluster is None:
+        check_device(spec.device)
 
 
 def _compute(
-    job: Job,
-    work: WorkList,
-    store: Store,
-    rows: Rows,
-    workers: int | None,
-    timeout: float,
+    executor: Executor,
+    leases: Leases,
+    assembly: Assembly,
+    builds: Sequence[Mapping[str, Any]],
     on_event: Callable[[Event], None],
 ) -> None:
-    executor: Executor
-    if workers is None:
-        executor = InProcessExecutor(job.spec)
-    else:
-        executor = WorkersExecutor(job.spec, [{}] * workers, timeout, share(workers))
-    there = {canonical(build) for build in rows.builds}
-    missing = work.size(rows.index).rows
-    with closing(executor), Assembly(job.spec, store, on_event) as assembly:
+    with closing(executor), assembly:
         try:
-            _drive(executor, Leases(work.shards(rows.index), missing), assembly, there, on_event)
+            _drive(executor, leases, assembly, {canonical(build) for build in builds}, on_event)
         finally:  # also what an interruption or an error leaves complete
             assembly.settle()
 

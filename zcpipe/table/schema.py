@@ -20,6 +20,7 @@ from zcpipe.scoring.columns import Column
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "partial", "error", "timeout", "memory")
+RETRIED = ("error", "timeout", "memory")  # what another try may mend
 
 _FAILURE = pa.struct(
     [

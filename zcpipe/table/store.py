@@ -148,12 +148,18 @@ def scan(directory: Path, header: Header) -> Rows:
     index, status = [np.empty(0, np.int64)], [np.empty(0, np.str_)]
     for path in paths:
         _, metadata = read_footer(path, header.identity)
-        builds |= {canonical(build): build for build in metadata.get("builds") or [metadata["build"]]}
+        builds |= {canonical(build): build for build in _builds(metadata)}
         part = read_columns(path, ["index", "status"])
         index.append(part["index"].to_numpy())
         status.append(part["status"].to_numpy().astype(np.str_))
     check_distinct(paths, index[1:])
     return Rows(np.concatenate(index), np.concatenate(status), tuple(builds.values()))
+
+
+def _builds(metadata: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return what computed the rows of a file; the first version of the format had one build a file."""
+    builds: Sequence[Mapping[str, Any]] = metadata.get("builds") or [metadata["build"]]
+    return builds
 
 
 def check_distinct(paths: Sequence[Path], indices: Sequence[NDArray[np.int64]]) -> None:
@@ -203,8 +209,7 @@ class Store:
     def commit(self, shard: int, rows: pa.Table, builds: Sequence[Mapping[str, object]]) -> Path:
         """Make rows of a shard visible, all or none; committing them a second time changes nothing.
 
-        A file is named by which rows it holds, not by their values: to compute rows anew, failed ones say, a file must
-        be replaced on purpose, which nothing here does.
+        A file is named by which rows it holds, not by their values: only `amend` replaces one.
 
         Args:
             shard: number of the shard.
@@ -220,6 +225,25 @@ class Store:
         if not path.exists():
             publish(path, encode(table.cast(self.header.file_schema(shard=shard, builds=builds))))
         return path
+
+    def amend(self, shard: int, rows: pa.Table, builds: Sequence[Mapping[str, object]]) -> Path:
+        """Put rows of a shard in the place of those that are there, each file at once; new ones are committed.
+
+        Takes and raises what `commit` does.
+        """
+        index = rows["index"].to_numpy()
+        for path in sorted(self.directory.glob(f"shard-{shard:05d}-*.parquet")):
+            _, metadata = read_footer(path, self.header.identity)
+            there = read_columns(path, self.header.schema.names)
+            again = np.isin(index, there["index"].to_numpy())
+            if not again.any():
+                continue
+            kept = there.filter(~np.isin(there["index"].to_numpy(), index)).cast(self.header.schema)
+            both = {canonical(build): build for build in [*_builds(metadata), *builds]}
+            schema = self.header.file_schema(shard=shard, builds=list(both.values()))
+            publish(path, encode(in_order(pa.concat_tables([kept, rows.filter(again)])).cast(schema)))
+            rows, index = rows.filter(~again), index[~again]
+        return self.commit(shard, rows, builds) if len(rows) else path
 
 
 @contextmanager

@@ -1,0 +1,173 @@
+"""Reaching a Ray cluster, or starting a small one on this machine to try things out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zcpipe.errors import CapabilityError, UsageError
+from zcpipe.run import memory
+from zcpipe.run.nodes.agent import Placement
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_ADMISSION = 30.0  # seconds in which the nodes must be there
+_LEAST_MEMORY = 1 << 30  # bytes for each actor that nobody has counted
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which nodes a run is to use and how.
+
+    Attributes:
+        nodes: how many.
+        address: of the cluster; by default RAY_ADDRESS, or the one that runs on this machine.
+        actors_per_node: scoring processes on each; by default as many as the node has cores, fewer where it has less
+            than 1 GiB of memory for each, or what its GPUs take.
+        gpus_per_actor: share of a GPU that each gets: 1, or 1/2, 1/3 ...; 0 to compute on the CPU.
+        memory_per_actor: bytes that each may hold; by default an equal share of 90 % of the node's memory.
+        simulated: start the nodes on this machine instead, each with its share of the cores and the memory.
+
+    Raises:
+        UsageError: a number is out of its range.
+    """
+
+    nodes: int
+    address: str | None = None
+    actors_per_node: int | None = None
+    gpus_per_actor: float = 0.0
+    memory_per_actor: int | None = None
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        for what, number in (("nodes", self.nodes), ("actors per node", self.actors_per_node)):
+            if number is not None and number < 1:
+                raise UsageError(f"{what} must be at least 1, got {number}")
+        share = self.gpus_per_actor
+        if share and not (0 < share <= 1 and abs(1 / share - round(1 / share)) < 0.02):
+            raise UsageError(f"GPUs per actor must be 1 or a whole part of one (0.5, 0.33, 0.25 ...), got {share:g}")
+
+    @property
+    def per_gpu(self) -> int:
+        """How many actors have a GPU together, 0 where they compute on the CPU."""
+        return round(1 / self.gpus_per_actor) if self.gpus_per_actor else 0
+
+    def placement(self, resources: dict[str, float]) -> Placement:
+        """Return what the actors of a node get that has such resources (``CPU``, ``GPU``, ``memory`` in bytes).
+
+        Raises:
+            CapabilityError: it has too few GPUs.
+        """
+        most = max(1, min(int(resources.get("CPU", 1)), int(resources.get("memory", 0) // _LEAST_MEMORY)))
+        if self.per_gpu:
+            most = int(resources.get("GPU", 0)) * self.per_gpu
+            if most < (self.actors_per_node or 1):
+                raise CapabilityError(
+                    f"{self.actors_per_node or 1} actors of {self.gpus_per_actor:g} GPUs each do not fit a node with "
+                    f"{resources.get('GPU', 0):g}; use fewer --actors-per-node or a smaller --gpus-per-actor"
+                )
+        own = self.memory_per_actor
+        if own is None and self.simulated:
+            own = memory.share(self.nodes * (self.actors_per_node or most))
+        return Placement(self.actors_per_node or most, own, self.per_gpu)
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Be connected with the cluster, which has all the nodes that were asked for.
+
+    Raises:
+        CapabilityError: Ray is not installed, there is no cluster at the address, it does not take us, or it has too
+            few nodes.
+    """
+    ray = _import()
+    with _simulated(cluster) if cluster.simulated else _nothing(cluster) as address:
+        try:
+            ray.init(
+                address=address,
+                namespace="zcpipe",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+            raise CapabilityError(_refused(address, error)) from error
+        try:
+            _admit(ray, cluster.nodes)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def alive(ray: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - a module
+    """Return the nodes that are alive and have something to compute with, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
+def _import() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise CapabilityError(f"runs on nodes need Ray ({error}); install it with pip install 'zcpipe[ray]'") from error
+    return ray
+
+
+@contextmanager
+def _nothing(cluster: Cluster) -> Iterator[str]:
+    yield cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+
+
+@contextmanager
+def _simulated(cluster: Cluster) -> Iterator[str]:
+    """Start nodes on this machine that only who has their token can use, and end them."""
+    from ray import cluster_utils
+
+    from zcpipe.run.process import worker_environment
+
+    if not os.environ.get("RAY_AUTH_MODE"):
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ["PYTHONPATH"] = worker_environment()["PYTHONPATH"]  # what this process imports, they can
+    cores = max(1, (os.cpu_count() or 1) // cluster.nodes)
+    size: dict[str, Any] = {"num_cpus": max(cores, cluster.actors_per_node or 1), "object_store_memory": 128 << 20}
+    nodes: Any = cluster_utils.Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        for _ in range(cluster.nodes - 1):
+            nodes.add_node(**size)
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+
+
+def _admit(ray: Any, wanted: int) -> None:  # noqa: ANN401 - a module
+    deadline = time.monotonic() + _ADMISSION
+    while len(there := alive(ray)) < wanted:
+        if time.monotonic() > deadline:
+            raise CapabilityError(
+                f"{wanted} nodes were asked for and {len(there)} are alive in the cluster; add nodes with "
+                f"ray start --address, or use --nodes {max(1, len(there))}"
+            )
+        time.sleep(0.5)
+
+
+def _refused(address: str, error: Exception) -> str:
+    """Say in one line why there is no connection and what to do about it."""
+    said = " ".join(str(error).split())
+    if "uthentication" in said or "token" in said:
+        return (
+            f"the Ray cluster at {address} does not take us: {said[:200]}; give this process the cluster's token "
+            "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
+        )
+    if "ersion" in said:
+        return f"the Ray cluster at {address} runs other versions than this process: {said[:300]}; use the same"
+    return (
+        f"no Ray cluster at {address}: {said[:200]}; start one with ray start --head, name it with --address, "
+        "or try nodes out with --simulate-nodes; --workers needs no cluster"
+    )

@@ -1,0 +1,296 @@
+"""The executor on a Ray cluster: an agent on each node, minded so that no node can stop a run."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from zcpipe.errors import CapabilityError, ZcpipeError
+from zcpipe.ops import build_info
+from zcpipe.run.events import Event, Joined, Left, Warned
+from zcpipe.run.executor import Died, Done, Lease, Outcome
+from zcpipe.run.nodes.agent import Agent, Hello, Placement
+from zcpipe.run.nodes.cluster import Cluster, alive
+from zcpipe.run.spec import RunSpec
+from zcpipe.run.work import Unit
+from zcpipe.table.schema import package_version
+
+_LEASES_PER_ACTOR = 2
+_GLANCE = 2.0  # seconds between two looks at which nodes there are
+_DEATHS = 3  # of agents of one node, with no result in between, after which the node is left alone
+_STRAGGLING = 10.0  # seconds after which a lease is given to an idle node as well
+_DESERTED = 600.0  # seconds without any node after which a run ends
+
+
+@dataclass(eq=False)
+class _Host:
+    """An agent and the node it is on."""
+
+    node: str
+    name: str
+    placement: Placement
+    agent: Any  # a handle of Ray's
+    ready: bool = False
+    flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)  # by reference: when it was given
+
+    @property
+    def room(self) -> int:
+        """How many leases more it can take."""
+        return _LEASES_PER_ACTOR * self.placement.actors - len(self.flying) if self.ready else 0
+
+
+class NodesExecutor:
+    """Computes units on the nodes of a cluster.
+
+    What an agent had when it or its node was lost is given to others, without blame for any unit: a unit can only end
+    a worker, and that the agent tells. Nodes that join or come back are used as long as fewer than asked for are.
+    Towards the end idle nodes are given what others still have; the first result counts.
+
+    Raises:
+        CapabilityError: no node can be used.
+    """
+
+    def __init__(self, spec: RunSpec, cluster: Cluster, timeout: float, on_event: Callable[[Event], None]) -> None:
+        import ray
+
+        self._ray = ray
+        self._spec = spec
+        self._cluster = cluster
+        self._timeout = timeout
+        self._on_event = on_event
+        self._hosts: dict[str, _Host] = {}
+        self._hellos: dict[Any, _Host] = {}
+        self._queue: deque[Lease] = deque()
+        self._awaited: set[Unit] = set()
+        self._deaths: dict[str, int] = {}
+        self._barred: dict[str, ZcpipeError] = {}
+        self._glanced = -math.inf
+        self._populated = time.monotonic()
+        self._without_library: set[str] = set()
+
+    @property
+    def capacity(self) -> int:
+        """The number of actors on the nodes that are used now."""
+        return max(1, sum(host.placement.actors for host in self._hosts.values()))
+
+    def wants(self) -> bool:
+        """Whether the next agent to run short of leases would find none."""
+        return not self._queue
+
+    def submit(self, lease: Lease) -> None:
+        """Queue a lease and hand out what agents can take."""
+        self._awaited.update(lease.units)
+        self._queue.append(lease)
+        self._hand_out()
+
+    def collect(self, patience: float = 1.0) -> list[Outcome]:
+        """Wait ``patience`` seconds at most for one or more outcomes.
+
+        Raises:
+            CapabilityError: no node can be used, or none has been there for ten minutes.
+            ZcpipeError: what agents say of every node.
+        """
+        self._reconcile()
+        self._hand_out()
+        references = [*self._hellos, *(reference for host in self._hosts.values() for reference in host.flying)]
+        if not references:
+            time.sleep(min(patience, 0.2))
+            return []
+        ready, _ = self._ray.wait(references, num_returns=1, timeout=patience)
+        if ready:  # and whatever else there is
+            ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+        return [outcome for reference in ready for outcome in self._take(reference)]
+
+    def close(self) -> None:
+        """End all agents."""
+        for host in self._hosts.values():
+            self._ray.kill(host.agent)
+        self._hosts.clear()
+        self._hellos.clear()
+        self._queue.clear()
+
+    # -- nodes
+
+    def _reconcile(self) -> None:
+        """Leave the nodes that are gone and use others in their place."""
+        if time.monotonic() < self._glanced + _GLANCE:
+            return
+        self._glanced = time.monotonic()
+        nodes = {node["NodeID"]: node for node in alive(self._ray)}
+        for host in list(self._hosts.values()):
+            if host.node not in nodes:
+                self._lose(host, "the node is gone")
+        spare = [node for name, node in nodes.items() if name not in self._hosts and name not in self._barred]
+        for node in spare[: self._cluster.nodes - len(self._hosts)]:
+            self._start(node)
+        if self._hosts:
+            self._populated = time.monotonic()
+        elif nodes and self._barred.keys() >= nodes.keys():
+            raise next(iter(self._barred.values()))
+        elif time.monotonic() > self._populated + _DESERTED:
+            raise CapabilityError(
+                f"no node has been alive for {_DESERTED:.0f} s; finished shards are committed, and the same command "
+                "goes on when the cluster is back"
+            )
+
+    def _start(self, node: dict[str, Any]) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+        try:
+            placement = self._cluster.placement(node["Resources"])
+        except CapabilityError as error:
+            self._bar(node["NodeID"], name, error)
+            return
+        gpus = math.ceil(placement.actors / placement.per_gpu) if placement.per_gpu else 0
+        agent: Any = (
+            self._ray.remote(Agent)
+            .options(
+                num_cpus=min(placement.actors, node["Resources"]["CPU"]),
+                num_gpus=gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=_LEASES_PER_ACTOR * placement.actors + 2,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )
+            .remote(self._spec.model_dump_json(), placement, self._timeout)
+        )
+        host = self._hosts[node["NodeID"]] = _Host(node["NodeID"], name, placement, agent)
+        self._hellos[agent.hello.remote()] = host
+
+    def _greet(self, host: _Host, hello: Hello) -> None:
+        own = (package_version(), platform.python_version())
+        if (hello.version, hello.python) != own:
+            self._bar(
+                host.node,
+                host.name,
+                CapabilityError(
+                    f"node {host.name} has zcpipe {hello.version} on Python {hello.python}, this process {own[0]} on "
+                    f"{own[1]}; install the same on all nodes"
+                ),
+            )
+            return
+        if build_info()["native"] and not hello.native and host.name not in self._without_library:
+            self._without_library.add(host.name)
+            self._on_event(
+                Warned(f"node {host.name} lacks the native library and computes slowly; see zcpipe doctor there")
+            )
+        host.ready = True
+        self._on_event(Joined(host.name, host.placement.actors))
+
+    def _lose(self, host: _Host, reason: str) -> None:
+        """Give back what an agent had; its node may get another."""
+        self._hosts.pop(host.node, None)
+        self._hellos = {reference: other for reference, other in self._hellos.items() if other is not host}
+        self._ray.kill(host.agent)
+        for lease, _ in reversed(list(host.flying.values())):
+            self._requeue(lease)
+        host.flying.clear()
+        if host.ready:
+            self._on_event(Left(host.name, reason))
+        self._deaths[host.node] = self._deaths.get(host.node, 0) + 1
+        if self._deaths[host.node] >= _DEATHS:
+            error = CapabilityError(f"{_DEATHS} agents in a row ended on node {host.name}: {reason}")
+            self._bar(host.node, host.name, error)
+
+    def _bar(self, node: str, name: str, error: ZcpipeError) -> None:
+        if (host := self._hosts.get(node)) is not None:
+            self._lose(host, str(error))
+        self._barred[node] = error
+        self._on_event(Warned(f"node {name} is not used: {error}"))
+
+    # -- leases
+
+    def _hand_out(self) -> None:
+        while self._queue:
+            hosts = [host for host in self._hosts.values() if host.room > 0]
+            if not hosts:
+                return
+            lease = self._queue.popleft()
+            others = [host for host in hosts if host.node != lease.avoid] or hosts
+            self._give(max(others, key=lambda host: host.room / host.placement.actors), lease)
+        self._share_the_tail()
+
+    def _give(self, host: _Host, lease: Lease) -> None:
+        host.flying[host.agent.work.remote(lease)] = (lease, time.monotonic())
+
+    def _requeue(self, lease: Lease) -> None:
+        flying = {unit for host in self._hosts.values() for other, _ in host.flying.values() for unit in other.units}
+        left = tuple(unit for unit in lease.units if unit in self._awaited and unit not in flying)
+        if left:
+            self._queue.appendleft(replace(lease, units=left))
+
+    def _share_the_tail(self) -> None:
+        """Give an idle node what another has had for long, once."""
+        idle = [host for host in self._hosts.values() if host.ready and not host.flying]
+        if not idle:
+            return
+        flying = [entry for host in self._hosts.values() for entry in host.flying.values()]
+        copies = Counter(unit for lease, _ in flying for unit in lease.units)
+        late = [lease for lease, since in flying if time.monotonic() > since + _STRAGGLING]
+        for host, lease in zip(idle, (lease for lease in late if copies[lease.units[0]] == 1), strict=False):
+            self._give(host, lease)
+
+    def _take(self, reference: Any) -> Iterable[Outcome]:  # noqa: ANN401 - a reference of Ray's
+        """Take in what an agent returned, or take note of its end."""
+        if (host := self._hellos.pop(reference, None)) is not None:
+            if (hello := self._get(host, reference)) is not None:
+                self._greet(host, hello)
+            return
+        for host in list(self._hosts.values()):
+            if reference in host.flying:
+                lease, _ = host.flying[reference]
+                found = self._get(host, reference)
+                host.flying.pop(reference, None)
+                if found is not None:
+                    self._deaths[host.node] = 0
+                    for outcome in found:
+                        yield from self._first(outcome, host)
+                elif host.node in self._hosts:
+                    self._requeue(lease)
+                return
+
+    def _get(self, host: _Host, reference: Any) -> Any:  # noqa: ANN401 - what an agent's method returns
+        """Return what a call returned, None where that was the agent's end."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayActorError as error:
+            self._lose(host, _last_line(error))
+        except errors.RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, ZcpipeError):
+                raise
+            self._bar(host.node, host.name, cause)
+        except errors.RayError as error:  # the result was lost on its way
+            self._on_event(Warned(f"a result of node {host.name} was lost and is computed again: {_last_line(error)}"))
+        return None
+
+    def _first(self, outcome: Outcome, host: _Host) -> Iterable[Outcome]:
+        """Pass on what nobody has told yet of the units of an outcome."""
+        if isinstance(outcome, Died):
+            if outcome.unit in self._awaited:
+                self._awaited.discard(outcome.unit)
+                yield replace(outcome, place=host.node)
+            return
+        new = [unit in self._awaited for unit in outcome.units]
+        self._awaited.difference_update(outcome.units)
+        if all(new):
+            yield replace(outcome, place=host.name)
+        elif any(new):
+            kept = np.repeat(new, [len(unit.members) for unit in outcome.units])
+            units = tuple(unit for unit, fresh in zip(outcome.units, new, strict=True) if fresh)
+            yield Done(
+                units, outcome.rows.filter(kept), outcome.seconds * sum(new) / len(new), outcome.build, host.name
+            )
+
+
+def _last_line(error: Exception) -> str:
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
