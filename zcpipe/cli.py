@@ -131,13 +131,18 @@ def run(
         _print_json(described) if as_json else _print_plan(described)
         return
     try:
-        with runs.show_progress(quiet=quiet) as shown, runs.log_events(events) as logged:
+        with runs.show_progress(quiet=quiet) as show, runs.log_events(events) as log:
+
+            def tell(event: runs.Event) -> None:
+                show(event)
+                log(event)
+
             summary = runs.run(
                 spec,
                 out,
                 workers,
                 timeout,
-                lambda event: (shown(event), logged(event)),
+                tell,
                 cluster=cluster,
                 memory=None if memory is None else parse_bytes(memory),
                 retry_errors=retry_errors,

@@ -29,13 +29,14 @@ def log_events(path: Path | None) -> Iterator[Callable[[Event], None]]:
     if path is None:
         yield lambda event: None
         return
-    with (
-        disk_errors("write", path, "name a file that can be written with --events"),
-        path.open("a", buffering=1) as file,
-    ):
+    mend = "name a file that can be written with --events"
+    with disk_errors("write", path, mend):
+        file = path.open("a", buffering=1)
+    with file:
 
         def log(event: Event) -> None:
             what = {"time": datetime.now(UTC).isoformat(), "pid": os.getpid(), "event": type(event).__name__.lower()}
-            file.write(json.dumps({**what, **asdict(event)}, default=str) + "\n")
+            with disk_errors("write", path, mend):
+                file.write(json.dumps({**what, **asdict(event)}, default=str) + "\n")
 
         yield log

@@ -87,6 +87,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
         CapabilityError: Ray is not installed, there is no cluster at the address, it does not take us, or it has too
             few nodes.
     """
+    if cluster.simulated and not os.environ.get("RAY_AUTH_MODE"):  # Ray looks when it is imported
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = _import()
     with _simulated(cluster) if cluster.simulated else _nothing(cluster) as address:
         try:
@@ -132,8 +134,6 @@ def _simulated(cluster: Cluster) -> Iterator[str]:
 
     from zcpipe.run.process import worker_environment
 
-    if not os.environ.get("RAY_AUTH_MODE"):
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ["PYTHONPATH"] = worker_environment()["PYTHONPATH"]  # what this process imports, they can
     cores = max(1, (os.cpu_count() or 1) // cluster.nodes)
     size: dict[str, Any] = {"num_cpus": max(cores, cluster.actors_per_node or 1), "object_store_memory": 128 << 20}
