@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from zcpipe.run import show_progress
-from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
+from zcpipe.run.events import Committed, Event, Joined, Left, Planned, Scored, Warned
 
 EVENTS: list[Event] = [Planned(10, 2), Warned("mixed builds"), Scored(3, 0), Scored(4, 2), Committed(Path("x"), 7)]
 
@@ -35,3 +35,15 @@ def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_quiet_keeps_warnings() -> None:
     assert shown(terminal=False, quiet=True) == "warning: mixed builds\n"
+
+
+def test_nodes_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        f"{__name__}.EVENTS",
+        [Planned(9, 0), Joined("a", 2), Joined("b", 3), Scored(1, 0), Left("a", "no link"), Scored(1, 0)],
+    )
+    first, lost, second = shown(terminal=False, quiet=False).splitlines()
+    assert first.endswith("5 actors on 2 nodes") and second.endswith("3 actors on 1 nodes")
+    assert lost == "node a is gone: no link"
+    assert "3 actors on 1 nodes" in shown(terminal=True, quiet=False)

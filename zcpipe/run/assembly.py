@@ -20,7 +20,7 @@ from zcpipe.run.executor import Done
 from zcpipe.run.rows import Failed, RowFrame
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, Unit
-from zcpipe.table.schema import to_arrow
+from zcpipe.table.schema import RETRIED, to_arrow
 from zcpipe.table.store import Store
 
 _COMMITTERS = 2  # encoding and writing do not hold the interpreter
@@ -86,8 +86,8 @@ class Assembly:
         shard.rows.append(done.rows)
         shard.builds.add(done.build)
         shard.missing -= len(done.rows)
-        good = pc.sum(pc.is_in(done.rows["status"], pa.array(["ok", "partial"]))).as_py()
-        self._on_event(Scored(len(done.rows), len(done.rows) - good, done.seconds, done.place))
+        failed = pc.sum(pc.is_in(done.rows["status"], pa.array(RETRIED))).as_py()
+        self._on_event(Scored(len(done.rows), failed, done.seconds, done.place))
 
     def fail(self, unit: Unit, failed: Failed) -> None:
         """Take in a unit of which nothing is known but why it has no scores."""

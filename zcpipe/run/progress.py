@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from zcpipe.run.events import Event, Planned, Scored, Warned
+from zcpipe.run.events import Event, Joined, Left, Planned, Scored, Warned
 
 _LINE_SECONDS = 30.0
 
@@ -34,6 +34,7 @@ def show_progress(*, quiet: bool = False, console: Console | None = None) -> Ite
             _Rate(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[failed]}"),
+            TextColumn("{task.fields[places]}"),
             console=console,
         ) as bar:
             yield _Bar(console, bar)
@@ -50,15 +51,39 @@ class _Quiet:
             self._console.print(f"warning: {event.message}", style="yellow", soft_wrap=True, markup=False)
 
 
-class _Bar(_Quiet):
+class _Places(_Quiet):
+    """Knows where a run computes, if that is on nodes."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._actors: dict[str, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Joined):
+            self._actors[event.node] = event.actors
+        elif isinstance(event, Left):
+            self._actors.pop(event.node, None)
+            self._console.print(
+                f"node {event.node} is gone: {event.reason}", style="yellow", soft_wrap=True, markup=False
+            )
+
+    @property
+    def places(self) -> str:
+        """Actors and nodes, as text."""
+        return f"{sum(self._actors.values())} actors on {len(self._actors)} nodes" if self._actors else ""
+
+
+class _Bar(_Places):
     def __init__(self, console: Console, bar: Progress) -> None:
         super().__init__(console)
         self._bar = bar
-        self._task = bar.add_task("", total=None, failed="")
+        self._task = bar.add_task("", total=None, failed="", places="")
         self._failed = 0
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
+        self._bar.update(self._task, places=self.places)
         if isinstance(event, Planned):
             self._bar.reset(self._task, total=event.rows, completed=event.present)
         elif isinstance(event, Scored):
@@ -74,7 +99,7 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f} archs/s", style="cyan")
 
 
-class _Lines(_Quiet):
+class _Lines(_Places):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._rows = self._done = self._new = self._failed = 0
@@ -96,4 +121,6 @@ class _Lines(_Quiet):
         rate = self._new / (self._shown - self._started)
         left = (self._rows - self._done) / rate
         text = f"{self._done}/{self._rows} architectures, {rate:.1f} archs/s, {left:.0f} s left, {self._failed} failed"
+        if self.places:
+            text += f", {self.places}"
         self._console.print(text, soft_wrap=True, highlight=False)

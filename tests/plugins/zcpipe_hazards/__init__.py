@@ -1,4 +1,5 @@
-"""Two small spaces of real networks. What building some of them does is told by the environment variable HAZARDS.
+"""Two small spaces of real networks. What building some of them does is told by the environment variable HAZARDS, or by
+the file that HAZARDS_FILE names.
 
 It is JSON: index of a class's representative -> behaviour (see ``_act``), or index of a member -> "size ...", which is
 what counting it does. The enumerable space `hazards` has 24 members, each key shared by two neighbours; `endless` has
@@ -105,7 +106,10 @@ class Hazards(Endless):
 
 
 def _told(arch: Member) -> str | None:
-    told: dict[str, str] = json.loads(os.environ.get("HAZARDS", "{}"))
+    text = os.environ.get("HAZARDS", "{}")
+    if path := os.environ.get("HAZARDS_FILE"):
+        text = Path(path).read_text()
+    told: dict[str, str] = json.loads(text)
     return told.get(str(arch.number), os.environ.get("HAZARD_ELSE"))
 
 
@@ -131,6 +135,12 @@ def _act(behaviour: str | None, arch: Member) -> None:
             re.match("(a+)+$", "a" * 60 + "b")  # practically for ever, and without letting any thread run
         case "nap":
             time.sleep(0.05)
+        case "nap long":
+            time.sleep(0.8)
+        case "show devices":
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+            (Path(os.environ["HAZARD_MARKS"]) / f"devices-{os.getpid()}").write_text(seen)
+            time.sleep(0.5)
         case "exit once":
             marker = Path(os.environ["HAZARD_MARKS"]) / str(arch)
             if not marker.exists():

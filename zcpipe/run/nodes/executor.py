@@ -18,6 +18,7 @@ from zcpipe.run.events import Event, Joined, Left, Warned
 from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.nodes.agent import Agent, Hello, Placement
 from zcpipe.run.nodes.cluster import Cluster, alive
+from zcpipe.run.nodes.metrics import Metrics
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 from zcpipe.table.schema import package_version
@@ -65,6 +66,7 @@ class NodesExecutor:
         self._cluster = cluster
         self._timeout = timeout
         self._on_event = on_event
+        self._metrics = Metrics()
         self._hosts: dict[str, _Host] = {}
         self._hellos: dict[Any, _Host] = {}
         self._queue: deque[Lease] = deque()
@@ -252,7 +254,9 @@ class NodesExecutor:
                 if found is not None:
                     self._deaths[host.node] = 0
                     for outcome in found:
-                        yield from self._first(outcome, host)
+                        for first in self._first(outcome, host):
+                            self._metrics.count(first, host.name)
+                            yield first
                 elif host.node in self._hosts:
                     self._requeue(lease)
                 return

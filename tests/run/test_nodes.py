@@ -1,0 +1,221 @@
+"""Runs on the nodes of a real Ray cluster on this machine: the same rows whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray looks when it is imported; only tests do without tokens
+ray = pytest.importorskip("ray")
+
+from ray.cluster_utils import Cluster as Nodes  # noqa: E402
+
+from zcpipe.errors import CapabilityError, UsageError  # noqa: E402
+from zcpipe.run import RunSpec, Sample, run  # noqa: E402
+from zcpipe.run.events import Event, Joined, Left, Scored, Warned  # noqa: E402
+from zcpipe.run.nodes.cluster import Cluster  # noqa: E402
+from zcpipe.table import open_table  # noqa: E402
+
+MIB = 1 << 20
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
+
+
+def spec(**fields: object) -> RunSpec:
+    plain = {
+        "space": "hazards",
+        "dataset": "tiny",
+        "proxies": ("expressivity", "trainability", "params"),
+        "batch_size": 4,
+        "classes_per_shard": 4,
+    }
+    return RunSpec.model_validate({**plain, **fields})
+
+
+def content(out: Path) -> pa.Table:
+    return open_table(out).to_arrow().drop_columns(["seconds"])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that says how members behave, which the cluster's processes look at when they build one."""
+    path = tmp_path_factory.mktemp("told") / "hazards.json"
+    path.write_text("{}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def nodes(told: Path) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAZARDS_FILE", str(told))
+        patch.setenv("HAZARD_MARKS", str(told.parent))
+        for name, value in (("period_ms", 1000), ("timeout_ms", 2000), ("failure_threshold", 3)):
+            patch.setenv(f"RAY_health_check_{name}", str(value))  # a frozen node is given up in seconds
+        size = {"num_cpus": 1, "object_store_memory": 80 * MIB}
+        made: Any = Nodes(initialize_head=True, head_node_args={**size, "num_cpus": 0, "include_dashboard": False})
+        for _ in range(2):
+            made.add_node(**size, num_gpus=2)
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def well_behaved(told: Path) -> None:
+    told.write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    out = tmp_path_factory.mktemp("undisturbed") / "table"
+    run(spec(), out)
+    return content(out)
+
+
+def on(nodes: Any, **fields: Any) -> Cluster:
+    return Cluster(**{"nodes": 2, "address": nodes.address, "actors_per_node": 1, **fields})
+
+
+def test_nodes_compute_the_rows_that_this_process_does(nodes: Any, tmp_path: Path, undisturbed: pa.Table) -> None:
+    events = list[Event]()
+    assert run(spec(), tmp_path, cluster=on(nodes), on_event=events.append).by_status == {"ok": 24}
+    assert content(tmp_path).equals(undisturbed)
+    joined = {event.node: event.actors for event in events if isinstance(event, Joined)}
+    assert list(joined.values()) == [1, 1]
+    assert {event.node for event in events if isinstance(event, Scored)} <= joined.keys()
+    assert run(spec(), tmp_path, cluster=on(nodes)).new == 0
+
+
+def test_poison_ends_as_rows_and_everything_else_is_there(
+    nodes: Any, told: Path, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    behaviour = {"2": "bloat", "6": "segv", "10": "hang", "14": "raise", "20": "exit once"}
+    told.write_text(json.dumps(behaviour))
+    cluster = on(nodes, memory_per_actor=1500 * MIB)
+    summary = run(spec(), tmp_path, cluster=cluster, timeout=8.0)
+    assert summary.by_status == {"ok": 16, "error": 4, "timeout": 2, "memory": 2}
+    rows = content(tmp_path).to_pylist()
+    found = {row["index"]: row["failures"][0]["message"] for row in rows if row["failures"]}
+    assert set(found) == {2, 3, 6, 7, 10, 11, 14, 15}
+    assert found[6] == "its process was killed by SIGSEGV, twice" and found[10] == "no result within 8 s"
+    assert [row for row in rows if not row["failures"]] == [
+        row for row in undisturbed.to_pylist() if row["index"] not in found
+    ]
+    told.write_text("{}")
+    assert run(spec(), tmp_path, cluster=on(nodes), retry_errors=True).by_status == {"ok": 24}
+    assert content(tmp_path).equals(undisturbed)
+
+
+def agents() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if "ray::Agent" in " ".join(process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def during(action: Callable[[], None]) -> Callable[[Event], None]:
+    """Do something once, beside the run, when the first rows have come in."""
+    done = threading.Event()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Scored) and not done.is_set():
+            done.set()
+            threading.Thread(target=action).start()
+
+    return tell
+
+
+def slow(told: Path, seconds: str = "nap long") -> None:
+    told.write_text(json.dumps({str(i): seconds for i in range(0, 24, 2)}))
+
+
+def test_an_agent_that_is_killed_is_replaced(nodes: Any, told: Path, tmp_path: Path, undisturbed: pa.Table) -> None:
+    slow(told)
+    events = list[Event]()
+    kill = during(lambda: agents()[0].kill())
+    summary = run(spec(), tmp_path, cluster=on(nodes), on_event=lambda event: (events.append(event), kill(event))[0])
+    assert summary.by_status == {"ok": 24} and content(tmp_path).equals(undisturbed)
+    assert any(isinstance(event, Left) for event in events)
+    assert sum(isinstance(event, Joined) for event in events) == 3
+
+
+@pytest.mark.parametrize("how", ["removed", "killed", "frozen"])
+def test_a_node_that_is_lost_loses_nothing_and_another_takes_its_place(
+    how: str, nodes: Any, told: Path, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    slow(told)
+    lost = list(nodes.worker_nodes)[-1]
+    raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
+    processes = [raylet, *raylet.children(recursive=True)]
+
+    def lose() -> None:
+        match how:
+            case "removed":
+                nodes.remove_node(lost)
+            case "killed":
+                raylet.kill()
+            case "frozen":
+                for process in processes:
+                    process.send_signal(signal.SIGSTOP)
+        nodes.add_node(num_cpus=1, num_gpus=2, object_store_memory=80 * MIB)
+
+    try:
+        summary = run(spec(), tmp_path, cluster=on(nodes), on_event=during(lose))
+    finally:
+        for process in processes:
+            if process.is_running():
+                process.send_signal(signal.SIGCONT)
+        if how != "removed":
+            nodes.remove_node(lost, allow_graceful=False)
+    assert summary.by_status == {"ok": 24} and content(tmp_path).equals(undisturbed)
+
+
+def test_actors_that_share_a_gpu_see_the_same_one(nodes: Any, told: Path, tmp_path: Path) -> None:
+    told.write_text(json.dumps({str(i): "show devices" for i in range(0, 24, 2)}))
+    run(spec(), tmp_path, cluster=on(nodes, nodes=1, actors_per_node=4, gpus_per_actor=0.5))
+    seen = {path.name: path.read_text() for path in told.parent.glob("devices-*")}
+    assert sorted(seen.values()) == ["0", "0", "1", "1"]
+
+
+def test_what_the_cluster_lacks_is_said_in_one_line(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcpipe.run.nodes.cluster._ADMISSION", 0.5)
+    with pytest.raises(CapabilityError, match=r"9 nodes were asked for and 2 are alive.*--nodes 2"):
+        run(spec(), tmp_path, cluster=on(nodes, nodes=9))
+    with pytest.raises(CapabilityError, match=r"5 actors of 0.5 GPUs each do not fit a node with 2"):
+        run(spec(), tmp_path, cluster=on(nodes, actors_per_node=5, gpus_per_actor=0.5))
+    monkeypatch.setattr("zcpipe.run.nodes.executor.package_version", lambda: "9.9")
+    with pytest.raises(CapabilityError, match=r"has zcpipe .* on Python .*, this process 9.9 on .*install the same"):
+        run(spec(), tmp_path, cluster=on(nodes))
+    assert not list(tmp_path.glob("shard-*"))
+
+
+def test_a_node_without_the_library_is_named_once(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = list[Event]()
+    monkeypatch.setattr("zcpipe.run.nodes.executor.build_info", lambda: {"native": True})
+    monkeypatch.setattr("zcpipe.run.nodes.agent.build_info", lambda: {"native": False})
+    run(spec(selection=Sample(n=2)), tmp_path, cluster=on(nodes), on_event=events.append)
+    lacking = [event.message for event in events if isinstance(event, Warned) and "lacks the native" in event.message]
+    assert len(lacking) == len(set(lacking))
+
+
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match=r"no Ray cluster at 127.0.0.1:9.*--simulate-nodes"):
+        run(spec(), tmp_path, cluster=Cluster(1, "127.0.0.1:9"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"nodes": 0}, {"actors_per_node": 0}, {"gpus_per_actor": 0.7}, {"gpus_per_actor": 2.0}]
+)
+def test_numbers_out_of_range(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        Cluster(**{"nodes": 1, **fields})
