@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
-from zcpipe.run.work import ClassList, DrawList, Shard, TextList, architectures, index_of, plan
+from zcpipe.run.work import ClassList, DrawList, Shard, TextList, architectures, index_of, plan, sized
 from zcpipe.spaces import get_space
 
 NOTHING = np.empty(0, np.int64)
@@ -194,3 +194,19 @@ def test_numbers_of_texts_never_change_between_versions() -> None:
 def test_what_does_not_fit_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan(spec(**fields))
+
+
+@pytest.mark.parametrize(
+    ("selection", "size"),
+    [(Sample(n=5), 64), (Sample(n=65_536), 64), (Sample(n=65_537), 128), (Sample(n=10**7), 4096)],
+)
+def test_large_tables_have_large_shards(selection: Sample, size: int) -> None:
+    spec = RunSpec(space="endless", dataset="tiny", proxies=("params",), selection=selection)
+    assert sized(spec).classes_per_shard == size
+    assert sized(spec.model_copy(update={"classes_per_shard": 7})).classes_per_shard == 7
+
+
+def test_shards_of_an_enumerable_space_do_not_depend_on_the_selection() -> None:
+    for selection in (All(), Sample(n=3), Range(start=0, stop=15_000)):
+        spec = RunSpec(space="nasbench201", dataset="cifar10", proxies=("params",), selection=selection)
+        assert sized(spec).classes_per_shard == 64

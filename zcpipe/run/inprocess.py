@@ -10,7 +10,7 @@ from zcpipe.run.executor import Done, Lease
 from zcpipe.run.rows import UnitScorer, build, one_thread
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
-from zcpipe.table.schema import canonical, to_arrow
+from zcpipe.table.schema import canonical
 
 
 class InProcessExecutor:
@@ -38,7 +38,7 @@ class InProcessExecutor:
         with one_thread():
             rows = self._scorer.score(unit)
         seconds = time.perf_counter() - started
-        return [Done((unit,), to_arrow(rows, self._scorer.schema), seconds, self._build)]
+        return [Done((unit,), self._scorer.tabulate(rows), seconds, self._build)]
 
     def close(self) -> None:
         """Forget what is queued."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import WorkList, plan
+from zcpipe.run.work import WorkList, plan, sized
 from zcpipe.scoring.columns import COUNTS, Column
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.groups import Group, find_groups, next_group
@@ -72,6 +72,7 @@ def prepare(spec: RunSpec, out: Path | None) -> Plan:
     out = spec.default_out() if out is None else out
     found = find_groups(out)
     if not found:
+        spec = sized(spec)
         group = Group(out, Header(ClassScorer(spec).columns, spec.record(), spec.identity()))
         return Plan(out, found, group.header, [Job(spec, group, exists=False)], plan(spec))
     base = found[0].header

@@ -31,7 +31,11 @@ _ALLOCATOR = {
 }
 # Importing makes many objects and no garbage: looking for some is a good part of a worker's start, which therefore
 # turns the collector on again only when everything is imported.
-_START = "import gc, sys; gc.disable(); from zcpipe.run.worker import main; main(*map(int, sys.argv[1:]))"
+_START = (
+    "import gc, sys; gc.disable(); from zcpipe.run.worker import main; "
+    "main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
+)
+SCORER = "zcpipe.run.rows:UnitScorer"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -44,13 +48,13 @@ class WorkerProcess:
         OSError: the system gives no further process or file.
     """
 
-    def __init__(self, spec: RunSpec, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, spec: RunSpec, environment: Mapping[str, str] | None = None, scorer: str = SCORER) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             descriptor, self._cell = make_cell()
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-                    [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(descriptor)],
+                    [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(descriptor), scorer],
                     pass_fds=[theirs.fileno(), descriptor],
                     env={**worker_environment(), **(environment or {})},
                     stdin=subprocess.DEVNULL,

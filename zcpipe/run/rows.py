@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from zcpipe.errors import CapabilityError, is_out_of_memory
@@ -22,7 +23,7 @@ from zcpipe.run.work import Unit, architectures
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, get_space
-from zcpipe.table.schema import Header, package_version
+from zcpipe.table.schema import Header, package_version, to_arrow
 
 Row = Mapping[str, object]
 
@@ -72,6 +73,10 @@ class UnitScorer:
         """Return the rows of a class without scores: what they have whatever becomes of its network, and the reason."""
         counted = [self._count(member) for member in architectures(self._space, unit)[1]]
         return [{**row, **counts} for row, counts in zip(self._frame.failed(unit, failed), counted, strict=True)]
+
+    def tabulate(self, rows: Sequence[Row]) -> pa.Table:
+        """Return rows in the columns of the table."""
+        return to_arrow(rows, self.schema)
 
     def _count(self, member: Architecture) -> Row:
         try:

@@ -78,6 +78,9 @@ class RunSpec(_Frozen):
     ``inputs_content``, which names the images and labels that the run takes from it, wherever it lies. It is read from
     the file when the spec is made, unless it is given: then the file is held against it when it is used.
 
+    How many classes a shard has a table keeps from its first run on; by default that run's size decides
+    (`zcpipe.run.work.sized`).
+
     Raises:
         UsageError: a field is missing, unknown or out of its range; one line says which.
         DataError: the file of inputs is missing, damaged or foreign, or does not fit the data set.
@@ -94,7 +97,7 @@ class RunSpec(_Frozen):
     inputs: str = NOISE
     inputs_content: str = ""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda:\d+)$")
-    classes_per_shard: int = Field(default=64, ge=1)
+    classes_per_shard: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="wrap")
     @classmethod

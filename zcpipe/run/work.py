@@ -26,6 +26,9 @@ from zcpipe.spaces.classes import key_classes
 
 Indices = NDArray[np.int64]
 
+_SHARDS = 1024  # of which a large table consists, more or less
+_CLASSES = (64, 4096)  # the fewest and the most that a shard has unless it is told: what a death can cost, and files
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -193,18 +196,36 @@ def architectures(space: Space[Architecture], unit: Unit) -> tuple[Architecture,
     return representative, members
 
 
+def sized(spec: RunSpec) -> RunSpec:
+    """Return a spec that says how many classes a shard has: a power of two, larger for large spaces and samples."""
+    if spec.classes_per_shard is not None:
+        return spec
+    space = get_space(spec.space)
+    match spec.selection:
+        case Sample(n=n) if not isinstance(space, EnumerableSpace):
+            most = n
+        case Archs(texts=texts) if not isinstance(space, EnumerableSpace):
+            most = len(texts)
+        case _:
+            most = len(space) if isinstance(space, EnumerableSpace) else 0
+    fewest, largest = _CLASSES
+    size = 1 << max(0, -(-most // _SHARDS) - 1).bit_length()
+    return spec.model_copy(update={"classes_per_shard": min(max(size, fewest), largest)})
+
+
 def plan(spec: RunSpec) -> WorkList:
-    """Turn the selection of a spec into its rows.
+    """Turn the selection of a spec into its rows, in shards of the size that the spec says.
 
     Raises:
         UsageError: unknown space or dataset, a selection that is empty or does not fit the space, malformed texts.
     """
-    space = get_space(spec.space)
+    space, per_shard = get_space(spec.space), sized(spec).classes_per_shard
+    assert per_shard is not None  # noqa: S101 - states a type
     if spec.dataset not in space.datasets:
         raise unknown_name("dataset", spec.dataset, space.datasets)
     if isinstance(space, EnumerableSpace):
-        return ClassList(space, _members(space, spec), spec.classes_per_shard)
-    return _unindexed(space, spec)
+        return ClassList(space, _members(space, spec), per_shard)
+    return _unindexed(space, spec, per_shard)
 
 
 def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
@@ -225,13 +246,13 @@ def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
             return np.array([space.index(arch) for arch in _parse(space, selection)], np.int64)
 
 
-def _unindexed(space: Space[Architecture], spec: RunSpec) -> WorkList:
+def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int) -> WorkList:
     match spec.selection:
         case Sample(n=n):
             _check_sample(n)
-            return DrawList(space, spec.seed, n, spec.classes_per_shard)
+            return DrawList(space, spec.seed, n, per_shard)
         case Archs() as archs:
-            return TextList(map(str, _parse(space, archs)), spec.classes_per_shard)
+            return TextList(map(str, _parse(space, archs)), per_shard)
         case _:
             raise UsageError(f"{spec.space} cannot be enumerated; select with --sample N or --archs FILE")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import pkgutil
 import signal
 import socket
 import struct
@@ -26,7 +27,7 @@ from zcpipe.run.cell import Cell
 from zcpipe.run.executor import Lease
 from zcpipe.run.rows import Row, UnitScorer, build
 from zcpipe.run.spec import RunSpec
-from zcpipe.table.schema import canonical, to_arrow
+from zcpipe.table.schema import canonical
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # A network is some thousand objects without cycles: its last reference frees them, and collecting while it is built
@@ -35,12 +36,13 @@ _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 _SENT_AFTER = 1.0  # seconds after which rows are sent before their lease is done
 
 
-def main(descriptor: int, memory: int) -> None:
+def main(descriptor: int, memory: int, scorer: str) -> None:
     """Serve the supervisor at the other end of a socket until it closes it.
 
     Args:
         descriptor: of the socket.
         memory: file descriptor of the cell in which this worker says what it executes.
+        scorer: what scores, as ``module:class``.
     """
     _end_with_supervisor(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
@@ -55,14 +57,16 @@ def main(descriptor: int, memory: int) -> None:
     try:
         spec = RunSpec.model_validate_json(connection.recv())
         threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-        _serve(connection, spec, inbox, cell)
+        _serve(connection, spec, pkgutil.resolve_name(scorer), inbox, cell)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
 
 
-def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease], cell: Cell) -> None:
+def _serve(
+    connection: Connection, spec: RunSpec, kind: type[UnitScorer], inbox: SimpleQueue[Lease], cell: Cell
+) -> None:
     try:
-        scorer = UnitScorer(spec)
+        scorer = kind(spec)
     except ZcpipeError as error:
         connection.send(("refused", error))
         return
@@ -79,7 +83,7 @@ def _serve(connection: Connection, spec: RunSpec, inbox: SimpleQueue[Lease], cel
             rows += scorer.score(unit) if lease.failed is None else scorer.fail(unit, lease.failed)
             seconds = time.perf_counter() - started
             if last == len(lease.units) or seconds > _SENT_AFTER:
-                connection.send(("done", (last - done, to_arrow(rows, scorer.schema), seconds)))
+                connection.send(("done", (last - done, scorer.tabulate(rows), seconds)))
                 done, rows, started = last, [], time.perf_counter()
         cell.rest()
 

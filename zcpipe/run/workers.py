@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from zcpipe.errors import CapabilityError
 from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.memory import format_bytes, resident
-from zcpipe.run.process import WorkerProcess
+from zcpipe.run.process import SCORER, WorkerProcess
 from zcpipe.run.rows import Failed
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
@@ -35,12 +35,19 @@ class WorkersExecutor:
         timeout: seconds that an architecture may take.
         memory: bytes that a worker may hold; one that is seen to hold more than half gets no further lease and is
             replaced when it has done those it has.
+        scorer: what scores in the workers, as ``module:class``; benchmarks have one that only pretends.
     """
 
     def __init__(
-        self, spec: RunSpec, environments: Sequence[Mapping[str, str]], timeout: float, memory: int | None = None
+        self,
+        spec: RunSpec,
+        environments: Sequence[Mapping[str, str]],
+        timeout: float,
+        memory: int | None = None,
+        scorer: str = SCORER,
     ) -> None:
         self._spec = spec
+        self._scorer = scorer
         self._free = deque(environments)
         self._count = len(environments)
         self._timeout = timeout
@@ -124,7 +131,7 @@ class WorkersExecutor:
     def _start(self) -> WorkerProcess:
         environment = self._free.popleft()
         try:
-            worker = WorkerProcess(self._spec, environment)
+            worker = WorkerProcess(self._spec, environment, self._scorer)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise CapabilityError(

@@ -1,0 +1,173 @@
+"""What a run costs beside the scoring: rows a second that one supervisor commits, idle workers, scaling.
+
+    python -m benchmarks.pipeline                # table
+    python -m benchmarks.pipeline --json
+
+- ``rows_per_second``: rows of 30 float64 and 6 lists of 98 float32, made at once by a scorer that only pretends, from
+  the first row that comes in to the last shard that is on the disk, everything on this machine's cores: workers,
+  supervisor, encoding, fsync. ``driver_mib`` is what the supervisor held at a quarter of the run and at its end,
+  ``ten_million_s`` how long ten million rows would take at that rate (extrapolated).
+- ``scheduling_overhead``: of architectures that take 0.3 s (asleep), the share of the workers' time between the first
+  row and the last in which none was being scored.
+- ``scaling_2``: AZ-NAS of the same cells of NAS-Bench-201, rows a second of two workers over those of one, the median
+  over interleaved pairs, from the first row to the last; ``busy``: seconds of scoring over seconds of two workers.
+
+Before anything is reported the tables are compared: every row once, and one worker's equal to two workers' bit for bit
+in every column but ``seconds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import psutil
+
+PLUGINS = str(Path(__file__).parent / "plugins")
+sys.path.insert(0, PLUGINS)
+
+from benchmarks.aznas import print_result  # noqa: E402
+from zcpipe.run import Event, Range, RunSpec, Sample, run  # noqa: E402
+from zcpipe.run.events import Committed, Scored  # noqa: E402
+from zcpipe.run.workers import WorkersExecutor  # noqa: E402
+from zcpipe.table import open_table  # noqa: E402
+
+LISTS = ("fisher", "grad_norm", "snip", "plain", "synflow", "zico")
+SCALARS = ("jacob_cov", "nwot", "zen", "swap", "meco", "vkdnw", "epe_nas", "linear_regions", "ntk_condition")
+CORES = 2
+PAIRS = 5
+
+
+@dataclass
+class Clock:
+    """When rows came in and became visible, and what scoring them took."""
+
+    scored: list[tuple[float, int, float]] = field(default_factory=list)  # time, rows, seconds
+    committed: float = 0.0
+    held: list[int] = field(default_factory=list)  # bytes, by this process
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        if isinstance(event, Scored):
+            self.scored.append((time.monotonic(), event.rows, event.seconds))
+        elif isinstance(event, Committed):
+            self.committed = time.monotonic()
+            self.held.append(psutil.Process().memory_info().rss)
+
+    @property
+    def rate(self) -> float:
+        """Rows a second, from the first that came in to the last."""
+        (first, rows, _), (last, *_) = self.scored[0], self.scored[-1]
+        return (sum(row for _, row, _ in self.scored) - rows) / (last - first)
+
+    @property
+    def busy(self) -> float:
+        """Seconds of scoring, after the first rows, over the time since."""
+        return sum(seconds for *_, seconds in self.scored[1:]) / (self.scored[-1][0] - self.scored[0][0])
+
+
+def pretending(scorer: str) -> Callable[..., WorkersExecutor]:
+    """Return what makes an executor whose workers pretend."""
+
+    def make(*arguments: object) -> WorkersExecutor:
+        return WorkersExecutor(*arguments, scorer=f"zcpipe_wide:{scorer}")  # type: ignore[arg-type]
+
+    return make
+
+
+def timed(spec: RunSpec, out: Path, workers: int, scorer: str | None = None) -> Clock:
+    """Run and take the time."""
+    clock = Clock()
+    with ExitStack() as stack:
+        if scorer is not None:
+            stack.enter_context(patch("zcpipe.run.supervisor.WorkersExecutor", pretending(scorer)))
+        summary = run(spec, out, workers=workers, on_event=clock)
+    if summary.by_status != {"ok": summary.planned}:
+        raise SystemExit(f"not every row is ok: {summary.by_status}")
+    return clock
+
+
+def throughput(out: Path, rows: int) -> dict[str, object]:
+    """Measure rows a second that one supervisor commits."""
+    spec = RunSpec(
+        space="wide",
+        dataset="none",
+        proxies=(*LISTS, *SCALARS),
+        repeats=2,
+        selection=Range(start=0, stop=rows),
+    )
+    clock = timed(spec, out, CORES, "Pretender")
+    table = open_table(out)
+    kinds = [str(field.type) for field in table.schema]
+    assert kinds.count("double") == 31 and sum("list<" in kind and "float" in kind for kind in kinds) == len(LISTS)
+    assert np.array_equal(table.to_arrow(["index"])["index"].to_numpy(), np.arange(rows))
+    first, _, _ = clock.scored[0]
+    rate = rows / (clock.committed - first)
+    return {
+        "rows_per_second": rate,
+        "ten_million_s": 1e7 / rate,
+        "driver_mib": {"quarter": clock.held[len(clock.held) // 4] / 2**20, "end": clock.held[-1] / 2**20},
+    }
+
+
+def overhead(out: Path, architectures: int) -> float:
+    """Measure the share of the workers' time in which nothing is scored, at 0.3 s an architecture."""
+    spec = RunSpec(space="wide", dataset="none", proxies=("params",), selection=Sample(n=3 * architectures))
+    return 1 - timed(spec, out, CORES, "Sleeper").busy / CORES
+
+
+def scaling(out: Path, cells: int, batch_size: int) -> dict[str, object]:
+    """Measure two workers against one."""
+    spec = RunSpec(
+        space="nasbench201",
+        dataset="cifar10",
+        proxies=("expressivity", "progressivity", "trainability", "complexity"),
+        selection=Sample(n=cells),
+        batch_size=batch_size,
+    )
+    ratios, busy, tables = [], [], []
+    for pair in range(PAIRS):
+        clocks = {}
+        for workers in (1, 2) if pair % 2 else (2, 1):
+            clocks[workers] = timed(spec, out / f"{pair}-{workers}", workers)
+            tables.append(open_table(out / f"{pair}-{workers}").to_arrow().drop_columns(["seconds"]))
+        ratios.append(clocks[2].rate / clocks[1].rate)
+        busy.append(clocks[2].busy / 2)
+    assert all(table.equals(tables[0]) for table in tables)
+    return {
+        "scaling_2": statistics.median(ratios),
+        "scaling_2_spread": max(ratios) - min(ratios),
+        "busy": statistics.median(busy),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rows", type=int, default=300_000, help="rows of the first measurement, at most a million")
+    parser.add_argument("--architectures", type=int, default=200, help="of 0.3 s each, of the second")
+    parser.add_argument("--cells", type=int, default=150, help="of NAS-Bench-201, of the third")
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([PLUGINS, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    with tempfile.TemporaryDirectory() as directory:
+        base = Path(directory)
+        result = throughput(base / "wide", options.rows)
+        result["scheduling_overhead"] = overhead(base / "slow", options.architectures)
+        result |= scaling(base / "cells", options.cells, options.batch_size)
+    print_result(result, options.json)
+
+
+if __name__ == "__main__":
+    main()
