@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from zcpipe.run.workers import WorkersExecutor
 from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
+from zcpipe.table.place import Place
 from zcpipe.table.schema import STATUSES
 from zcpipe.table.store import Rows, Store, locked, scan
 
@@ -51,7 +51,7 @@ class Scored:
 class Committed:
     """A shard became visible."""
 
-    path: Path
+    path: Place
     rows: int
 
 
@@ -69,7 +69,7 @@ Event = Planned | Scored | Committed | Warned
 class RunSummary:
     """How a run ended; ``by_status`` counts all rows of its selection, those that were there before included."""
 
-    path: Path
+    path: Place
     planned: int
     present: int
     new: int
@@ -84,7 +84,7 @@ class RunSummary:
 
 def run(
     spec: RunSpec,
-    out: Path | None = None,
+    out: str | Place | None = None,
     workers: int | None = None,
     timeout: float = 600.0,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -96,7 +96,7 @@ def run(
 
     Args:
         spec: what to compute.
-        out: the table's directory, by default ``spec.default_out()``.
+        out: the table's directory or URI, by default ``spec.default_out()``.
         workers: number of worker processes; by default everything runs in this process, which then does not survive
             an architecture that crashes and knows no timeout.
         timeout: seconds an architecture may take in a worker process.
@@ -133,7 +133,7 @@ def run(
 
 
 def describe(
-    spec: RunSpec, out: Path | None = None, workers: int | None = None, timeout: float = 600.0
+    spec: RunSpec, out: str | Place | None = None, workers: int | None = None, timeout: float = 600.0
 ) -> dict[str, Any]:
     """Say what :func:`run` would do with the same arguments, touching nothing.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from zcpipe.table.files import each
+from zcpipe.table.place import Place
 from zcpipe.table.schema import STATUSES, Header
 from zcpipe.table.store import check_distinct, read_columns
 
@@ -20,7 +21,7 @@ _BY_NAME = np.argsort(STATUSES)
 class Part:
     """A table itself or one of its groups: a header and shard files with their numbers of rows."""
 
-    def __init__(self, header: Header, files: Mapping[Path, int]) -> None:
+    def __init__(self, header: Header, files: Mapping[Place, int]) -> None:
         self.header = header
         self._files = dict(files)
 
@@ -52,7 +53,7 @@ class Part:
     def _stored(self, names: Sequence[str]) -> pa.Table:
         """Read columns in the order of the files."""
         wanted = pa.schema([self.header.schema.field(name) for name in names])
-        parts = [read_columns(file, names).cast(wanted) for file in self._files]
+        parts = each(lambda file: read_columns(file, names).cast(wanted), list(self._files))
         return pa.concat_tables([wanted.empty_table(), *parts])
 
 

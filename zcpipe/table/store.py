@@ -1,4 +1,4 @@
-"""The directory of a table: its header, its lock, its shards, and how they are committed.
+"""The directory of a table: its header, its shards, and how they are committed.
 
 Everything in the directory is Parquet, so that any reader opens the directory itself:
 
@@ -7,16 +7,17 @@ Everything in the directory is Parquet, so that any reader opens the directory i
 - ``_run.parquet``: no rows; what the latest run was asked for (process, selection, planned rows) and how many groups of
   columns joined the table, replaced by each run.
 - ``shard-<id>-<hash>.parquet``: the rows of a shard, or those that a grown range added to it.
+- ``rows-<number>-<hash>.parquet``: rows of many shards that ``zcpipe compact`` or ``zcpipe merge`` put together.
+
+A directory is one of this machine or a prefix in an object store (`zcpipe.table.place`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
-from zcpipe.table.files import TEMPORARY, ExistsError, damage, disk_errors, publish, remove_unfinished
-from zcpipe.table.schema import Header, encode, encode_empty, read_header, read_metadata, to_arrow
+from zcpipe.table.files import (
+    TEMPORARY,
+    ExistsError,
+    damage,
+    each,
+    exists,
+    make_directory,
+    names,
+    publish,
+    readable,
+    remove_unfinished,
+)
+from zcpipe.table.lock import hold
+from zcpipe.table.place import Place
+from zcpipe.table.schema import Header, canonical, encode, encode_empty, read_header, read_metadata, to_arrow
 
 _HEADER = "_zcpipe.parquet"
 _RUN = "_run.parquet"
@@ -42,16 +56,16 @@ class Rows:
     builds: tuple[Mapping[str, Any], ...]  # the different builds that computed them
 
 
-def find_header(directory: Path) -> Header | None:
+def find_header(directory: Place) -> Header | None:
     """Return the header of the table in a directory, None where there is no table yet.
 
     Raises:
         UsageError: the path cannot be written as text, which Parquet readers need.
         DataError: the path is not a directory, or it holds other things.
     """
-    names = _names(directory)
+    present = _names(directory)
     header = _read_header(directory)
-    foreign = sorted(name for name in names if not name.startswith(TEMPORARY))
+    foreign = sorted(name for name in present if not name.startswith(TEMPORARY))
     if header is None and foreign:
         raise DataError(
             f"{directory} is not empty and not a zcpipe table (it holds {foreign[0]}); choose another --out"
@@ -59,45 +73,40 @@ def find_header(directory: Path) -> Header | None:
     return header
 
 
-def require_header(directory: Path) -> Header:
+def require_header(directory: Place) -> Header:
     """Return the header of a table that is to be read.
 
     Raises:
         UsageError: the path cannot be written as text, which Parquet readers need.
         DataError: there is no table at the path, or it cannot be read.
     """
-    names = _names(directory, "name the directory of a table, as zcpipe run made it")
+    present = _names(directory, "name the directory of a table, as zcpipe run made it")
     header = _read_header(directory)
     if header is None:
-        mend = f"make it with zcpipe run --out {directory}" if not names else "name the directory of a table"
+        mend = f"make it with zcpipe run --out {directory}" if not present else "name the directory of a table"
         raise DataError(f"{directory} holds no zcpipe table; {mend}")
     return header
 
 
-def _names(directory: Path, mend: str | None = None) -> set[str]:
+def _names(directory: Place, mend: str | None = None) -> set[str]:
     """Return what lies in a directory, nothing where there is none."""
     try:
         str(directory).encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"the directory {str(directory)!a} is not named in UTF-8; choose another name") from error
-    with disk_errors("use", directory, mend):
-        try:
-            return {entry.name for entry in directory.iterdir()}
-        except FileNotFoundError:
-            return set()
+    return names(directory, mend)
 
 
-def _read_header(directory: Path) -> Header | None:
+def _read_header(directory: Place) -> Header | None:
     path = directory / _HEADER
-    with disk_errors("use", path):
-        if not path.exists():
-            return None
+    if not exists(path):
+        return None
     with damage(path, _KEEP_MEND):
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(readable(path))
     return read_header(schema, path)
 
 
-def check_identity(directory: Path, present: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_identity(directory: Place, present: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to go on with a table of another identity.
 
     Raises:
@@ -110,20 +119,20 @@ def check_identity(directory: Path, present: Mapping[str, Any], asked: Mapping[s
         raise IdentityMismatch(f"{directory} is a table of another identity: {shown}; choose another --out")
 
 
-def shard_paths(directory: Path) -> list[Path]:
+def shard_paths(directory: Place) -> list[Place]:
     """Return the table's shard files, sorted by name."""
-    with disk_errors("read", directory):
-        return sorted(path for path in directory.glob("*.parquet") if not path.name.startswith(("_", ".")))
+    found = (name for name in names(directory) if name.endswith(".parquet") and not name.startswith(("_", ".")))
+    return [directory / name for name in sorted(found)]
 
 
-def read_footer(path: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def read_footer(path: Place, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return the number of rows and the metadata of a shard file from its footer.
 
     Raises:
         DataError: the file is damaged or belongs to another table.
     """
     with damage(path):
-        footer = pq.read_metadata(path)
+        footer = pq.read_metadata(readable(path))
         schema = footer.schema.to_arrow_schema()
     metadata = read_metadata(schema, path)
     if metadata["identity"] != identity:
@@ -131,13 +140,13 @@ def read_footer(path: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str,
     return footer.num_rows, metadata
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+def read_columns(path: Place, columns: Sequence[str]) -> pa.Table:
     """Read columns of a shard file, checking every page against its checksum."""
-    with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with damage(path), pq.ParquetFile(readable(path), pre_buffer=True, page_checksum_verification=True) as file:
         return file.read(columns=list(columns)).replace_schema_metadata(None)
 
 
-def scan(directory: Path, header: Header) -> Rows:
+def scan(directory: Place, header: Header) -> Rows:
     """Find out which rows the table has, reading the index and status columns only.
 
     Raises:
@@ -146,17 +155,26 @@ def scan(directory: Path, header: Header) -> Rows:
     builds: dict[str, Mapping[str, Any]] = {}
     paths = shard_paths(directory)
     index, status = [np.empty(0, np.int64)], [np.empty(0, np.str_)]
-    for path in paths:
-        _, metadata = read_footer(path, header.identity)
-        builds.setdefault(str(metadata["build"]), metadata["build"])
-        part = read_columns(path, ["index", "status"])
+    for file_builds, part in each(lambda path: _scan_file(path, header), paths):
+        builds |= {canonical(build): build for build in file_builds}
         index.append(part["index"].to_numpy())
         status.append(part["status"].to_numpy().astype(np.str_))
     check_distinct(paths, index[1:])
     return Rows(np.concatenate(index), np.concatenate(status), tuple(builds.values()))
 
 
-def check_distinct(paths: Sequence[Path], indices: Sequence[NDArray[np.int64]]) -> None:
+def _scan_file(path: Place, header: Header) -> tuple[list[Mapping[str, Any]], pa.Table]:
+    _, metadata = read_footer(path, header.identity)
+    return builds_of(metadata), read_columns(path, ["index", "status"])
+
+
+def builds_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the builds that computed the rows of a file, which are several where files were put together."""
+    build: Mapping[str, Any] = metadata["build"]
+    return list(build.get("several", [build]))
+
+
+def check_distinct(paths: Sequence[Place], indices: Sequence[NDArray[np.int64]]) -> None:
     """Refuse a table that has a row twice, as after copying shards of another run into it.
 
     Args:
@@ -178,13 +196,13 @@ def check_distinct(paths: Sequence[Path], indices: Sequence[NDArray[np.int64]]) 
     )
 
 
-def latest_run(directory: Path) -> dict[str, Any]:
+def latest_run(directory: Place) -> dict[str, Any]:
     """Return what the latest run noted about itself, nothing if it did not come to that."""
     path = directory / _RUN
-    if not path.exists():
+    if not exists(path):
         return {}
     with damage(path, "delete it: it only notes what the latest run was asked for"):
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(readable(path))
     noted: dict[str, Any] = read_metadata(schema, path).get("run", {})
     return noted
 
@@ -192,15 +210,17 @@ def latest_run(directory: Path) -> dict[str, Any]:
 class Store:
     """A table opened for writing by the one process that holds its lock; see :func:`locked`."""
 
-    def __init__(self, directory: Path, header: Header) -> None:
+    def __init__(self, directory: Place, header: Header, check: Callable[[], None]) -> None:
         self.directory = directory
         self.header = header
+        self._check = check  # raises where the lock may be another's by now
 
     def note_run(self, **run: object) -> None:
         """Replace the note about the latest run."""
+        self._check()
         publish(self.directory / _RUN, encode_empty(self.header.file_schema(run={"pid": os.getpid(), **run})))
 
-    def commit(self, shard: int, rows: Sequence[Mapping[str, object]], build: Mapping[str, object]) -> Path:
+    def commit(self, shard: int, rows: Sequence[Mapping[str, object]], build: Mapping[str, object]) -> Place:
         """Make rows of a shard visible, all or none; committing them a second time changes nothing.
 
         A file is named by which rows it holds, not by their values: to compute rows anew, failed ones say, a file must
@@ -212,18 +232,19 @@ class Store:
             build: what computed them.
 
         Raises:
-            DataError: the disk is full or unwritable.
+            DataError: the disk is full or unwritable, or the lock was lost.
         """
         table = to_arrow(rows, self.header.file_schema(shard=shard, build=build))
         name = self.header.content_hash(table["index"].to_numpy())
         path = self.directory / f"shard-{shard:05d}-{name}.parquet"
-        if not path.exists():
+        if not exists(path):
+            self._check()
             publish(path, encode(table))
         return path
 
 
 @contextmanager
-def locked(directory: Path, header: Header) -> Iterator[Store]:
+def locked(directory: Place, header: Header) -> Iterator[Store]:
     """Hold the lock of a table, which is made if there is none.
 
     Raises:
@@ -231,46 +252,15 @@ def locked(directory: Path, header: Header) -> Iterator[Store]:
         IdentityMismatch: a table of another identity is there.
     """
     there = find_header(directory) is not None
-    with disk_errors("create", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if not there:
         with suppress(ExistsError):  # another process was faster: this goes on with its header, if that fits
             publish(directory / _HEADER, encode_empty(header.file_schema()), exclusive=True)
-    descriptor = _lock(directory)
-    try:
+    with hold(directory, _HEADER, lambda: latest_run(directory).get("pid", "unknown")) as check:
         present = require_header(directory)
         check_identity(directory, present.identity, header.identity)
         remove_unfinished(directory)
-        yield Store(directory, present)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(directory: Path) -> int:
-    """Lock the header file: the one that is there, should a user have removed the table and begun another meanwhile."""
-    path = directory / _HEADER
-    while True:
-        with disk_errors("open", path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            with disk_errors("lock", path):
-                _claim(descriptor, directory)
-                if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _claim(descriptor: int, directory: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        pid = latest_run(directory).get("pid", "unknown")
-        raise DataError(
-            f"{directory} is being written by another zcpipe run (process {pid}); wait for it or end it"
-        ) from error
+        yield Store(directory, present, check)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
