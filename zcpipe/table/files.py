@@ -65,29 +65,32 @@ def _store_errors(doing: str, path: UPath) -> Iterator[None]:
     try:
         yield
     except _client_errors(path.protocol) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        if isinstance(error, FileNotFoundError):
-            mend = "create the bucket, or correct its name or the endpoint"
-        elif isinstance(error, PermissionError) or "credentials" in reason.lower():
-            mend = "set credentials that may read, list, write and delete there"
-        else:
-            mend = (
-                "check the network, the endpoint and the region, and relaunch the same command: what is there is kept"
-            )
-        raise DataError(f"cannot {doing} {path}: {reason[:1].lower()}{reason[1:]}; {mend}") from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(f"cannot {doing} {path}: {reason[:1].lower()}{reason[1:]}; {_store_mend(error)}") from error
 
 
 def _client_errors(protocol: str) -> tuple[type[Exception], ...]:
-    """Return what the client of a store raises."""
+    """Return what the client of a store raises; a ``ValueError`` says that an endpoint is no URL."""
     if protocol == "s3":
         from botocore.exceptions import BotoCoreError
 
-        return (OSError, BotoCoreError)
+        return (OSError, ValueError, BotoCoreError)
     from aiohttp import ClientError
     from gcsfs.retry import HttpError
     from google.auth.exceptions import GoogleAuthError
 
-    return (OSError, ClientError, HttpError, GoogleAuthError)
+    return (OSError, ValueError, ClientError, HttpError, GoogleAuthError)
+
+
+def _store_mend(error: Exception) -> str:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, FileNotFoundError):
+        return "create it, or correct its name or the endpoint"
+    if isinstance(error, PermissionError) or kinds & {"NoCredentialsError", "GoogleAuthError"}:
+        return "set credentials that may list, read, write and delete there"
+    if kinds & {"ValueError", "BotoCoreError"} and not kinds & {"ConnectionError", "HTTPClientError"}:
+        return "correct the name of the bucket or the settings of the client"
+    return "check the network, the endpoint and the region and relaunch the same command: what is there is kept"
 
 
 @contextmanager
@@ -126,9 +129,17 @@ def listing(directory: UPath) -> dict[str, dict[str, object]]:
     try:
         found = directory.fs.ls(directory.path, detail=True, refresh=True)
     except FileNotFoundError:
-        directory.fs.info(directory.parts[0].rstrip("/"))  # raises where it is the bucket that is not there
+        _require_bucket(directory)
         return {}
     return {entry["name"]: entry for entry in found if entry["name"].rstrip("/") != directory.path}
+
+
+def _require_bucket(directory: UPath) -> None:
+    bucket = directory.parts[0].rstrip("/")
+    try:
+        directory.fs.info(bucket)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no bucket {bucket}") from error
 
 
 def readable(path: Place) -> Path | io.RawIOBase:
