@@ -227,7 +227,7 @@ def publish(path: Place, content: bytes | memoryview, *, exclusive: bool = False
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def _put(path: UPath, content: bytes, exclusive: bool) -> None:
@@ -299,7 +299,7 @@ def remove_unfinished(directory: Place) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable, which syncing a file alone does not."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

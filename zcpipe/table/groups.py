@@ -89,7 +89,12 @@ def count_rows(group: Group) -> dict[Place, int]:
 def next_group(directory: Place) -> Place:
     """Return where a further group of a table goes; a dead run may have left an unfinished one there."""
     made = [int(path.name) for path in _numbered(companion(directory)) if find_header(path) is not None]
-    return companion(directory) / f"{max(made, default=0) + 1:04d}"
+    return numbered_group(directory, max(made, default=0) + 1)
+
+
+def numbered_group(directory: Place, number: int) -> Place:
+    """Return where a group of a table is, the first that joined being number 1."""
+    return companion(directory) / f"{number:04d}"
 
 
 @contextmanager

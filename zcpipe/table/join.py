@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,24 @@ from zcpipe.table.store import check_distinct, read_columns
 
 _KINDS = ("proxy", "count", "statistic")
 _BY_NAME = np.argsort(STATUSES)
+
+
+class Columns(Protocol):
+    """Rows of a header's columns."""
+
+    @property
+    def header(self) -> Header:
+        """What the columns are."""
+        ...
+
+    @property
+    def index(self) -> NDArray[np.int64]:  # [rows], sorted
+        """The indices of the rows."""
+        ...
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        """Read columns, sorted by index."""
+        ...
 
 
 class Part:
@@ -68,13 +87,13 @@ def joined_header(headers: Sequence[Header]) -> Header:
     return Header(tuple(ordered), first.spec, first.identity)
 
 
-def union(parts: Sequence[Part]) -> NDArray[np.int64]:  # [rows], sorted
+def union(parts: Sequence[Columns]) -> NDArray[np.int64]:  # [rows], sorted
     """Return the indices of the rows that any part has."""
     index: NDArray[np.int64] = np.unique(np.concatenate([part.index for part in parts]))
     return index
 
 
-def join(parts: Sequence[Part], names: Sequence[str], schema: pa.Schema) -> pa.Table:
+def join(parts: Sequence[Columns], names: Sequence[str], schema: pa.Schema) -> pa.Table:
     """Read columns of several parts, sorted by index.
 
     A value is that of the first part which has one. Seconds are added, failures put together, equal ones once, and the

@@ -55,7 +55,7 @@ def hold(directory: Place, header: str, noted: Callable[[], object]) -> Iterator
         DataError: another process holds it, or the lock cannot be had.
     """
     if not isinstance(directory, Path):
-        with _Announcement(directory).held() as check:
+        with announced(directory) as check:
             yield check
         return
     descriptor = _lock(directory, directory / header, noted)
@@ -63,6 +63,13 @@ def hold(directory: Place, header: str, noted: Callable[[], object]) -> Iterator
         yield lambda: None
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def announced(directory: UPath) -> Iterator[Callable[[], None]]:
+    """Hold the lock of a table in a store, be there a table already or not; yields and raises as `hold` does."""
+    with _Announcement(directory).held() as check:
+        yield check
 
 
 # -- on a disk

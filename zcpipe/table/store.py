@@ -112,11 +112,16 @@ def check_identity(directory: Place, present: Mapping[str, Any], asked: Mapping[
     Raises:
         IdentityMismatch: it names every differing field with both values.
     """
+    shown = differences(present, asked)
+    if shown:
+        raise IdentityMismatch(f"{directory} is a table of another identity: {shown}; choose another --out")
+
+
+def differences(present: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Say in which fields, nested ones included, a mapping there differs from one here; nothing if in none."""
     old, new = _flat(present), _flat(asked)
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    if differing:
-        shown = ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in differing)
-        raise IdentityMismatch(f"{directory} is a table of another identity: {shown}; choose another --out")
+    return ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in differing)
 
 
 def shard_paths(directory: Place) -> list[Place]:
@@ -210,7 +215,7 @@ def latest_run(directory: Place) -> dict[str, Any]:
 class Store:
     """A table opened for writing by the one process that holds its lock; see :func:`locked`."""
 
-    def __init__(self, directory: Place, header: Header, check: Callable[[], None]) -> None:
+    def __init__(self, directory: Place, header: Header, check: Callable[[], None] = lambda: None) -> None:
         self.directory = directory
         self.header = header
         self._check = check  # raises where the lock may be another's by now
@@ -242,6 +247,32 @@ class Store:
             publish(path, encode(table))
         return path
 
+    def write_rows(self, number: int, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
+        """Make rows of many shards visible, all or none, as a file of a table that is made from others.
+
+        Args:
+            number: of the file.
+            rows: with the columns of the header, sorted by index.
+            builds: what computed them.
+
+        Raises what `commit` raises.
+        """
+        build = builds[0] if len(builds) == 1 else {"several": list(builds)}
+        name = self.header.content_hash(rows["index"].to_numpy())
+        path = self.directory / f"rows-{number:05d}-{name}.parquet"
+        self._check()
+        publish(path, encode(rows.cast(self.header.file_schema(build=build))))
+        return path
+
+    def write_header(self) -> None:
+        """Make the table appear, which must be new.
+
+        Raises:
+            ExistsError: another process was faster.
+            DataError: the disk is full or unwritable.
+        """
+        publish(self.directory / _HEADER, encode_empty(self.header.file_schema()), exclusive=True)
+
 
 @contextmanager
 def locked(directory: Place, header: Header) -> Iterator[Store]:
@@ -255,7 +286,7 @@ def locked(directory: Place, header: Header) -> Iterator[Store]:
     make_directory(directory)
     if not there:
         with suppress(ExistsError):  # another process was faster: this goes on with its header, if that fits
-            publish(directory / _HEADER, encode_empty(header.file_schema()), exclusive=True)
+            Store(directory, header).write_header()
     with hold(directory, _HEADER, lambda: latest_run(directory).get("pid", "unknown")) as check:
         present = require_header(directory)
         check_identity(directory, present.identity, header.identity)
