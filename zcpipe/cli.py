@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import zcpipe
+from zcpipe.cli_table import Json, TableDir, table_app
 from zcpipe.errors import DataError, UsageError, ZcpipeError
 
 EXIT_CODES = """
@@ -38,9 +39,7 @@ truth_app = typer.Typer(no_args_is_help=True, help="Trained accuracies from the 
 import_app = typer.Typer(no_args_is_help=True, help="Turn official files into one Parquet file.")
 app.add_typer(truth_app, name="truth")
 truth_app.add_typer(import_app, name="import")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-TableDir = Annotated[str, typer.Argument(metavar="DIR", help="A table made by zcpipe run, or its URI.")]
+app.add_typer(table_app)
 
 
 @app.callback(invoke_without_command=True)
