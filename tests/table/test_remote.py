@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from zcpipe.table.files import ExistsError, names, publish
 from zcpipe.table.groups import Group, next_group, writing
 from zcpipe.table.place import locate
 from zcpipe.table.schema import Header
-from zcpipe.table.store import find_header, locked, scan
+from zcpipe.table.store import Store, find_header, locked, scan
 
 BUILD = {"native": True, "cpu": "AVX2"}
 FORK = multiprocessing.get_context("forkserver")
@@ -44,10 +44,14 @@ def row(index: int, **values: object) -> dict[str, object]:
     return {**plain, "status": "ok", "failures": [], **values}
 
 
+def commit(store: Store, shard: int, rows: Sequence[Mapping[str, object]], build: Mapping[str, object]) -> None:
+    store.commit(shard, rows, build)
+
+
 def make(uri: str, *shards: list[dict[str, object]]) -> None:
     with locked(locate(uri), header()) as store:
         for number, rows in enumerate(shards):
-            store.commit(number, rows, BUILD)
+            commit(store, number, rows, BUILD)
 
 
 def objects(bucket: str) -> dict[str, bytes]:
@@ -136,7 +140,7 @@ def test_columns_join_beside_the_table(bucket: str) -> None:
         place = next_group(store.directory)
         assert str(place) == f"{bucket}/t.columns/0001"
         with writing(store, Group(place, header("b"))) as own:
-            own.commit(0, [row(1, b=3.0)], BUILD)
+            commit(own, 0, [row(1, b=3.0)], BUILD)
     assert open_table(uri).to_arrow(["a", "b"]).to_pylist() == [{"a": 1.0, "b": 3.0}, {"a": 2.0, "b": None}]
     assert [group.path for group in status(uri).groups] == [uri, f"{uri}.columns/0001"]
     assert {name.split("/")[1] for name in objects(bucket)} == {"t", "t.columns"}, "locks are gone"
@@ -200,7 +204,7 @@ def test_a_new_file_replaces_none(bucket: str) -> None:
 def test_a_second_supervisor_is_refused_by_name(bucket: str) -> None:
     place = locate(f"{bucket}/t")
     with locked(place, header()) as store:
-        store.commit(0, [row(1)], BUILD)
+        commit(store, 0, [row(1)], BUILD)
         with (
             pytest.raises(DataError, match=rf"another zcpipe run \(process {os.getpid()} on .*relaunch in 1[12]\d s"),
             locked(place, header()),
@@ -259,7 +263,7 @@ def test_a_holder_that_was_taken_over_writes_nothing_more(bucket: str, monkeypat
         with pytest.raises(DataError, match=r"lost the lock of s3://.*: another run took it over; relaunch"):
             wait_for(lambda: store.note_run(), lambda: time.sleep(0.05))
         with pytest.raises(DataError, match="lost the lock"):
-            store.commit(0, [row(1)], BUILD)
+            commit(store, 0, [row(1)], BUILD)
     assert len(open_table(f"{bucket}/t")) == 0 and not names(own)
 
 
@@ -267,7 +271,7 @@ def test_a_holder_that_cannot_renew_regards_the_lock_as_lost(bucket: str, monkey
     with locked(locate(f"{bucket}/t"), header()) as store:
         monkeypatch.setattr(lock, "STALE", 0.0)
         with pytest.raises(DataError, match="could not be renewed in time; relaunch"):
-            store.commit(0, [row(1)], BUILD)
+            commit(store, 0, [row(1)], BUILD)
 
 
 def test_clocks_need_not_agree() -> None:
@@ -291,7 +295,7 @@ def supervise(uri: str, number: int, start: object, seen: object, rounds: int) -
         try:
             with locked(locate(f"{uri}/t{attempt}"), header()) as store:
                 marker.touch(exist_ok=False)  # no two are here at once
-                store.commit(number, [row(1), row(2)], BUILD) if not scan(
+                commit(store, number, [row(1), row(2)], BUILD) if not scan(
                     store.directory, header()
                 ).index.size else None
                 marker.unlink()

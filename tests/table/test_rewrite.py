@@ -7,7 +7,7 @@ import math
 import os
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +60,10 @@ def row(index: int, proxies: Sequence[str] = PROXIES, **changed: object) -> dict
     return {**plain, **own, "status": "partial" if failed else "ok", "failures": failed, **changed}
 
 
+def commit(store: Store, shard: int, rows: Sequence[Mapping[str, object]], build: Mapping[str, object]) -> None:
+    store.commit(shard, rows, build)
+
+
 def make(directory: Path, rows: Sequence[int], *groups: tuple[Sequence[str], Sequence[int]], shard: int = 3) -> Path:
     """Make a table with columns of all proxies, or of the groups that are given, each with rows of its own."""
     parts = groups or ((PROXIES, rows),)
@@ -69,7 +73,7 @@ def make(directory: Path, rows: Sequence[int], *groups: tuple[Sequence[str], Seq
             group = Group(next_group(directory) if number else directory, own)
             with writing(store, group) as into:
                 for begin in range(0, len(indices), shard):
-                    into.commit(begin, [row(index, proxies) for index in indices[begin : begin + shard]], BUILD)
+                    commit(into, begin, [row(index, proxies) for index in indices[begin : begin + shard]], BUILD)
     return directory
 
 
@@ -215,7 +219,7 @@ def test_builds_are_kept(tmp_path: Path) -> None:
     other = {"native": False}
     for name, build, begin in (("one", BUILD, 0), ("two", other, 2), ("three", BUILD, 4)):
         with locked(tmp_path / name, header()) as store:
-            store.commit(0, [row(begin), row(begin + 1)], build)
+            commit(store, 0, [row(begin), row(begin + 1)], build)
     merge([tmp_path / "one", tmp_path / "three"], tmp_path / "same")
     assert scan(tmp_path / "same", header()).builds == (BUILD,)
     merge([tmp_path / "same", tmp_path / "two"], tmp_path / "mixed", rows_per_file=3)
@@ -244,7 +248,7 @@ def test_rows_that_differ_are_refused_by_row_and_column(tmp_path: Path) -> None:
     ):
         two = tmp_path / "two"
         with locked(two, header()) as store:
-            store.commit(0, [row(1, seconds=99.0), row(2, **{name: value}), row(9)], BUILD)
+            commit(store, 0, [row(1, seconds=99.0), row(2, **{name: value}), row(9)], BUILD)
         with pytest.raises(DataError, match=rf"row 2 differs in the column {name}: .*{shown}"):
             merge([one, two], tmp_path / "new")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -256,7 +260,7 @@ def test_rows_that_differ_are_refused_by_row_and_column(tmp_path: Path) -> None:
 def test_columns_that_several_groups_have_must_agree(tmp_path: Path) -> None:
     make(tmp_path / "one", [], (("a",), range(6)))
     with locked(tmp_path / "two", header(("b",))) as store:
-        store.commit(0, [row(index, ("b",), n=index + (index == 4)) for index in range(2, 9)], BUILD)
+        commit(store, 0, [row(index, ("b",), n=index + (index == 4)) for index in range(2, 9)], BUILD)
     with pytest.raises(DataError, match=r"row 4 differs in the column n: it is 4 in .*one and 5 in .*two"):
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "new")
 
@@ -264,7 +268,7 @@ def test_columns_that_several_groups_have_must_agree(tmp_path: Path) -> None:
 def test_other_identities_are_refused_with_the_difference(tmp_path: Path) -> None:
     make(tmp_path / "one", range(3))
     with locked(tmp_path / "two", header(seed=5)) as store:
-        store.commit(0, [row(8)], BUILD)
+        commit(store, 0, [row(8)], BUILD)
     with pytest.raises(IdentityMismatch, match=r"two is a table of another identity than .*one: seed is 5 there and 0"):
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -345,7 +349,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_no_trace(small_disk: Path, tmp_path: Path) -> None:
     with locked(tmp_path / "old", header()) as store:
-        store.commit(0, [row(index, arch=os.urandom(150).hex(), c=None) for index in range(900)], BUILD)
+        commit(store, 0, [row(index, arch=os.urandom(150).hex(), c=None) for index in range(900)], BUILD)
     with pytest.raises(DataError, match="no space left on device; free some space"):
         compact(tmp_path / "old", small_disk / "new")
     assert not list(small_disk.iterdir())
