@@ -6,6 +6,7 @@ and locks is in `zcpipe.table.files` and `zcpipe.table.lock`, which alone know o
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -47,6 +48,8 @@ def locate(path: str | Place) -> Place:
         raise CapabilityError(f"{path} needs the package {package}; install it with `pip install 'zcpipe[{extra}]'`")
     from upath import UPath  # slow to import for who has local tables only
 
+    if not logging.getLogger(package).handlers:  # what the client logs, it raises too
+        logging.getLogger(package).addHandler(logging.NullHandler())
     place: UPath = UPath(f"{scheme}://{bucket}/{prefix}", use_listings_cache=False, **options)
     return place
 
