@@ -30,8 +30,11 @@ def compact(directory: TableDir, out: _New, rows_per_file: _RowsPerFile = 250_00
     Rows stay the same bit for bit. The old table is left as it is; zcpipe run grows the new one as it would the old.
     """
     from zcpipe import table
+    from zcpipe.progress import rows_done
 
-    _print(table.compact(directory, out, rows_per_file), as_json)
+    with rows_done("compacting") as progress:
+        made = table.compact(directory, out, rows_per_file, progress)
+    _print(made, as_json)
 
 
 @table_app.command(epilog="Example: zcpipe merge s3://b/first-half s3://b/second-half --out tables/all")
@@ -46,8 +49,11 @@ def merge(
     A row that is in several tables must be the same in all, bit for bit but for its seconds.
     """
     from zcpipe import table
+    from zcpipe.progress import rows_done
 
-    _print(table.merge(directories, out, rows_per_file), as_json)
+    with rows_done("merging") as progress:
+        made = table.merge(directories, out, rows_per_file, progress)
+    _print(made, as_json)
 
 
 def _print(made: Rewritten, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError
 from zcpipe.table.place import Place
@@ -149,6 +150,14 @@ def readable(path: Place) -> Path | io.RawIOBase:
         FileNotFoundError: there is no such object.
     """
     return path if isinstance(path, Path) else _Object(path)
+
+
+def open_parquet(path: Place) -> pq.ParquetFile:
+    """Open a Parquet file such that every page is checked; what is read of an object is fetched in few requests.
+
+    Raises what pyarrow and `readable` raise.
+    """
+    return pq.ParquetFile(readable(path), pre_buffer=not isinstance(path, Path), page_checksum_verification=True)
 
 
 class _Object(io.RawIOBase):

@@ -152,7 +152,13 @@ class _Joined:
 _Group: TypeAlias = _Source | _Stacked | _Joined
 
 
-def rewrite(tables: Sequence[Place], out: Place, rows_per_file: int, noted: Mapping[str, object]) -> Rewritten:
+def rewrite(
+    tables: Sequence[Place],
+    out: Place,
+    rows_per_file: int,
+    noted: Mapping[str, object],
+    progress: Callable[[int, int], None],
+) -> Rewritten:
     """Write a new table with the rows and columns of tables of one identity.
 
     Args:
@@ -160,6 +166,7 @@ def rewrite(tables: Sequence[Place], out: Place, rows_per_file: int, noted: Mapp
         out: where the new one goes; there must be nothing.
         rows_per_file: how many rows a file has at most.
         noted: what the new table says about the latest run on it, if anything.
+        progress: told again and again how many rows are done, of how many; each is read and written.
 
     Raises:
         UsageError: ``rows_per_file`` is not positive.
@@ -169,32 +176,41 @@ def rewrite(tables: Sequence[Place], out: Place, rows_per_file: int, noted: Mapp
     """
     if rows_per_file < 1:
         raise UsageError(f"rows per file must be at least 1, got {rows_per_file}")
-    sources = _sources(tables)
-    groups = _put_together(sources)
-    index = _union(groups)
-    starts = index[rows_per_file::rows_per_file]  # of each file but the first
-    files = 0
     with draft(out) as new:
+        sources = _sources(tables)
+        groups = _put_together(sources)
+        index = _union(groups)
+        starts = index[rows_per_file::rows_per_file]  # of each file but the first
+        done, total = 0, sum(len(part.index) for part in (*sources, *groups))
         spill = _Spill(new.scratch)
         for source in sources:
-            _deal(source, starts, spill)
+            for rows in _deal(source, starts, spill):
+                progress(done := done + rows, total)
         places = [new.table, *(numbered_group(new.table, number) for number in range(1, len(groups)))]
         stores = [Store(place, group.header, new.check) for place, group in zip(places, groups, strict=True)]
-        for store in stores:
-            make_directory(store.directory)
-        for file in range(len(starts) + 1):
-            held = [group.gather(spill, file) for group in groups]
-            _check_shared(held, sources)
-            for store, group, part in zip(stores, groups, held, strict=True):
-                if len(part.rows):
-                    store.write_rows(file, part.rows, _builds(group))
-                    files += 1
+        files = 0
+        for rows in _write(groups, stores, len(starts) + 1, spill):
+            files += 1
+            progress(done := done + rows, total)
         joined = {"groups": len(groups) - 1} if len(groups) > 1 else {}
         if noted or joined:
             stores[0].note_run(**noted, **joined)
         for store in reversed(stores):  # the table itself last: with its header it appears
             store.write_header()
     return Rewritten(out, len(index), files, len(groups), sum(len(source.files) for source in sources))
+
+
+def _write(groups: Sequence[_Group], stores: Sequence[Store], count: int, spill: _Spill) -> Iterator[int]:
+    """Write the files of the new table, which are ``count`` for each group; yields the rows of each that has some."""
+    for store in stores:
+        make_directory(store.directory)
+    for file in range(count):
+        held = [group.gather(spill, file) for group in groups]
+        _check_shared(held, [source for group in groups for source in group.sources])
+        for store, group, part in zip(stores, groups, held, strict=True):
+            if len(part.rows):
+                store.write_rows(file, part.rows, _builds(group))
+                yield len(part.rows)
 
 
 # -- what goes with what
@@ -313,7 +329,8 @@ class _Spill:
         return self._directory / f"{number}-{source.number}"
 
 
-def _deal(source: _Source, starts: Indices, spill: _Spill) -> None:
+def _deal(source: _Source, starts: Indices, spill: _Spill) -> Iterator[int]:
+    """Read the rows of a source and deal them to the files that they go into; yields how many, time and again."""
     schema = source.header.schema.remove_metadata()
     for files in _batches(source.files):
         parts = each(lambda file: read_columns(file, schema.names).cast(schema), files)
@@ -324,6 +341,7 @@ def _deal(source: _Source, starts: Indices, spill: _Spill) -> None:
         begins = np.flatnonzero(np.diff(numbers, prepend=-1))
         for begin, stop in zip(begins, np.append(begins[1:], len(numbers)), strict=True):
             spill.add(int(numbers[begin]), source, rows.slice(begin, stop - begin))
+        yield len(rows)
 
 
 def _batches(files: Mapping[Place, int]) -> Iterator[list[Place]]:

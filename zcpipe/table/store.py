@@ -34,6 +34,7 @@ from zcpipe.table.files import (
     exists,
     make_directory,
     names,
+    open_parquet,
     publish,
     readable,
     remove_unfinished,
@@ -137,9 +138,11 @@ def read_footer(path: Place, identity: Mapping[str, Any]) -> tuple[int, dict[str
         DataError: the file is damaged or belongs to another table.
     """
     with damage(path):
-        footer = pq.read_metadata(readable(path))
-        schema = footer.schema.to_arrow_schema()
-    metadata = read_metadata(schema, path)
+        return _own_footer(path, pq.read_metadata(readable(path)), identity)
+
+
+def _own_footer(path: Place, footer: pq.FileMetaData, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    metadata = read_metadata(footer.schema.to_arrow_schema(), path)
     if metadata["identity"] != identity:
         raise DataError(f"{path} belongs to a table of another identity; move it out of the directory")
     return footer.num_rows, metadata
@@ -147,7 +150,7 @@ def read_footer(path: Place, identity: Mapping[str, Any]) -> tuple[int, dict[str
 
 def read_columns(path: Place, columns: Sequence[str]) -> pa.Table:
     """Read columns of a shard file, checking every page against its checksum."""
-    with damage(path), pq.ParquetFile(readable(path), pre_buffer=True, page_checksum_verification=True) as file:
+    with damage(path), open_parquet(path) as file:
         return file.read(columns=list(columns)).replace_schema_metadata(None)
 
 
@@ -169,8 +172,9 @@ def scan(directory: Place, header: Header) -> Rows:
 
 
 def _scan_file(path: Place, header: Header) -> tuple[list[Mapping[str, Any]], pa.Table]:
-    _, metadata = read_footer(path, header.identity)
-    return builds_of(metadata), read_columns(path, ["index", "status"])
+    with damage(path), open_parquet(path) as file:
+        _, metadata = _own_footer(path, file.metadata, header.identity)
+        return builds_of(metadata), file.read(["index", "status"])
 
 
 def builds_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
