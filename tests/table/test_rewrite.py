@@ -169,8 +169,9 @@ def test_pieces_merge_to_the_table_that_they_are_of(
 
 
 def test_ranges_of_two_clusters_become_one_table(tmp_path: Path) -> None:
-    parts = [make(tmp_path / "one", range(0, 10)), make(tmp_path / "two", range(10, 24))]
-    done = merge(parts, tmp_path / "new")
+    parts, told = [make(tmp_path / "one", range(0, 10)), make(tmp_path / "two", range(10, 24))], []
+    done = merge(parts, tmp_path / "new", progress=lambda *rows: told.append(rows))
+    assert told == sorted(told) and told[-1] == (48, 48), "each row is read and written"
     assert (done.rows, done.files, done.groups, done.sources, done.path) == (24, 1, 1, 9, tmp_path / "new")
     assert status(tmp_path / "new").complete and not companion(tmp_path / "new").exists()
 
