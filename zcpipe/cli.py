@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import zcpipe
+from zcpipe.cli_table import Json, TableDir, table_app
 from zcpipe.errors import DataError, UsageError, ZcpipeError
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ truth_app = typer.Typer(no_args_is_help=True, help="Trained accuracies from the 
 import_app = typer.Typer(no_args_is_help=True, help="Turn official files into one Parquet file.")
 app.add_typer(truth_app, name="truth")
 truth_app.add_typer(import_app, name="import")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-TableDir = Annotated[Path, typer.Argument(metavar="DIR", help="A table made by zcpipe run.")]
+app.add_typer(table_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +63,9 @@ def _root(
 def run(
     space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
     proxies: Annotated[str, typer.Option(help="Proxies or groups, separated by commas; see zcpipe proxies.")] = "aznas",
-    out: Annotated[Path | None, typer.Option(help="The table's directory. [default: runs/<space>-<identity>]")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The table's directory, or s3://... [default: runs/<space>-<identity>]")
+    ] = None,
     sample: Annotated[int | None, typer.Option(help="Score the first N random draws under the seed.")] = None,
     range_: Annotated[str | None, typer.Option("--range", metavar="A:B", help="Score indices A to B-1.")] = None,
     archs: Annotated[Path | None, typer.Option(help="Score the architectures of a file, one text a line.")] = None,

@@ -1,4 +1,4 @@
-"""Progress of long reads on standard error."""
+"""Progress of long reads and writes on standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -15,8 +23,21 @@ def bytes_read(title: str) -> Iterator[Callable[[int, int], None]]:
 
     On a terminal a bar, elsewhere nothing.
     """
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with _bar(title, DownloadColumn()) as update:
+        yield update
+
+
+@contextmanager
+def rows_done(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many rows of a table are done; otherwise as `bytes_read`."""
+    with _bar(title, MofNCompleteColumn()) as update:
+        yield update
+
+
+@contextmanager
+def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -13,7 +13,7 @@ import pytest
 from zcpipe import get_space, open_table
 from zcpipe.run import RunSpec, Sample
 from zcpipe.scoring.columns import Column
-from zcpipe.table.schema import Header
+from zcpipe.table.schema import Header, to_arrow
 from zcpipe.table.store import locked
 
 SPACE = get_space("nasbench201")
@@ -78,7 +78,7 @@ def make_table(directory, protocol="paper"):
     ]
     with locked(directory, Header((*columns, *counts), spec.record(), spec.identity())) as store:
         store.note_run(planned=60, selection=spec.record()["selection"])
-        store.commit(0, rows, {"native": True, "cpu": "AVX2"})
+        store.commit(0, to_arrow(rows, store.header.schema), [{"native": True, "cpu": "AVX2"}])
     return open_table(directory)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
 from zcpipe.run.events import Committed, Event, Scored
@@ -20,6 +18,7 @@ from zcpipe.run.executor import Done
 from zcpipe.run.rows import Failed, RowFrame
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, Unit
+from zcpipe.table.place import Place
 from zcpipe.table.schema import RETRIED, to_arrow
 from zcpipe.table.store import Store
 
@@ -40,12 +39,12 @@ class Assembly:
     Args:
         spec: of the run.
         store: the table, or the group of columns, opened for writing.
-        amended: indices of rows that are there and computed anew.
+        amended: rows that are there and computed anew, by index, with the files that hold them.
         on_event: told of rows that come in and of shards that become visible.
     """
 
     def __init__(
-        self, spec: RunSpec, store: Store, amended: NDArray[np.int64], on_event: Callable[[Event], None]
+        self, spec: RunSpec, store: Store, amended: Mapping[int, Place], on_event: Callable[[Event], None]
     ) -> None:
         self._store = store
         self._amended = amended
@@ -53,7 +52,7 @@ class Assembly:
         self._frame = RowFrame(spec)
         self._schema = store.header.schema
         self._open: dict[int, _Open] = {}
-        self._committing: dict[Future[Path], int] = {}  # -> rows
+        self._committing: dict[Future[Place], int] = {}  # -> rows
         self._pool = ThreadPoolExecutor(_COMMITTERS, "commit")
 
     def __enter__(self) -> Assembly:
@@ -104,10 +103,19 @@ class Assembly:
             shard = self._open.pop(number)
             builds = [json.loads(build) for build in sorted(shard.builds) if build]
             rows = pa.concat_tables(shard.rows)
-            again = bool(np.isin(rows["index"].to_numpy(), self._amended).any())
-            commit = self._store.amend if again else self._store.commit
-            self._committing[self._pool.submit(commit, number, rows, builds)] = len(rows)
+            self._committing[self._pool.submit(self._commit, number, rows, builds)] = len(rows)
         self._report(len(self._committing) > _IN_FLIGHT)
+
+    def _commit(self, number: int, rows: pa.Table, builds: list[dict[str, Any]]) -> Place:
+        """Write rows: in the place of those that are computed anew, the others to a file of their own."""
+        index = rows["index"].to_pylist() if self._amended else []
+        holders = [self._amended.get(i) for i in index]
+        for path in {holder for holder in holders if holder is not None}:
+            self._store.amend(path, rows.filter(pa.array([holder == path for holder in holders])), builds)
+        if index and None not in holders:
+            return path
+        new = rows.filter(pa.array([holder is None for holder in holders])) if index else rows
+        return self._store.commit(number, new, builds)
 
     def settle(self) -> None:
         """Commit every shard that is complete and wait until they are visible.

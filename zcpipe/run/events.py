@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from zcpipe.table.place import Place
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Scored:
 class Committed:
     """A shard became visible."""
 
-    path: Path
+    path: Place
     rows: int
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from zcpipe.run.work import WorkList, plan, sized
 from zcpipe.scoring.columns import COUNTS, Column
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.groups import Group, find_groups, next_group
+from zcpipe.table.place import Place, locate
 from zcpipe.table.schema import Header
 from zcpipe.table.store import check_identity, scan
 
@@ -45,7 +45,7 @@ class Plan:
         work: the rows of the selection, the same for every job.
     """
 
-    out: Path
+    out: Place
     found: Sequence[Group]
     base: Header
     jobs: Sequence[Job]
@@ -61,7 +61,7 @@ class Plan:
         return reduce(np.intersect1d, [job.present() for job in self.jobs], self.work.indices)
 
 
-def prepare(spec: RunSpec, out: Path | None) -> Plan:
+def prepare(spec: RunSpec, out: str | Place | None) -> Plan:
     """Fit a spec to the table that is already there, if any, and plan its rows.
 
     Each proxy is computed in the group that holds it, the table itself before the others, and what none holds in a
@@ -69,7 +69,7 @@ def prepare(spec: RunSpec, out: Path | None) -> Plan:
 
     Raises what `zcpipe.run.run` raises before it computes.
     """
-    out = spec.default_out() if out is None else out
+    out = locate(spec.default_out() if out is None else out)
     found = find_groups(out)
     if not found:
         spec = sized(spec)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from zcpipe.run.workers import WorkersExecutor
 from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
+from zcpipe.table.place import Place
 from zcpipe.table.schema import RETRIED, STATUSES, canonical
 from zcpipe.table.store import locked, scan
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class RunSummary:
     """How a run ended; ``by_status`` counts all rows of its selection, those that were there before included."""
 
-    path: Path
+    path: Place
     planned: int
     present: int
     new: int
@@ -56,7 +56,7 @@ class RunSummary:
 
 def run(
     spec: RunSpec,
-    out: Path | None = None,
+    out: str | Place | None = None,
     workers: int | None = None,
     timeout: float = 600.0,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -72,7 +72,7 @@ def run(
 
     Args:
         spec: what to compute.
-        out: the table's directory, by default ``spec.default_out()``.
+        out: the table's directory or URI, by default ``spec.default_out()``.
         workers: number of worker processes; by default everything runs in this process, which then does not survive
             an architecture that crashes and knows no timeout.
         timeout: seconds an architecture may take in a worker process.
@@ -109,7 +109,7 @@ def run(
                         with writing(store, job.group) as own:
                             total = len(np.union1d(there.index, plan.work.indices))
                             note(own, planned=total, selection=job.spec.record()["selection"])
-                            amended = np.setdiff1d(there.index, index)
+                            amended = there.holders(np.isin(there.status, RETRIED)) if retry_errors else {}
                             assembly = Assembly(job.spec, own, amended, on_event)
                             leases = Leases(plan.work.shards(index), planned - had)
                             _compute(executor_for(job.spec), leases, assembly, there.builds, on_event)
@@ -140,7 +140,7 @@ def _executors(
 
 def describe(
     spec: RunSpec,
-    out: Path | None = None,
+    out: str | Place | None = None,
     workers: int | None = None,
     timeout: float = 600.0,
     *,

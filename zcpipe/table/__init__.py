@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from zcpipe.table.compact import compact
+from zcpipe.table.merge import merge
+from zcpipe.table.rewrite import Rewritten
 from zcpipe.table.summary import Status, status
 from zcpipe.table.table import Table, open_table
 
-__all__ = ["Status", "Table", "open_table", "status"]
+__all__ = ["Rewritten", "Status", "Table", "compact", "merge", "open_table", "status"]

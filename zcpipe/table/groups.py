@@ -12,19 +12,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from zcpipe.errors import DataError
-from zcpipe.table.files import disk_errors
+from zcpipe.table.files import each, names
+from zcpipe.table.place import Place, beside
 from zcpipe.table.schema import Header
-from zcpipe.table.store import Store, find_header, latest_run, locked, require_header
+from zcpipe.table.store import Store, find_header, latest_run, locked, read_footer, require_header, shard_paths
 
 
 @dataclass(frozen=True)
 class Group:
     """The table itself, or a group of columns that joined it."""
 
-    directory: Path
+    directory: Place
     header: Header
 
     @property
@@ -33,12 +33,12 @@ class Group:
         return tuple(column.name for column in self.header.columns if column.kind != "statistic")
 
 
-def companion(directory: Path) -> Path:
+def companion(directory: Place) -> Place:
     """Return the directory of a table's groups, wherever a link to the table lies."""
-    return Path(f"{directory.resolve()}.columns")
+    return beside(directory, ".columns")
 
 
-def find_groups(directory: Path) -> list[Group]:
+def find_groups(directory: Place) -> list[Group]:
     """Return the table in a directory and then the groups that joined it, in order; nothing where there is no table.
 
     Raises:
@@ -46,27 +46,27 @@ def find_groups(directory: Path) -> list[Group]:
         DataError: the path holds other things than a table, or groups are missing or of another table.
     """
     base = find_header(directory)
-    beside = companion(directory)
-    joined = [Group(path, header) for path in _numbered(beside) if (header := find_header(path)) is not None]
+    where = companion(directory)
+    joined = [Group(path, header) for path in _numbered(where) if (header := find_header(path)) is not None]
     if base is None:
         if joined:
             raise DataError(
-                f"{beside} holds columns of a table that is not at {directory}; bring it back or remove them"
+                f"{where} holds columns of a table that is not at {directory}; bring it back or remove them"
             )
         return []
     for group in joined:
         if group.header.identity != base.identity:
-            raise DataError(f"{group.directory} holds columns of a table of another identity; move {beside} away")
+            raise DataError(f"{group.directory} holds columns of a table of another identity; move {where} away")
     noted = latest_run(directory).get("groups", 0)
     if len(joined) < noted:
         raise DataError(
-            f"{directory} has {noted} column groups, but {beside} holds {len(joined)}; move that directory along with "
+            f"{directory} has {noted} column groups, but {where} holds {len(joined)}; move that directory along with "
             "the table (to do without them, delete _run.parquet in the table)"
         )
     return [Group(directory, base), *joined]
 
 
-def require_groups(directory: Path) -> list[Group]:
+def require_groups(directory: Place) -> list[Group]:
     """Return a table that is to be read, and its groups.
 
     Raises what `find_groups` does, and ``DataError`` where there is no table.
@@ -75,10 +75,26 @@ def require_groups(directory: Path) -> list[Group]:
     return find_groups(directory)
 
 
-def next_group(directory: Path) -> Path:
+def count_rows(group: Group) -> dict[Place, int]:
+    """Return the files of a group with their numbers of rows.
+
+    Raises:
+        DataError: one of them is damaged or foreign.
+    """
+    files = shard_paths(group.directory)
+    footers = each(lambda file: read_footer(file, group.header.identity), files)
+    return {file: rows for file, (rows, _) in zip(files, footers, strict=True)}
+
+
+def next_group(directory: Place) -> Place:
     """Return where a further group of a table goes; a dead run may have left an unfinished one there."""
     made = [int(path.name) for path in _numbered(companion(directory)) if find_header(path) is not None]
-    return companion(directory) / f"{max(made, default=0) + 1:04d}"
+    return numbered_group(directory, max(made, default=0) + 1)
+
+
+def numbered_group(directory: Place, number: int) -> Place:
+    """Return where a group of a table is, the first that joined being number 1."""
+    return companion(directory) / f"{number:04d}"
 
 
 @contextmanager
@@ -104,8 +120,6 @@ def note(store: Store, **changed: object) -> None:
     store.note_run(**{**latest_run(store.directory), "pid": os.getpid(), **changed})
 
 
-def _numbered(beside: Path) -> list[Path]:
-    with disk_errors("read", beside):
-        if not beside.is_dir():
-            return []
-        return sorted(path for path in beside.iterdir() if path.name.isdecimal())
+def _numbered(where: Place) -> list[Place]:
+    found = names(where, "move it away: columns that join the table go there")
+    return [where / name for name in sorted(found) if name.isdecimal()]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from zcpipe.table.files import each
+from zcpipe.table.place import Place
 from zcpipe.table.schema import STATUSES, Header
 from zcpipe.table.store import check_distinct, read_columns
 
@@ -17,10 +19,28 @@ _KINDS = ("proxy", "count", "statistic")
 _BY_NAME = np.argsort(STATUSES)
 
 
+class Columns(Protocol):
+    """Rows of a header's columns."""
+
+    @property
+    def header(self) -> Header:
+        """What the columns are."""
+        ...
+
+    @property
+    def index(self) -> NDArray[np.int64]:  # [rows], sorted
+        """The indices of the rows."""
+        ...
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        """Read columns, sorted by index."""
+        ...
+
+
 class Part:
     """A table itself or one of its groups: a header and shard files with their numbers of rows."""
 
-    def __init__(self, header: Header, files: Mapping[Path, int]) -> None:
+    def __init__(self, header: Header, files: Mapping[Place, int]) -> None:
         self.header = header
         self._files = dict(files)
 
@@ -52,7 +72,7 @@ class Part:
     def _stored(self, names: Sequence[str]) -> pa.Table:
         """Read columns in the order of the files."""
         wanted = pa.schema([self.header.schema.field(name) for name in names])
-        parts = [read_columns(file, names).cast(wanted) for file in self._files]
+        parts = each(lambda file: read_columns(file, names).cast(wanted), list(self._files))
         return pa.concat_tables([wanted.empty_table(), *parts])
 
 
@@ -67,13 +87,13 @@ def joined_header(headers: Sequence[Header]) -> Header:
     return Header(tuple(ordered), first.spec, first.identity)
 
 
-def union(parts: Sequence[Part]) -> NDArray[np.int64]:  # [rows], sorted
+def union(parts: Sequence[Columns]) -> NDArray[np.int64]:  # [rows], sorted
     """Return the indices of the rows that any part has."""
     index: NDArray[np.int64] = np.unique(np.concatenate([part.index for part in parts]))
     return index
 
 
-def join(parts: Sequence[Part], names: Sequence[str], schema: pa.Schema) -> pa.Table:
+def join(parts: Sequence[Columns], names: Sequence[str], schema: pa.Schema) -> pa.Table:
     """Read columns of several parts, sorted by index.
 
     A value is that of the first part which has one. Seconds are added, failures put together, equal ones once, and the

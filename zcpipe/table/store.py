@@ -1,4 +1,4 @@
-"""The directory of a table: its header, its lock, its shards, and how they are committed.
+"""The directory of a table: its header, its shards, and how they are committed.
 
 Everything in the directory is Parquet, so that any reader opens the directory itself:
 
@@ -7,16 +7,18 @@ Everything in the directory is Parquet, so that any reader opens the directory i
 - ``_run.parquet``: no rows; what the latest run was asked for (process, selection, planned rows) and how many groups of
   columns joined the table, replaced by each run.
 - ``shard-<id>-<hash>.parquet``: the rows of a shard, or those that a grown range added to it.
+- ``rows-<number>-<hash>.parquet``: rows of many shards that ``zcpipe compact`` or ``zcpipe merge`` put together.
+
+A directory is one of this machine or a prefix in an object store (`zcpipe.table.place`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
-from zcpipe.table.files import TEMPORARY, ExistsError, damage, disk_errors, publish, remove_unfinished
+from zcpipe.table.files import (
+    TEMPORARY,
+    ExistsError,
+    damage,
+    each,
+    exists,
+    make_directory,
+    names,
+    open_parquet,
+    publish,
+    readable,
+    remove_unfinished,
+)
+from zcpipe.table.lock import hold
+from zcpipe.table.place import Place
 from zcpipe.table.schema import Header, canonical, encode, encode_empty, in_order, read_header, read_metadata
 
 _HEADER = "_zcpipe.parquet"
@@ -40,18 +56,24 @@ class Rows:
     index: NDArray[np.int64]
     status: NDArray[np.str_]
     builds: tuple[Mapping[str, Any], ...]  # the different builds that computed them
+    files: tuple[tuple[Place, int], ...]  # with how many rows each has
+
+    def holders(self, chosen: NDArray[np.bool_]) -> dict[int, Place]:
+        """Return which file holds each of the chosen rows, by index."""
+        number = np.repeat(np.arange(len(self.files)), [rows for _, rows in self.files])[chosen]
+        return {i: self.files[n][0] for i, n in zip(self.index[chosen].tolist(), number.tolist(), strict=True)}
 
 
-def find_header(directory: Path) -> Header | None:
+def find_header(directory: Place) -> Header | None:
     """Return the header of the table in a directory, None where there is no table yet.
 
     Raises:
         UsageError: the path cannot be written as text, which Parquet readers need.
         DataError: the path is not a directory, or it holds other things.
     """
-    names = _names(directory)
+    present = _names(directory)
     header = _read_header(directory)
-    foreign = sorted(name for name in names if not name.startswith(TEMPORARY))
+    foreign = sorted(name for name in present if not name.startswith(TEMPORARY))
     if header is None and foreign:
         raise DataError(
             f"{directory} is not empty and not a zcpipe table (it holds {foreign[0]}); choose another --out"
@@ -59,85 +81,87 @@ def find_header(directory: Path) -> Header | None:
     return header
 
 
-def require_header(directory: Path) -> Header:
+def require_header(directory: Place) -> Header:
     """Return the header of a table that is to be read.
 
     Raises:
         UsageError: the path cannot be written as text, which Parquet readers need.
         DataError: there is no table at the path, or it cannot be read.
     """
-    names = _names(directory, "name the directory of a table, as zcpipe run made it")
+    present = _names(directory, "name the directory of a table, as zcpipe run made it")
     header = _read_header(directory)
     if header is None:
-        mend = f"make it with zcpipe run --out {directory}" if not names else "name the directory of a table"
+        mend = f"make it with zcpipe run --out {directory}" if not present else "name the directory of a table"
         raise DataError(f"{directory} holds no zcpipe table; {mend}")
     return header
 
 
-def _names(directory: Path, mend: str | None = None) -> set[str]:
+def _names(directory: Place, mend: str | None = None) -> set[str]:
     """Return what lies in a directory, nothing where there is none."""
     try:
         str(directory).encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"the directory {str(directory)!a} is not named in UTF-8; choose another name") from error
-    with disk_errors("use", directory, mend):
-        try:
-            return {entry.name for entry in directory.iterdir()}
-        except FileNotFoundError:
-            return set()
+    return names(directory, mend)
 
 
-def _read_header(directory: Path) -> Header | None:
+def _read_header(directory: Place) -> Header | None:
     path = directory / _HEADER
-    with disk_errors("use", path):
-        if not path.exists():
-            return None
+    if not exists(path):
+        return None
     with damage(path, _KEEP_MEND):
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(readable(path))
     return read_header(schema, path)
 
 
-def check_identity(directory: Path, present: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_identity(directory: Place, present: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse to go on with a table of another identity.
 
     Raises:
         IdentityMismatch: it names every differing field with both values.
     """
-    old, new = _flat(present), _flat(asked)
-    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    if differing:
-        shown = ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in differing)
+    shown = differences(present, asked)
+    if shown:
         raise IdentityMismatch(f"{directory} is a table of another identity: {shown}; choose another --out")
 
 
-def shard_paths(directory: Path) -> list[Path]:
+def differences(present: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Say in which fields, nested ones included, a mapping there differs from one here; nothing if in none."""
+    old, new = _flat(present), _flat(asked)
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in differing)
+
+
+def shard_paths(directory: Place) -> list[Place]:
     """Return the table's shard files, sorted by name."""
-    with disk_errors("read", directory):
-        return sorted(path for path in directory.glob("*.parquet") if not path.name.startswith(("_", ".")))
+    found = (name for name in names(directory) if name.endswith(".parquet") and not name.startswith(("_", ".")))
+    return [directory / name for name in sorted(found)]
 
 
-def read_footer(path: Path, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def read_footer(path: Place, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return the number of rows and the metadata of a shard file from its footer.
 
     Raises:
         DataError: the file is damaged or belongs to another table.
     """
     with damage(path):
-        footer = pq.read_metadata(path)
-        schema = footer.schema.to_arrow_schema()
-    metadata = read_metadata(schema, path)
+        return _own_footer(path, pq.read_metadata(readable(path)), identity)
+
+
+def _own_footer(path: Place, footer: pq.FileMetaData, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    metadata = read_metadata(footer.schema.to_arrow_schema(), path)
     if metadata["identity"] != identity:
         raise DataError(f"{path} belongs to a table of another identity; move it out of the directory")
     return footer.num_rows, metadata
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+def read_columns(path: Place, columns: Sequence[str]) -> pa.Table:
     """Read columns of a shard file, checking every page against its checksum."""
-    with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with damage(path), open_parquet(path) as file:
         return file.read(columns=list(columns)).replace_schema_metadata(None)
 
 
-def scan(directory: Path, header: Header) -> Rows:
+def scan(directory: Place, header: Header) -> Rows:
     """Find out which rows the table has, reading the index and status columns only.
 
     Raises:
@@ -146,23 +170,33 @@ def scan(directory: Path, header: Header) -> Rows:
     builds: dict[str, Mapping[str, Any]] = {}
     paths = shard_paths(directory)
     index, status = [np.empty(0, np.int64)], [np.empty(0, np.str_)]
-    for path in paths:
-        _, metadata = read_footer(path, header.identity)
-        builds |= {canonical(build): build for build in _builds(metadata)}
-        part = read_columns(path, ["index", "status"])
+    for file_builds, part in each(lambda path: _scan_file(path, header), paths):
+        builds |= {canonical(build): build for build in file_builds}
         index.append(part["index"].to_numpy())
         status.append(part["status"].to_numpy().astype(np.str_))
     check_distinct(paths, index[1:])
-    return Rows(np.concatenate(index), np.concatenate(status), tuple(builds.values()))
+    files = tuple(zip(paths, map(len, index[1:]), strict=True))
+    return Rows(np.concatenate(index), np.concatenate(status), tuple(builds.values()), files)
 
 
-def _builds(metadata: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return what computed the rows of a file; the first version of the format had one build a file."""
-    builds: Sequence[Mapping[str, Any]] = metadata.get("builds") or [metadata["build"]]
-    return builds
+def _scan_file(path: Place, header: Header) -> tuple[list[Mapping[str, Any]], pa.Table]:
+    with damage(path), open_parquet(path) as file:
+        _, metadata = _own_footer(path, file.metadata, header.identity)
+        return builds_of(metadata), file.read(["index", "status"])
 
 
-def check_distinct(paths: Sequence[Path], indices: Sequence[NDArray[np.int64]]) -> None:
+def builds_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the builds that computed the rows of a file, which are several where files were put together."""
+    build: Mapping[str, Any] = metadata["build"]
+    return list(build.get("several", [build]))
+
+
+def _together(builds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what a file says of the builds that computed its rows."""
+    return builds[0] if len(builds) == 1 else {"several": list(builds)}
+
+
+def check_distinct(paths: Sequence[Place], indices: Sequence[NDArray[np.int64]]) -> None:
     """Refuse a table that has a row twice, as after copying shards of another run into it.
 
     Args:
@@ -184,13 +218,13 @@ def check_distinct(paths: Sequence[Path], indices: Sequence[NDArray[np.int64]]) 
     )
 
 
-def latest_run(directory: Path) -> dict[str, Any]:
+def latest_run(directory: Place) -> dict[str, Any]:
     """Return what the latest run noted about itself, nothing if it did not come to that."""
     path = directory / _RUN
-    if not path.exists():
+    if not exists(path):
         return {}
     with damage(path, "delete it: it only notes what the latest run was asked for"):
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(readable(path))
     noted: dict[str, Any] = read_metadata(schema, path).get("run", {})
     return noted
 
@@ -198,15 +232,18 @@ def latest_run(directory: Path) -> dict[str, Any]:
 class Store:
     """A table opened for writing by the one process that holds its lock; see :func:`locked`."""
 
-    def __init__(self, directory: Path, header: Header) -> None:
+    def __init__(self, directory: Place, header: Header, check: Callable[[], None] = lambda: None) -> None:
         self.directory = directory
         self.header = header
+        self._check = check  # raises where the lock may be another's by now
+        self._amending = threading.Lock()  # a file may be amended for several shards
 
     def note_run(self, **run: object) -> None:
         """Replace the note about the latest run."""
+        self._check()
         publish(self.directory / _RUN, encode_empty(self.header.file_schema(run={"pid": os.getpid(), **run})))
 
-    def commit(self, shard: int, rows: pa.Table, builds: Sequence[Mapping[str, object]]) -> Path:
+    def commit(self, shard: int, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
         """Make rows of a shard visible, all or none; committing them a second time changes nothing.
 
         A file is named by which rows it holds, not by their values: only `amend` replaces one.
@@ -217,37 +254,64 @@ class Store:
             builds: what computed them.
 
         Raises:
-            DataError: the disk is full or unwritable.
+            DataError: the disk is full or unwritable, or the lock was lost.
         """
         table = in_order(rows)
         name = self.header.content_hash(table["index"].to_numpy())
         path = self.directory / f"shard-{shard:05d}-{name}.parquet"
-        if not path.exists():
-            publish(path, encode(table.cast(self.header.file_schema(shard=shard, builds=builds))))
+        if not exists(path):
+            self._check()
+            publish(path, encode(table.cast(self.header.file_schema(shard=shard, build=_together(builds)))))
         return path
 
-    def amend(self, shard: int, rows: pa.Table, builds: Sequence[Mapping[str, object]]) -> Path:
-        """Put rows of a shard in the place of those that are there, each file at once; new ones are committed.
+    def amend(self, path: Place, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> None:
+        """Put rows in the place of those of the same index in one of the table's files, all at once.
 
-        Takes and raises what `commit` does.
+        Args:
+            path: the file.
+            rows: in the columns of the table, in any order.
+            builds: what computed them.
+
+        Raises what `commit` raises.
         """
-        index = rows["index"].to_numpy()
-        for path in sorted(self.directory.glob(f"shard-{shard:05d}-*.parquet")):
+        with self._amending:
             _, metadata = read_footer(path, self.header.identity)
-            there = read_columns(path, self.header.schema.names)
-            again = np.isin(index, there["index"].to_numpy())
-            if not again.any():
-                continue
-            kept = there.filter(~np.isin(there["index"].to_numpy(), index)).cast(self.header.schema)
-            both = {canonical(build): build for build in [*_builds(metadata), *builds]}
-            schema = self.header.file_schema(shard=shard, builds=list(both.values()))
-            publish(path, encode(in_order(pa.concat_tables([kept, rows.filter(again)])).cast(schema)))
-            rows, index = rows.filter(~again), index[~again]
-        return self.commit(shard, rows, builds) if len(rows) else path
+            there = read_columns(path, self.header.schema.names).cast(self.header.schema)
+            kept = there.filter(~np.isin(there["index"].to_numpy(), rows["index"].to_numpy()))
+            both = {canonical(build): build for build in [*builds_of(metadata), *builds]}
+            own = {"shard": metadata["shard"]} if "shard" in metadata else {}
+            schema = self.header.file_schema(**own, build=_together(list(both.values())))
+            self._check()
+            publish(path, encode(in_order(pa.concat_tables([kept, rows])).cast(schema)))
+
+    def write_rows(self, number: int, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
+        """Make rows of many shards visible, all or none, as a file of a table that is made from others.
+
+        Args:
+            number: of the file.
+            rows: with the columns of the header, sorted by index.
+            builds: what computed them.
+
+        Raises what `commit` raises.
+        """
+        name = self.header.content_hash(rows["index"].to_numpy())
+        path = self.directory / f"rows-{number:05d}-{name}.parquet"
+        self._check()
+        publish(path, encode(rows.cast(self.header.file_schema(build=_together(builds)))))
+        return path
+
+    def write_header(self) -> None:
+        """Make the table appear, which must be new.
+
+        Raises:
+            ExistsError: another process was faster.
+            DataError: the disk is full or unwritable.
+        """
+        publish(self.directory / _HEADER, encode_empty(self.header.file_schema()), exclusive=True)
 
 
 @contextmanager
-def locked(directory: Path, header: Header) -> Iterator[Store]:
+def locked(directory: Place, header: Header) -> Iterator[Store]:
     """Hold the lock of a table, which is made if there is none.
 
     Raises:
@@ -255,46 +319,15 @@ def locked(directory: Path, header: Header) -> Iterator[Store]:
         IdentityMismatch: a table of another identity is there.
     """
     there = find_header(directory) is not None
-    with disk_errors("create", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if not there:
         with suppress(ExistsError):  # another process was faster: this goes on with its header, if that fits
-            publish(directory / _HEADER, encode_empty(header.file_schema()), exclusive=True)
-    descriptor = _lock(directory)
-    try:
+            Store(directory, header).write_header()
+    with hold(directory, _HEADER, lambda: latest_run(directory).get("pid", "unknown")) as check:
         present = require_header(directory)
         check_identity(directory, present.identity, header.identity)
         remove_unfinished(directory)
-        yield Store(directory, present)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(directory: Path) -> int:
-    """Lock the header file: the one that is there, should a user have removed the table and begun another meanwhile."""
-    path = directory / _HEADER
-    while True:
-        with disk_errors("open", path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            with disk_errors("lock", path):
-                _claim(descriptor, directory)
-                if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _claim(descriptor: int, directory: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        pid = latest_run(directory).get("pid", "unknown")
-        raise DataError(
-            f"{directory} is being written by another zcpipe run (process {pid}); wait for it or end it"
-        ) from error
+        yield Store(directory, present, check)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

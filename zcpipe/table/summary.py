@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from zcpipe.table.groups import Group, require_groups
+from zcpipe.table.place import Place, locate
 from zcpipe.table.schema import STATUSES
 from zcpipe.table.store import latest_run, scan, shard_paths
 from zcpipe.table.table import Table, open_table
@@ -52,13 +52,13 @@ class Status:
         return not self.missing
 
 
-def status(path: str | Path) -> Status:
+def status(path: str | Place) -> Status:
     """Count a table's rows from the footers and the status column of its files.
 
     Raises:
         DataError: there is no table at ``path``, or one of its files is damaged.
     """
-    directory = Path(path)
+    directory = locate(path)
     groups = tuple(_count(group) for group in require_groups(directory))
     table = open_table(directory)
     found = Counter(table.to_arrow(["status"])["status"].to_pylist())

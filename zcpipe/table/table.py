@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,24 +17,21 @@ from zcpipe.proxies import groups
 from zcpipe.rank.aggregate import log_rank
 from zcpipe.rank.selection import top
 from zcpipe.scoring.columns import Column
-from zcpipe.table.groups import require_groups
+from zcpipe.table.groups import count_rows, require_groups
 from zcpipe.table.join import Part, join, joined_header, union
-from zcpipe.table.store import read_footer, shard_paths
+from zcpipe.table.place import Place, locate
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def open_table(path: str | Path) -> Table:
+def open_table(path: str | Place) -> Table:
     """Open the table in a directory for reading, with all groups of columns; what is committed later is not seen.
 
     Raises:
         DataError: there is no table, or one of its files is damaged or foreign.
     """
-    base, *joined = (
-        Part(group.header, {file: read_footer(file, group.header.identity)[0] for file in shard_paths(group.directory)})
-        for group in require_groups(Path(path))
-    )
+    base, *joined = (Part(group.header, count_rows(group)) for group in require_groups(locate(path)))
     return Table(base, joined)
 
 
