@@ -129,6 +129,19 @@ def test_real_images_are_named_by_their_content(zcpipe, tmp_path):
     assert code == 4 and "holds 3 images for a batch of 4" in err
 
 
+def test_a_run_in_which_no_proxy_reads_the_images_says_so(zcpipe, tmp_path):
+    numpy.savez(tmp_path / "a.npz", images=numpy.zeros((2, 32, 32, 3), numpy.uint8), labels=numpy.arange(2))
+    real = ("run", *RUN, "--inputs", f"npz:{tmp_path / 'a.npz'}", "--out", tmp_path / "t")
+    code, text, err = zcpipe(*real, "--dry-run", "--json")
+    assert code == 0 and json.loads(text)["spec"]["inputs"].startswith("npz:")
+    assert len(err.splitlines()) == 1
+    assert "none of expressivity, progressivity, trainability, complexity reads --inputs" in err
+    for reading in (("--proxies", "aznas,snip"), ("--protocol", "fused")):
+        assert zcpipe(*real, *reading, "--dry-run")[2] == ""
+    assert zcpipe("run", *RUN, "--dry-run")[2] == ""
+    assert "none of params reads --inputs" in zcpipe(*real, "--proxies", "params", "-q")[2]
+
+
 def test_rank_prints_the_best_first(zcpipe, table):
     code, text, err = zcpipe("rank", table, "--top", 3, "--json")
     ranking = json.loads(text)

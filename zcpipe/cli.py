@@ -55,7 +55,7 @@ def _root(
 @app.command(
     epilog="Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
     "zcpipe run --space nasbench201 --out tables/nb201 --dry-run | "
-    "zcpipe run --space nasbench201 --inputs cifar10:data/cifar-10-batches-py --sample 100"
+    "zcpipe run --space nasbench201 --proxies nwot,snip --inputs cifar10:data/cifar-10-batches-py --sample 100"
 )
 def run(
     space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
@@ -83,14 +83,15 @@ def run(
     from zcpipe import run as runs
     from zcpipe.proxies import resolve
     from zcpipe.run.device import resolve_device
+    from zcpipe.scoring.plan import reads_data
     from zcpipe.spaces import get_space
 
-    chosen = get_space(space)
+    chosen, asked = get_space(space), resolve(proxies)
     spec = runs.RunSpec.model_validate(
         {
             "space": space,
             "dataset": next(iter(chosen.datasets)) if dataset is None else dataset,
-            "proxies": tuple(proxy.name for proxy in resolve(proxies)),
+            "proxies": tuple(proxy.name for proxy in asked),
             "selection": _selection(sample, range_, archs),
             "batch_size": batch_size,
             "inputs": inputs,
@@ -100,6 +101,9 @@ def run(
             "device": resolve_device(device),
         }
     )
+    if spec.inputs_content and not reads_data(asked, spec.protocol):
+        names = ", ".join(spec.proxies)
+        typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
     if dry_run:
         described = runs.describe(spec, out, workers, timeout)
         _print_json(described) if as_json else _print_plan(described)
