@@ -174,6 +174,39 @@ def test_shared_modules_count_once_with_all_their_gradient():
     assert [node["name"] for node in scores.nodes.to_pylist()] == ["0", "3"]
 
 
+class Siding(nn.Module):
+    """One layer that the output depends on, and two that it does not: one runs for nothing, one does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g, self.h = (nn.Linear(12, 4) for _ in range(3))
+
+    def forward(self, x):
+        self.g(x)
+        return self.f(x)
+
+
+def test_layers_that_the_output_does_not_depend_on_do_not_count():
+    x, model = images().flatten(1)[:, :12], Siding()
+    names = ["num_layers", "vkdnw", "l2_norm"]
+    scores, alone = zcpipe.score(model, x, proxies=names), zcpipe.score(model.f, x, proxies=names)
+    assert scores["num_layers"] == 1
+    assert scores["vkdnw"] == alone["vkdnw"]
+    assert scores["l2_norm"] > alone["l2_norm"]  # whose definition counts all
+    assert scores.statistics["num_layers@layer"].tolist() == [1, 0, 0]
+    assert (scores.statistics["l2_norm@layer"] > 0).all()
+
+
+def test_frozen_layers_that_the_output_depends_on_count():
+    x, model = images().flatten(1)[:, :12], ResidualMlp(2)
+    free = zcpipe.score(model, x, proxies="num_layers,vkdnw")
+    model.requires_grad_(False)
+    assert dict(zcpipe.score(model, x, proxies="num_layers,vkdnw")) == dict(free)
+    assert free["num_layers"] == 4
+    with torch.no_grad():
+        assert dict(zcpipe.score(model, x, proxies="num_layers,vkdnw")) == dict(free)
+
+
 SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(4, 4))
 
 

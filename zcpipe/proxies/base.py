@@ -157,7 +157,10 @@ class OutputStatistic:
 
 @dataclass(frozen=True)
 class WeightStatistic:
-    """One number per layer from its weight alone; ``of`` takes the weights of all layers."""
+    """One number per layer from its weight alone; ``of`` takes the weights of all layers that count.
+
+    A proxy of scope "function" counts those that the output depends on; the others have 0.
+    """
 
     name: str
     unit: str
@@ -213,6 +216,20 @@ class Network(Protocol):
     @property
     def layers(self) -> Mapping[str, Tensor]:
         """Weights of all layers by name, in the order of ``modules()``."""
+        ...
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """Parameters in the order of ``model.parameters()``, those of dead layers left out.
+
+        Dead are layers that the output does not depend on, whether they ask for gradients or not. A network that is
+        scored in full keeps them.
+        """
+        ...
+
+    @property
+    def live(self) -> Sequence[bool]:  # [layers]
+        """Of each of ``layers`` whether its weight is among ``parameters``."""
         ...
 
     @property

@@ -146,6 +146,8 @@ def score(
 class _Given:
     """The network that `score` was given; see `zcpipe.scoring.measure.Subject`."""
 
+    pruned = False
+
     def __init__(
         self,
         model: nn.Module,
