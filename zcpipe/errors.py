@@ -21,6 +21,10 @@ class UsageError(ZcpipeError):
     exit_code = 2
 
 
+class PrecisionError(UsageError):
+    """Numbers of a type that is not computed in (exit code 2)."""
+
+
 class DataError(ZcpipeError):
     """A file or table that is damaged, foreign, unwritable or does not fit (exit code 4)."""
 

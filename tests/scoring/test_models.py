@@ -1,11 +1,14 @@
 """Networks of all kinds are scored, or the row says per proxy why not."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import zcpipe
 from zcpipe.errors import UnsupportedError, UsageError
+from zcpipe.proxies import get_proxy
 
 ALL = zcpipe.list_proxies()
 LABELS = torch.arange(8) % 4
@@ -227,6 +230,56 @@ SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(UsageError, match=message):
         zcpipe.score(SMALL, images(), **{"targets": LABELS, "proxies": "snip", **options})
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "message"),
+    [
+        (resnet, lambda: images()[:, :2], "the model fails on these inputs: RuntimeError: .* to have 3 channels"),
+        (resnet, lambda: images().mul(9).byte(), "the model fails on these inputs: RuntimeError: .*Byte"),
+        (resnet, lambda: images().double(), "check their shape and dtype$"),
+        (resnet, lambda: (images(), images()), "the model fails on these inputs: TypeError"),
+        (LstmClassifier, lambda: torch.full((8, 6), 20), "the model fails on these inputs: IndexError"),
+        (lambda: resnet().half(), images, "score in float32: call model.float()"),
+        (lambda: resnet().to("meta"), images, "meta device"),
+        (resnet, lambda: images().to("meta"), "meta device"),
+    ],
+)
+def test_a_network_that_cannot_run_on_its_inputs_is_the_callers_to_hear(build, inputs, message):
+    proxies = ["grad_norm", "synflow", "params"]
+    with pytest.raises(UsageError, match=message) as raised:
+        zcpipe.score(build(), inputs(), LABELS, proxies)
+    assert "\n" not in str(raised.value)
+    scores = zcpipe.score(build(), inputs(), LABELS, proxies, unsupported="skip")
+    assert scores["grad_norm"] is None and scores["params"] > 0
+    assert next(f.message for f in scores.failures if f.proxy == "grad_norm") == str(raised.value)
+
+
+def test_a_network_of_half_precision_is_told_what_to_do():
+    for model in (resnet().half(), resnet().bfloat16()):
+        with pytest.raises(UsageError, match=r"score in float32: call model.float\(\)"):
+            zcpipe.score(model, images().to(model[5].weight.dtype), LABELS, ["expressivity"], blocks=["0", "1"])
+
+
+def test_a_loss_that_raises_is_the_callers_to_hear():
+    def broken(output, targets):
+        raise KeyError("no such class")
+
+    with pytest.raises(UsageError, match="the loss fails: KeyError: 'no such class'"):
+        zcpipe.score(SMALL, images(), LABELS, "snip,nwot", loss=broken)
+    scores = zcpipe.score(SMALL, images(), LABELS, "snip,nwot", loss=broken, unsupported="skip")
+    assert (scores.status, scores["snip"]) == ("partial", None)
+    assert [f.message for f in scores.failures] == ["the loss fails: KeyError: 'no such class'"]
+
+
+def test_a_failure_that_is_a_proxys_own_stays_a_result(monkeypatch):
+    def broken(statistics):
+        raise ZeroDivisionError("no")
+
+    snip = dataclasses.replace(get_proxy("snip"), reduce=broken)
+    monkeypatch.setattr("zcpipe.scoring.score.resolve", lambda names: (snip,))
+    scores = zcpipe.score(SMALL, images(), LABELS, "snip")
+    assert [f.message for f in scores.failures] == ["ZeroDivisionError: no"]
 
 
 def test_a_model_without_parameters_says_so():
