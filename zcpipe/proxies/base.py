@@ -40,7 +40,9 @@ class Recipe:
     """The conditions of a pass. Proxies of equal recipe share one pass.
 
     `zcpipe.score` scores a network with the weights and the batch that it is given, so ``init`` and ``inputs`` are what
-    `zcpipe run` prepares; only a recipe with ``redraws`` replaces weights in both.
+    `zcpipe run` prepares. What a definition feeds by itself, it feeds in both: a recipe with ``redraws`` draws weights
+    and noise of the batch's shape (zen), one with ``absolute`` takes absolute weights and one sample of ones of the
+    batch's shape (synflow, synflow_bn), and a `CustomStatistic` may make inputs of its own (meco: noise).
 
     Attributes:
         init: how the weights are drawn; see `zcpipe.scoring.init`. "kaiming_normal": AZ-NAS; "default": as torch's own
