@@ -238,7 +238,10 @@ def test_bad_usage_is_one_clear_message_and_its_exit_code(zcpipe, arguments, cod
     ("options", "code", "says"),
     [
         (("--method", "logrnk"), 2, "logrank"),
-        (("--method", "vote"), 2, "unknown proxy 'synflow'"),
+        (("--method", "vote"), 2, "`zcpipe run ... --proxies synflow,jacob_cov,snip --out DIR` adds them"),
+        (("--method", "linear", "--proxies", "macs,gradsign"), 2, "error: the table lacks gradsign; `zcpipe run"),
+        (("--method", "voet"), 2, "did you mean vote?"),
+        (("--method", "linear", "--proxies", "gradsing"), 2, "unknown proxy 'gradsing'; did you mean gradsign"),
         (("--method", "aznas", "--proxies", "macs"), 2, "--method logrank"),
         (("--proxies", "nothing"), 2, "unknown proxy"),
         (("--top", "0"), 2, "--top"),
@@ -308,6 +311,8 @@ def test_ranking_by_what_the_table_lacks_names_what_it_holds(zcpipe, tmp_path):
     assert zcpipe("run", *RUN, "--proxies", "complexity", "--out", directory, "-q")[0] == 0
     code, _, err = zcpipe("rank", directory)
     assert code == 2
+    lacking = "expressivity, progressivity, trainability"
+    assert f"the table lacks {lacking}; `zcpipe run ... --proxies {lacking.replace(' ', '')} --out DIR` adds" in err
     assert "the table holds complexity, params, macs: name some with --proxies" in err
     assert zcpipe("rank", directory, "--proxies", "macs,complexity")[0] == 0
 

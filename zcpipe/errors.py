@@ -45,6 +45,10 @@ class UnsupportedError(CapabilityError):
     """A network has what a proxy cannot measure, or lacks what it needs (exit code 5)."""
 
 
+class NonfiniteError(ZcpipeError):
+    """A score that is not a number, where it is known why; it ends as a proxy's failure."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; torch's CPU allocator says so only in its message."""
     import torch  # slow to import
@@ -63,7 +67,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     Returns:
         The error, to be raised by the caller.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zcpipe.errors import DataError, UsageError, unknown_name
-from zcpipe.proxies import groups
+from zcpipe.proxies import groups, list_proxies
 from zcpipe.rank.aggregate import METHODS, aggregate
 from zcpipe.rank.correlation import correlate
 from zcpipe.rank.majority import vote_accuracy
@@ -88,10 +88,17 @@ def _columns(table: Table, proxies: str) -> list[str]:
     known = groups()
     asked = [member for name in proxies.split(",") for member in known.get(name.strip(), (name.strip(),)) if member]
     held = [column.name for column in table.columns if column.kind in ("proxy", "count")]
-    for name in asked or [""]:
-        if name not in held:
-            error = unknown_name("proxy", name, held)
+    lacking = [name for name in dict.fromkeys(asked or [""]) if name not in held]
+    installed = list_proxies()
+    for name in lacking:
+        if name not in installed:
+            error = unknown_name("proxy", name, [*held, *installed, *known])
             raise UsageError(f"{error}; the table holds {', '.join(held)}: name some with --proxies")
+    if lacking:
+        raise UsageError(
+            f"the table lacks {', '.join(lacking)}; `zcpipe run ... --proxies {','.join(lacking)} --out DIR` adds "
+            f"{'it' if len(lacking) == 1 else 'them'}; the table holds {', '.join(held)}: name some with --proxies"
+        )
     return list(dict.fromkeys(asked))
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import UnsupportedError, UsageError, is_out_of_memory
+from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_of_memory
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recipe, Statistic, WeightStatistic
 from zcpipe.scoring.absolute import absolute_gradients
@@ -288,4 +288,6 @@ def _failure(proxy: Proxy, error: Exception) -> Failure:
     reason = (str(error).splitlines() or [""])[0]
     if isinstance(error, UnsupportedError):
         return Failure(proxy.name, "unsupported", reason)
+    if isinstance(error, NonfiniteError):
+        return Failure(proxy.name, "nonfinite", reason)
     return Failure(proxy.name, kind, f"{type(error).__name__}: {reason}")
