@@ -184,6 +184,8 @@ def test_lists(zcpipe):
     listed = {space["name"]: space for space in json.loads(zcpipe("spaces", "--json")[1])}  # others may be installed
     assert listed["nasbench201"]["architectures"] == 15625
     assert {p["name"] for p in json.loads(zcpipe("proxies", "*gressivity", "--json")[1])} == {"progressivity"}
+    four = ["expressivity", "progressivity", "trainability", "complexity"]
+    assert [p["name"] for p in json.loads(zcpipe("proxies", "aznas", "--json")[1])] == four
     passes = json.loads(zcpipe("proxies", "--plan", "aznas,grad_norm,jacob_cov", "--json")[1])
     assert {one["pass"]: one["proxies"] for one in passes} == {
         "sweeps": ["grad_norm", "jacob_cov"],
@@ -224,6 +226,8 @@ def test_lists(zcpipe):
         (("status", "/nowhere"), 4, "no zcpipe table"),
         (("rank", "/nowhere"), 4, "no zcpipe table"),
         (("run",), 2, "--space"),
+        (("proxies", "nope*"), 2, "no proxy matches 'nope*'"),
+        (("proxies", "snipp", "--json"), 2, "did you mean snip"),
         (("no-such-command",), 2, "no-such-command"),
     ],
 )

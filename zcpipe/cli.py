@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 import zcpipe
-from zcpipe.errors import DataError, UsageError, ZcpipeError
+from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
@@ -295,7 +295,7 @@ def spaces(as_json: Json = False) -> None:
     epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused"
 )
 def proxies(
-    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names, or a group.")] = "*",
     plan: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Show the passes that these proxies or groups share.")
     ] = None,
@@ -303,13 +303,18 @@ def proxies(
     as_json: Json = False,
 ) -> None:
     """List the proxies that are installed: direction, scope, cost class, recipe, needs, formula and paper."""
-    from zcpipe.proxies import describe, get_proxy, list_proxies, resolve
+    from zcpipe.proxies import describe, get_proxy, groups, list_proxies, resolve
     from zcpipe.scoring.plan import describe as describe_plan
 
     if plan is not None:
         _print_records(describe_plan(resolve(plan), protocol), as_json)
         return
-    _print_records([describe(get_proxy(name)) for name in list_proxies(pattern)], as_json)
+    names = groups().get(pattern) or list_proxies(pattern)
+    if not names and set(pattern) & set("*?["):
+        raise UsageError(f"no proxy matches {pattern!r}; zcpipe proxies lists all of them")
+    if not names:
+        raise unknown_name("proxy", pattern, [*list_proxies(), *groups()])
+    _print_records([describe(get_proxy(name)) for name in names], as_json)
 
 
 @app.command()

@@ -134,11 +134,21 @@ def test_attention_and_recurrence_are_layers_of_their_own():
 
 
 def test_weights_that_no_rule_knows_are_said_or_left_out():
-    with pytest.raises(UnsupportedError, match=r"no rule knows the weights of the model itself \(Vit\)"):
+    with pytest.raises(UnsupportedError, match=r"no rule knows the weights position of the model itself \(Vit\)"):
         zcpipe.score(Vit(), images(), LABELS, "snip")
     with pytest.warns(UserWarning, match="no rule knows"):
         warned = zcpipe.score(Vit(), images(), LABELS, "snip", unsupported="warn")
     assert warned["snip"] > 0
+
+
+def test_weights_that_zen_cannot_draw_are_named():
+    for model, parameter in [
+        (Vit(), "parameter 'position' of the model itself, a Vit"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.PReLU()), "parameter 'weight' of layer '2' of type PReLU"),
+    ]:
+        with pytest.raises(UnsupportedError, match=r"zen.* draws all weights anew, and has no rule for") as raised:
+            zcpipe.score(model, images(), LABELS, "zen")
+        assert parameter in str(raised.value) and "zcpipe.score" not in str(raised.value)
 
 
 def test_proxies_that_a_network_cannot_have_raise_unless_told_otherwise():

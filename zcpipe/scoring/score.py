@@ -20,7 +20,7 @@ from zcpipe.proxies import resolve
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
 from zcpipe.scoring.blocks import ProbeSource
 from zcpipe.scoring.faults import measure_given
-from zcpipe.scoring.init import initialise
+from zcpipe.scoring.init import initialise, without_rule
 from zcpipe.scoring.layers import unknown_layers
 from zcpipe.scoring.measure import Batch, Counted, Failure, Measurement, philox_probes, status_of
 from zcpipe.scoring.network import Loss, ScoredNetwork
@@ -182,6 +182,9 @@ class _Given:
         if not recipe.redraws:
             yield self._model
             return
+        lacking = without_rule(self._model, recipe.init)
+        if lacking is not None:
+            raise UnsupportedError(f"its definition draws all weights anew, and has no rule for {lacking}")
         parameters = list(self._model.parameters())
         own = [parameter.data for parameter in parameters]
         try:
@@ -252,20 +255,22 @@ def _report(failures: Sequence[Failure], fault: str | None, unsupported: str) ->
         warnings.warn(fault, stacklevel=3)
     for failure in failures:
         if failure.kind == "unsupported":
-            _refuse(f"proxy {failure.proxy!r}: {failure.message}", unsupported)
+            what = f"proxy {failure.proxy!r}: {failure.message}"
+            _refuse(what, "leave it out, or pass unsupported='warn' or 'skip'", unsupported)
 
 
-def _refuse(what: str, unsupported: str) -> None:
+def _refuse(what: str, mend: str, unsupported: str) -> None:
     if unsupported == "error":
-        raise UnsupportedError(f"{what}; leave it out, or pass unsupported='warn' or 'skip'")
+        raise UnsupportedError(f"{what}; {mend}")
     if unsupported == "warn":
         warnings.warn(what, stacklevel=4)
 
 
 def _check_layers(model: nn.Module, unsupported: str) -> None:
     modules = dict(model.named_modules())
-    for layer in unknown_layers(modules):
-        _refuse(f"no rule knows the weights of {layer}: they are no part of statistics per layer", unsupported)
+    for weights in unknown_layers(modules):
+        what = f"no rule knows the weights {weights}: they are no part of statistics per layer"
+        _refuse(what, "to leave them out, pass unsupported='warn' or 'skip'", unsupported)
 
 
 def _check_targets(proxies: Sequence[Proxy], targets: Tensor | None, samples: int) -> None:
