@@ -180,6 +180,23 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
     assert "aznas_linear" in zcpipe("correlate", table, "--truth", truth, "--target", "acc")[1]
 
 
+def test_correlate_tells_rows_that_were_not_scored_from_failed_ones(zcpipe, tmp_path):
+    """jacob_cov is no number for cells without a path, and the column's group lacks 4 of 12 rows."""
+    out, truth, cells = tmp_path / "t", tmp_path / "truth.parquet", [SPACE[i] for i in range(12)]
+    pq.write_table(pa.table({"arch": [str(cell) for cell in cells], "acc": [float(i) for i in range(12)]}), truth)
+    failed = sum(SPACE.key(cell) == "0" for cell in cells[4:])
+    grow = ("run", *RUN[:2], "--batch-size", "2", "--out", out, "-q")
+    assert zcpipe(*grow, "--range", "0:12", "--proxies", "complexity")[0] == 0
+    assert zcpipe(*grow, "--range", "4:12", "--proxies", "jacob_cov")[0] == 3
+    correlate = ("correlate", out, "--truth", truth, "--target", "acc", "--aggregate", "two=jacob_cov,complexity")
+    rows = json.loads(zcpipe(*correlate, "--json")[1])["rows"]
+    found = {row["name"]: (row["n"], row["failed"], row["missing"]) for row in rows}
+    assert failed > 0
+    assert found["complexity"] == (12, 0, 0)
+    assert found["jacob_cov"] == found["two"] == (8 - failed, failed, 4)
+    assert zcpipe(*correlate)[1].splitlines()[0].split("\t")[-3:] == ["n", "failed", "missing"]
+
+
 def test_lists(zcpipe):
     listed = {space["name"]: space for space in json.loads(zcpipe("spaces", "--json")[1])}  # others may be installed
     assert listed["nasbench201"]["architectures"] == 15625

@@ -223,7 +223,8 @@ def correlate(
     """Correlate every proxy and aggregate with trained accuracies.
 
     Kendall's tau-b, Spearman's rho, and the share of pairs in the right order (pairs), a tie counting a half; of raw
-    values, signed. For a vote pairs is what ICLR 2021 reports.
+    values, signed. For a vote pairs is what ICLR 2021 reports. Of the architectures with truth n have a value, failed
+    have none, missing were not scored with these proxies.
     """
     from zcpipe.rank.population import correlate_table
     from zcpipe.table import open_table
@@ -239,10 +240,10 @@ def correlate(
         _print_json({"target": target, "rows": [_finite(asdict(row)) for row in rows]})
         return
     cells = [
-        [r.name, f"{r.kendall:.4f}", f"{r.spearman:.4f}", f"{r.pair_accuracy:.4f}", str(r.n), str(r.failed)]
+        [r.name, *(f"{x:.4f}" for x in (r.kendall, r.spearman, r.pair_accuracy)), *map(str, (r.n, r.failed, r.missing))]
         for r in rows
     ]
-    _print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed"], cells)
+    _print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed", "missing"], cells)
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, str]:
