@@ -197,6 +197,26 @@ def test_correlate_tells_rows_that_were_not_scored_from_failed_ones(zcpipe, tmp_
     assert zcpipe(*correlate)[1].splitlines()[0].split("\t")[-3:] == ["n", "failed", "missing"]
 
 
+def test_lists_fit_a_terminal_and_stay_whole_in_a_pipe(zcpipe, monkeypatch):
+    piped = zcpipe("proxies")[1].splitlines()
+    assert {len(line.split("\t")) for line in piped} == {10}
+    assert len(zcpipe("aggregates")[1].splitlines()[0].split("\t")) == 4
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    monkeypatch.setenv("COLUMNS", "80")
+    code, listed, err = zcpipe("proxies")
+    assert code == 0 and "--json" in err
+    lines = listed.splitlines()
+    assert lines[0].split() == ["name", "direction", "cost", "needs", "formula"]
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("stage_expressivity  higher") for line in lines)
+    assert "CVPR" not in listed
+    one = zcpipe("proxies", "vkdnw")[1]
+    assert "second-order" not in one and "CVPR 2025" in one and max(map(len, one.splitlines())) <= 80
+    assert zcpipe("aggregates")[1].splitlines()[0].split() == ["name", "method", "proxies"]
+    assert "ICLR 2021" in zcpipe("aggregates", "vote")[1]
+
+
 def test_lists(zcpipe):
     listed = {space["name"]: space for space in json.loads(zcpipe("spaces", "--json")[1])}  # others may be installed
     assert listed["nasbench201"]["architectures"] == 15625
@@ -244,6 +264,7 @@ def test_lists(zcpipe):
         (("rank", "/nowhere"), 4, "no zcpipe table"),
         (("run",), 2, "--space"),
         (("proxies", "nope*"), 2, "no proxy matches 'nope*'"),
+        (("aggregates", "vot"), 2, "did you mean vote"),
         (("proxies", "snipp", "--json"), 2, "did you mean snip"),
         (("no-such-command",), 2, "no-such-command"),
     ],

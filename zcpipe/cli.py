@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 import zcpipe
 from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
@@ -26,6 +28,7 @@ Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial
 """
 
 _REASONS = 3  # of failures that are printed
+_SHORT = 20  # characters of a cell that is not wrapped
 
 app = typer.Typer(
     name="zcpipe",
@@ -311,19 +314,31 @@ def proxies(
         _print_records(describe_plan(resolve(plan), protocol), as_json)
         return
     names = groups().get(pattern) or list_proxies(pattern)
-    if not names and set(pattern) & set("*?["):
-        raise UsageError(f"no proxy matches {pattern!r}; zcpipe proxies lists all of them")
     if not names:
-        raise unknown_name("proxy", pattern, [*list_proxies(), *groups()])
-    _print_records([describe(get_proxy(name)) for name in names], as_json)
+        raise _no_match("proxy", pattern, [*list_proxies(), *groups()])
+    short = ("name", "direction", "cost", "needs", "formula")
+    _print_records([describe(get_proxy(name)) for name in names], as_json, short)
 
 
-@app.command()
-def aggregates(as_json: Json = False) -> None:
+@app.command(epilog="Example: zcpipe aggregates vote")
+def aggregates(
+    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    as_json: Json = False,
+) -> None:
     """List the named aggregates: how each combines which proxies, and its paper. They are made on reading."""
     from zcpipe.rank import NAMED
 
-    _print_records([{**asdict(entry), "proxies": list(entry.proxies)} for entry in NAMED.values()], as_json)
+    found = [NAMED[name] for name in NAMED if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise _no_match("aggregate", pattern, NAMED)
+    records = [{**asdict(entry), "proxies": list(entry.proxies)} for entry in found]
+    _print_records(records, as_json, ("name", "method", "proxies"))
+
+
+def _no_match(kind: str, pattern: str, known: Iterable[str]) -> UsageError:
+    if set(pattern) & set("*?["):
+        return UsageError(f"no {kind} matches {pattern!r}; known: {', '.join(known)}")
+    return unknown_name(kind, pattern, known)
 
 
 @app.command()
@@ -362,11 +377,18 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
         typer.echo(f"  feeds          {', '.join(one['proxies'])}")
 
 
-def _print_records(records: Sequence[dict[str, Any]], as_json: bool) -> None:
+def _print_records(records: Sequence[dict[str, Any]], as_json: bool, short: Sequence[str] | None = None) -> None:
+    """Print records as JSON or as a table; on a terminal one record whole, of several the ``short`` columns."""
     if as_json:
         _print_json(records)
         return
     names = list(records[0]) if records else []
+    if sys.stdout.isatty() and short is not None:
+        if len(records) == 1:
+            _print_grid(("", ""), [[name, _text(value)] for name, value in records[0].items()])
+            return
+        names = list(short)
+        typer.echo("all that is known: give one name, or --json", err=True)
     _print_grid(names, [[_text(record[name]) for name in names] for record in records])
 
 
@@ -376,12 +398,13 @@ def _print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for cells in (header, *rows):
             typer.echo("\t".join(cells))
         return
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        grid.add_column(name, overflow="fold")
+    grid = Grid(box=None, pad_edge=False, header_style="bold", show_header=any(header))
+    for name, *column in zip(header, *rows, strict=True):
+        # Long texts wrap, so that short ones need not.
+        grid.add_column(name, overflow="fold", no_wrap=max(map(len, column), default=0) <= _SHORT)
     for cells in rows:
-        grid.add_row(*cells)
-    Console().print(grid, markup=False) if rows else typer.echo("nothing to show", err=True)
+        grid.add_row(*map(Text, cells))
+    Console().print(grid) if rows else typer.echo("nothing to show", err=True)
 
 
 def _text(value: object) -> str:
