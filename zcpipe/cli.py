@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import json
 import math
 import os
 import sys
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
 
 import zcpipe
 from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
+from zcpipe.printing import finite, number, print_grid, print_json, print_plan, print_records
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
@@ -28,7 +25,6 @@ Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial
 """
 
 _REASONS = 3  # of failures that are printed
-_SHORT = 20  # characters of a cell that is not wrapped
 
 app = typer.Typer(
     name="zcpipe",
@@ -109,7 +105,7 @@ def run(
         typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
     if dry_run:
         described = runs.describe(spec, out, workers, timeout)
-        _print_json(described) if as_json else _print_plan(described)
+        print_json(described) if as_json else print_plan(described)
         return
     try:
         with runs.show_progress(quiet=quiet) as on_event:
@@ -118,7 +114,7 @@ def run(
         typer.echo("interrupted: finished shards are committed; the same command goes on", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        _print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
+        print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
     else:
         counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
         typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
@@ -162,7 +158,7 @@ def status(directory: TableDir, as_json: Json = False) -> None:
 
     found = read_status(directory)
     if as_json:
-        _print_json({**asdict(found), "missing": found.missing, "complete": found.complete})
+        print_json({**asdict(found), "missing": found.missing, "complete": found.complete})
         return
     identity = found.identity
     typer.echo(f"{found.path}: {identity['space']} on {identity['dataset']}, seed {identity['seed']}")
@@ -198,15 +194,15 @@ def rank(
 
     population, ranked = rank_table(open_table(directory), method, proxies, top)
     if as_json:
-        rows = [{**asdict(row), "proxies": _finite(row.proxies)} for row in ranked]
-        _print_json({"method": method, "population": population, "rows": rows})
+        rows = [{**asdict(row), "proxies": finite(row.proxies)} for row in ranked]
+        print_json({"method": method, "population": population, "rows": rows})
         return
     names = list(ranked[0].proxies) if ranked else []
     cells = [
-        [str(r.rank), str(r.index), r.arch, f"{r.score:.4f}", *(_number(r.proxies[name]) for name in names)]
+        [str(r.rank), str(r.index), r.arch, f"{r.score:.4f}", *(number(r.proxies[name]) for name in names)]
         for r in ranked
     ]
-    _print_grid(["rank", "index", "arch", method, *names], cells)
+    print_grid(["rank", "index", "arch", method, *names], cells)
     typer.echo(f"{population} architectures ranked", err=True)
 
 
@@ -240,13 +236,13 @@ def correlate(
     if lacking:
         typer.echo(f"{lacking} of {len(known)} architectures have no truth in {truth}", err=True)
     if as_json:
-        _print_json({"target": target, "rows": [_finite(asdict(row)) for row in rows]})
+        print_json({"target": target, "rows": [finite(asdict(row)) for row in rows]})
         return
     cells = [
         [r.name, *(f"{x:.4f}" for x in (r.kendall, r.spearman, r.pair_accuracy)), *map(str, (r.n, r.failed, r.missing))]
         for r in rows
     ]
-    _print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed", "missing"], cells)
+    print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed", "missing"], cells)
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, str]:
@@ -272,7 +268,7 @@ def import_nats(
     with bytes_read(f"reading {path.name}") as progress:
         table = reader("nats").import_file(path, out, progress)
     if as_json:
-        _print_json({"out": str(out), "architectures": table.num_rows, "columns": table.column_names})
+        print_json({"out": str(out), "architectures": table.num_rows, "columns": table.column_names})
     else:
         typer.echo(f"{out}: {table.num_rows} architectures, columns {', '.join(table.column_names)}")
 
@@ -292,7 +288,7 @@ def spaces(as_json: Json = False) -> None:
         }
         for space in found
     ]
-    _print_records(records, as_json)
+    print_records(records, as_json)
 
 
 @app.command(
@@ -311,13 +307,13 @@ def proxies(
     from zcpipe.scoring.plan import describe as describe_plan
 
     if plan is not None:
-        _print_records(describe_plan(resolve(plan), protocol), as_json)
+        print_records(describe_plan(resolve(plan), protocol), as_json)
         return
     names = groups().get(pattern) or list_proxies(pattern)
     if not names:
         raise _no_match("proxy", pattern, [*list_proxies(), *groups()])
     short = ("name", "direction", "cost", "needs", "formula")
-    _print_records([describe(get_proxy(name)) for name in names], as_json, short)
+    print_records([describe(get_proxy(name)) for name in names], as_json, short)
 
 
 @app.command(epilog="Example: zcpipe aggregates vote")
@@ -332,7 +328,7 @@ def aggregates(
     if not found:
         raise _no_match("aggregate", pattern, NAMED)
     records = [{**asdict(entry), "proxies": list(entry.proxies)} for entry in found]
-    _print_records(records, as_json, ("name", "method", "proxies"))
+    print_records(records, as_json, ("name", "method", "proxies"))
 
 
 def _no_match(kind: str, pattern: str, known: Iterable[str]) -> UsageError:
@@ -348,88 +344,10 @@ def doctor(as_json: Json = False) -> None:
 
     report = examine()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for name, value in report.items():
         typer.echo(f"{name:16} {'-' if value is None else value}")
-
-
-def _print_plan(plan: Mapping[str, Any]) -> None:
-    spec, todo = plan["spec"], plan["todo"]
-    typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}")
-    typer.echo(f"proxies          {', '.join(spec['proxies'])}")
-    typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s)")
-    if spec["inputs_content"]:
-        typer.echo(f"content          {plan['identity']['recipe']['inputs']}")
-    typer.echo(f"recipe           {spec['protocol']} protocol on {spec['device']}")
-    typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
-    typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
-    typer.echo(f"done             {plan['done']}")
-    typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
-    if plan["exists"]:
-        for group in plan["groups"]:
-            what = "rows for" if group["exists"] else "new columns:"
-            typer.echo(f"  {group['todo']['architectures']:14} {what} {', '.join(group['proxies'])}")
-    typer.echo(f"columns          {', '.join(plan['schema'])}")
-    for one in itertools.chain.from_iterable(group["passes"] for group in plan["groups"]):
-        recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
-        typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
-        typer.echo(f"  feeds          {', '.join(one['proxies'])}")
-
-
-def _print_records(records: Sequence[dict[str, Any]], as_json: bool, short: Sequence[str] | None = None) -> None:
-    """Print records as JSON or as a table; on a terminal one record whole, of several the ``short`` columns."""
-    if as_json:
-        _print_json(records)
-        return
-    names = list(records[0]) if records else []
-    if sys.stdout.isatty() and short is not None:
-        if len(records) == 1:
-            _print_grid(("", ""), [[name, _text(value)] for name, value in records[0].items()])
-            return
-        names = list(short)
-        typer.echo("all that is known: give one name, or --json", err=True)
-    _print_grid(names, [[_text(record[name]) for name in names] for record in records])
-
-
-def _print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits a terminal, or plain tab-separated lines where stdout is no terminal."""
-    if not sys.stdout.isatty():
-        for cells in (header, *rows):
-            typer.echo("\t".join(cells))
-        return
-    grid = Grid(box=None, pad_edge=False, header_style="bold", show_header=any(header))
-    for name, *column in zip(header, *rows, strict=True):
-        # Long texts wrap, so that short ones need not.
-        grid.add_column(name, overflow="fold", no_wrap=max(map(len, column), default=0) <= _SHORT)
-    for cells in rows:
-        grid.add_row(*map(Text, cells))
-    Console().print(grid) if rows else typer.echo("nothing to show", err=True)
-
-
-def _text(value: object) -> str:
-    if value is None or value == "":
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
-
-
-def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a record that strict JSON can hold: NaN is null, infinities are text."""
-    return {name: _json_number(value) if isinstance(value, float) else value for name, value in record.items()}
-
-
-def _json_number(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, allow_nan=False))
 
 
 def main() -> None:
