@@ -129,6 +129,19 @@ def test_real_images_are_named_by_their_content(zcpipe, tmp_path):
     assert code == 4 and "holds 3 images for a batch of 4" in err
 
 
+def test_a_run_in_which_no_proxy_reads_the_images_says_so(zcpipe, tmp_path):
+    numpy.savez(tmp_path / "a.npz", images=numpy.zeros((2, 32, 32, 3), numpy.uint8), labels=numpy.arange(2))
+    real = ("run", *RUN, "--inputs", f"npz:{tmp_path / 'a.npz'}", "--out", tmp_path / "t")
+    code, text, err = zcpipe(*real, "--dry-run", "--json")
+    assert code == 0 and json.loads(text)["spec"]["inputs"].startswith("npz:")
+    assert len(err.splitlines()) == 1
+    assert "none of expressivity, progressivity, trainability, complexity reads --inputs" in err
+    for reading in (("--proxies", "aznas,snip"), ("--protocol", "fused")):
+        assert zcpipe(*real, *reading, "--dry-run")[2] == ""
+    assert zcpipe("run", *RUN, "--dry-run")[2] == ""
+    assert "none of params reads --inputs" in zcpipe(*real, "--proxies", "params", "-q")[2]
+
+
 def test_rank_prints_the_best_first(zcpipe, table):
     code, text, err = zcpipe("rank", table, "--top", 3, "--json")
     ranking = json.loads(text)
@@ -167,10 +180,49 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
     assert "aznas_linear" in zcpipe("correlate", table, "--truth", truth, "--target", "acc")[1]
 
 
+def test_correlate_tells_rows_that_were_not_scored_from_failed_ones(zcpipe, tmp_path):
+    """jacob_cov is no number for cells without a path, and the column's group lacks 4 of 12 rows."""
+    out, truth, cells = tmp_path / "t", tmp_path / "truth.parquet", [SPACE[i] for i in range(12)]
+    pq.write_table(pa.table({"arch": [str(cell) for cell in cells], "acc": [float(i) for i in range(12)]}), truth)
+    failed = sum(SPACE.key(cell) == "0" for cell in cells[4:])
+    grow = ("run", *RUN[:2], "--batch-size", "2", "--out", out, "-q")
+    assert zcpipe(*grow, "--range", "0:12", "--proxies", "complexity")[0] == 0
+    assert zcpipe(*grow, "--range", "4:12", "--proxies", "jacob_cov")[0] == 3
+    correlate = ("correlate", out, "--truth", truth, "--target", "acc", "--aggregate", "two=jacob_cov,complexity")
+    rows = json.loads(zcpipe(*correlate, "--json")[1])["rows"]
+    found = {row["name"]: (row["n"], row["failed"], row["missing"]) for row in rows}
+    assert failed > 0
+    assert found["complexity"] == (12, 0, 0)
+    assert found["jacob_cov"] == found["two"] == (8 - failed, failed, 4)
+    assert zcpipe(*correlate)[1].splitlines()[0].split("\t")[-3:] == ["n", "failed", "missing"]
+
+
+def test_lists_fit_a_terminal_and_stay_whole_in_a_pipe(zcpipe, monkeypatch):
+    piped = zcpipe("proxies")[1].splitlines()
+    assert {len(line.split("\t")) for line in piped} == {10}
+    assert len(zcpipe("aggregates")[1].splitlines()[0].split("\t")) == 4
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    monkeypatch.setenv("COLUMNS", "80")
+    code, listed, err = zcpipe("proxies")
+    assert code == 0 and "--json" in err
+    lines = listed.splitlines()
+    assert lines[0].split() == ["name", "direction", "cost", "needs", "formula"]
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("stage_expressivity  higher") for line in lines)
+    assert "CVPR" not in listed
+    one = zcpipe("proxies", "vkdnw")[1]
+    assert "second-order" not in one and "CVPR 2025" in one and max(map(len, one.splitlines())) <= 80
+    assert zcpipe("aggregates")[1].splitlines()[0].split() == ["name", "method", "proxies"]
+    assert "ICLR 2021" in zcpipe("aggregates", "vote")[1]
+
+
 def test_lists(zcpipe):
     listed = {space["name"]: space for space in json.loads(zcpipe("spaces", "--json")[1])}  # others may be installed
     assert listed["nasbench201"]["architectures"] == 15625
     assert {p["name"] for p in json.loads(zcpipe("proxies", "*gressivity", "--json")[1])} == {"progressivity"}
+    four = ["expressivity", "progressivity", "trainability", "complexity"]
+    assert [p["name"] for p in json.loads(zcpipe("proxies", "aznas", "--json")[1])] == four
     passes = json.loads(zcpipe("proxies", "--plan", "aznas,grad_norm,jacob_cov", "--json")[1])
     assert {one["pass"]: one["proxies"] for one in passes} == {
         "sweeps": ["grad_norm", "jacob_cov"],
@@ -211,6 +263,9 @@ def test_lists(zcpipe):
         (("status", "/nowhere"), 4, "no zcpipe table"),
         (("rank", "/nowhere"), 4, "no zcpipe table"),
         (("run",), 2, "--space"),
+        (("proxies", "nope*"), 2, "no proxy matches 'nope*'"),
+        (("aggregates", "vot"), 2, "did you mean vote"),
+        (("proxies", "snipp", "--json"), 2, "did you mean snip"),
         (("no-such-command",), 2, "no-such-command"),
     ],
 )
@@ -225,7 +280,10 @@ def test_bad_usage_is_one_clear_message_and_its_exit_code(zcpipe, arguments, cod
     ("options", "code", "says"),
     [
         (("--method", "logrnk"), 2, "logrank"),
-        (("--method", "vote"), 2, "unknown proxy 'synflow'"),
+        (("--method", "vote"), 2, "`zcpipe run ... --proxies synflow,jacob_cov,snip --out DIR` adds them"),
+        (("--method", "linear", "--proxies", "macs,gradsign"), 2, "error: the table lacks gradsign; `zcpipe run"),
+        (("--method", "voet"), 2, "did you mean vote?"),
+        (("--method", "linear", "--proxies", "gradsing"), 2, "unknown proxy 'gradsing'; did you mean gradsign"),
         (("--method", "aznas", "--proxies", "macs"), 2, "--method logrank"),
         (("--proxies", "nothing"), 2, "unknown proxy"),
         (("--top", "0"), 2, "--top"),
@@ -295,6 +353,8 @@ def test_ranking_by_what_the_table_lacks_names_what_it_holds(zcpipe, tmp_path):
     assert zcpipe("run", *RUN, "--proxies", "complexity", "--out", directory, "-q")[0] == 0
     code, _, err = zcpipe("rank", directory)
     assert code == 2
+    lacking = "expressivity, progressivity, trainability"
+    assert f"the table lacks {lacking}; `zcpipe run ... --proxies {lacking.replace(' ', '')} --out DIR` adds" in err
     assert "the table holds complexity, params, macs: name some with --proxies" in err
     assert zcpipe("rank", directory, "--proxies", "macs,complexity")[0] == 0
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
-import json
 import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table as Grid
 
 import zcpipe
 from zcpipe.cli_table import Json, TableDir, table_app
-from zcpipe.errors import DataError, UsageError, ZcpipeError
+from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
+from zcpipe.printing import finite, number, print_grid, print_json, print_plan, print_records
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
@@ -57,7 +56,7 @@ def _root(
 @app.command(
     epilog="Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
     "zcpipe run --space nasbench201 --out tables/nb201 --dry-run | "
-    "zcpipe run --space nasbench201 --inputs cifar10:data/cifar-10-batches-py --sample 100 | "
+    "zcpipe run --space nasbench201 --proxies nwot,snip --inputs cifar10:data/cifar-10-batches-py --sample 100 | "
     "zcpipe run --space nasbench201 --nodes 8 --out tables/nb201 --events run.jsonl"
 )
 def run(
@@ -109,14 +108,15 @@ def run(
     from zcpipe.proxies import resolve
     from zcpipe.run.device import resolve_device
     from zcpipe.run.memory import parse_bytes
+    from zcpipe.scoring.plan import reads_data
     from zcpipe.spaces import get_space
 
-    chosen = get_space(space)
+    chosen, asked = get_space(space), resolve(proxies)
     spec = runs.RunSpec.model_validate(
         {
             "space": space,
             "dataset": next(iter(chosen.datasets)) if dataset is None else dataset,
-            "proxies": tuple(proxy.name for proxy in resolve(proxies)),
+            "proxies": tuple(proxy.name for proxy in asked),
             "selection": _selection(sample, range_, archs),
             "batch_size": batch_size,
             "inputs": inputs,
@@ -127,9 +127,12 @@ def run(
         }
     )
     cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
+    if spec.inputs_content and not reads_data(asked, spec.protocol):
+        names = ", ".join(spec.proxies)
+        typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
     if dry_run:
         described = runs.describe(spec, out, workers, timeout, cluster=cluster)
-        _print_json(described) if as_json else _print_plan(described)
+        print_json(described) if as_json else print_plan(described)
         return
     try:
         with runs.show_progress(quiet=quiet) as show, runs.log_events(events) as log:
@@ -152,7 +155,7 @@ def run(
         typer.echo("interrupted: finished shards are committed; the same command goes on", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        _print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
+        print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
     else:
         counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
         typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
@@ -220,7 +223,7 @@ def status(directory: TableDir, as_json: Json = False) -> None:
 
     found = read_status(directory)
     if as_json:
-        _print_json({**asdict(found), "missing": found.missing, "complete": found.complete})
+        print_json({**asdict(found), "missing": found.missing, "complete": found.complete})
         return
     identity = found.identity
     typer.echo(f"{found.path}: {identity['space']} on {identity['dataset']}, seed {identity['seed']}")
@@ -256,15 +259,15 @@ def rank(
 
     population, ranked = rank_table(open_table(directory), method, proxies, top)
     if as_json:
-        rows = [{**asdict(row), "proxies": _finite(row.proxies)} for row in ranked]
-        _print_json({"method": method, "population": population, "rows": rows})
+        rows = [{**asdict(row), "proxies": finite(row.proxies)} for row in ranked]
+        print_json({"method": method, "population": population, "rows": rows})
         return
     names = list(ranked[0].proxies) if ranked else []
     cells = [
-        [str(r.rank), str(r.index), r.arch, f"{r.score:.4f}", *(_number(r.proxies[name]) for name in names)]
+        [str(r.rank), str(r.index), r.arch, f"{r.score:.4f}", *(number(r.proxies[name]) for name in names)]
         for r in ranked
     ]
-    _print_grid(["rank", "index", "arch", method, *names], cells)
+    print_grid(["rank", "index", "arch", method, *names], cells)
     typer.echo(f"{population} architectures ranked", err=True)
 
 
@@ -284,7 +287,8 @@ def correlate(
     """Correlate every proxy and aggregate with trained accuracies.
 
     Kendall's tau-b, Spearman's rho, and the share of pairs in the right order (pairs), a tie counting a half; of raw
-    values, signed. For a vote pairs is what ICLR 2021 reports.
+    values, signed. For a vote pairs is what ICLR 2021 reports. Of the architectures with truth n have a value, failed
+    have none, missing were not scored with these proxies.
     """
     from zcpipe.rank.population import correlate_table
     from zcpipe.table import open_table
@@ -297,13 +301,13 @@ def correlate(
     if lacking:
         typer.echo(f"{lacking} of {len(known)} architectures have no truth in {truth}", err=True)
     if as_json:
-        _print_json({"target": target, "rows": [_finite(asdict(row)) for row in rows]})
+        print_json({"target": target, "rows": [finite(asdict(row)) for row in rows]})
         return
     cells = [
-        [r.name, f"{r.kendall:.4f}", f"{r.spearman:.4f}", f"{r.pair_accuracy:.4f}", str(r.n), str(r.failed)]
+        [r.name, *(f"{x:.4f}" for x in (r.kendall, r.spearman, r.pair_accuracy)), *map(str, (r.n, r.failed, r.missing))]
         for r in rows
     ]
-    _print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed"], cells)
+    print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed", "missing"], cells)
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, str]:
@@ -329,7 +333,7 @@ def import_nats(
     with bytes_read(f"reading {path.name}") as progress:
         table = reader("nats").import_file(path, out, progress)
     if as_json:
-        _print_json({"out": str(out), "architectures": table.num_rows, "columns": table.column_names})
+        print_json({"out": str(out), "architectures": table.num_rows, "columns": table.column_names})
     else:
         typer.echo(f"{out}: {table.num_rows} architectures, columns {', '.join(table.column_names)}")
 
@@ -349,14 +353,14 @@ def spaces(as_json: Json = False) -> None:
         }
         for space in found
     ]
-    _print_records(records, as_json)
+    print_records(records, as_json)
 
 
 @app.command(
     epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused"
 )
 def proxies(
-    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names, or a group.")] = "*",
     plan: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Show the passes that these proxies or groups share.")
     ] = None,
@@ -364,21 +368,38 @@ def proxies(
     as_json: Json = False,
 ) -> None:
     """List the proxies that are installed: direction, scope, cost class, recipe, needs, formula and paper."""
-    from zcpipe.proxies import describe, get_proxy, list_proxies, resolve
+    from zcpipe.proxies import describe, get_proxy, groups, list_proxies, resolve
     from zcpipe.scoring.plan import describe as describe_plan
 
     if plan is not None:
-        _print_records(describe_plan(resolve(plan), protocol), as_json)
+        print_records(describe_plan(resolve(plan), protocol), as_json)
         return
-    _print_records([describe(get_proxy(name)) for name in list_proxies(pattern)], as_json)
+    names = groups().get(pattern) or list_proxies(pattern)
+    if not names:
+        raise _no_match("proxy", pattern, [*list_proxies(), *groups()])
+    short = ("name", "direction", "cost", "needs", "formula")
+    print_records([describe(get_proxy(name)) for name in names], as_json, short)
 
 
-@app.command()
-def aggregates(as_json: Json = False) -> None:
+@app.command(epilog="Example: zcpipe aggregates vote")
+def aggregates(
+    pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names.")] = "*",
+    as_json: Json = False,
+) -> None:
     """List the named aggregates: how each combines which proxies, and its paper. They are made on reading."""
     from zcpipe.rank import NAMED
 
-    _print_records([{**asdict(entry), "proxies": list(entry.proxies)} for entry in NAMED.values()], as_json)
+    found = [NAMED[name] for name in NAMED if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise _no_match("aggregate", pattern, NAMED)
+    records = [{**asdict(entry), "proxies": list(entry.proxies)} for entry in found]
+    print_records(records, as_json, ("name", "method", "proxies"))
+
+
+def _no_match(kind: str, pattern: str, known: Iterable[str]) -> UsageError:
+    if set(pattern) & set("*?["):
+        return UsageError(f"no {kind} matches {pattern!r}; known: {', '.join(known)}")
+    return unknown_name(kind, pattern, known)
 
 
 @app.command()
@@ -388,80 +409,10 @@ def doctor(as_json: Json = False) -> None:
 
     report = examine()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for name, value in report.items():
         typer.echo(f"{name:16} {'-' if value is None else value}")
-
-
-def _print_plan(plan: Mapping[str, Any]) -> None:
-    spec, todo = plan["spec"], plan["todo"]
-    typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}")
-    typer.echo(f"proxies          {', '.join(spec['proxies'])}")
-    typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s)")
-    if spec["inputs_content"]:
-        typer.echo(f"content          {plan['identity']['recipe']['inputs']}")
-    typer.echo(f"recipe           {spec['protocol']} protocol on {spec['device']}")
-    typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
-    typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
-    typer.echo(f"done             {plan['done']}")
-    typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
-    if plan["exists"]:
-        for group in plan["groups"]:
-            what = "rows for" if group["exists"] else "new columns:"
-            typer.echo(f"  {group['todo']['architectures']:14} {what} {', '.join(group['proxies'])}")
-    typer.echo(f"columns          {', '.join(plan['schema'])}")
-    for one in itertools.chain.from_iterable(group["passes"] for group in plan["groups"]):
-        recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
-        typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
-        typer.echo(f"  feeds          {', '.join(one['proxies'])}")
-
-
-def _print_records(records: Sequence[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print_json(records)
-        return
-    names = list(records[0]) if records else []
-    _print_grid(names, [[_text(record[name]) for name in names] for record in records])
-
-
-def _print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits a terminal, or plain tab-separated lines where stdout is no terminal."""
-    if not sys.stdout.isatty():
-        for cells in (header, *rows):
-            typer.echo("\t".join(cells))
-        return
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        grid.add_column(name, overflow="fold")
-    for cells in rows:
-        grid.add_row(*cells)
-    Console().print(grid, markup=False) if rows else typer.echo("nothing to show", err=True)
-
-
-def _text(value: object) -> str:
-    if value is None or value == "":
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
-
-
-def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a record that strict JSON can hold: NaN is null, infinities are text."""
-    return {name: _json_number(value) if isinstance(value, float) else value for name, value in record.items()}
-
-
-def _json_number(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, allow_nan=False))
 
 
 def main() -> None:

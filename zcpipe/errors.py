@@ -21,6 +21,10 @@ class UsageError(ZcpipeError):
     exit_code = 2
 
 
+class PrecisionError(UsageError):
+    """Numbers of a type that is not computed in (exit code 2)."""
+
+
 class DataError(ZcpipeError):
     """A file or table that is damaged, foreign, unwritable or does not fit (exit code 4)."""
 
@@ -41,6 +45,10 @@ class UnsupportedError(CapabilityError):
     """A network has what a proxy cannot measure, or lacks what it needs (exit code 5)."""
 
 
+class NonfiniteError(ZcpipeError):
+    """A score that is not a number, where it is known why; it ends as a proxy's failure."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; torch's CPU allocator says so only in its message."""
     import torch  # slow to import
@@ -59,7 +67,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     Returns:
         The error, to be raised by the caller.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -253,6 +253,7 @@ def test_another_content_than_the_specs_is_refused(tmp_path: Path) -> None:
         ("", "unknown kind of inputs ''; known: cifar10"),
         ("npz", "noise or KIND:PATH, got 'npz'; for example npz:PATH"),
         ("cifar10:", "KIND:PATH"),
+        ("noise:3", "noise takes no path, got 'noise:3'"),
     ],
 )
 def test_what_names_no_inputs(inputs: str, says: str) -> None:
@@ -277,6 +278,13 @@ def test_images_must_fit_the_dataset_and_fill_the_batch(tmp_path: Path) -> None:
             spec(f"npz:{path}")
 
 
+def test_an_archive_under_another_kind_is_told_its_own(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.npz", images=pixels(9), labels=np.arange(9))
+    for kind in ("cifar10", "cifar100", "imagenet16"):
+        with pytest.raises(DataError, match=f"is a NumPy archive and no file of {kind}; use --inputs npz:"):
+            spec(f"{kind}:{path}")
+
+
 IMAGES, LABELS = np.zeros((5, 32, 32, 3), np.uint8), np.arange(5)
 
 
@@ -295,6 +303,8 @@ IMAGES, LABELS = np.zeros((5, 32, 32, 3), np.uint8), np.arange(5)
         ({"images": IMAGES, "labels": LABELS, "mean": np.zeros(2)}, "'mean' must be 3 finite floats"),
         ({"images": IMAGES, "labels": LABELS, "std": np.full(3, np.nan)}, "'std' must be 3 finite floats"),
         ({"images": IMAGES, "labels": LABELS, "std": np.zeros(3)}, "'std' must be positive"),
+        ({"images": IMAGES, "labels": LABELS, "mean": np.full(3, 125.3)}, "in 0 to 1.*divide 'mean' and 'std' by 255"),
+        ({"images": IMAGES, "labels": LABELS, "mean": np.full(3, -0.1)}, "'mean' must lie in 0 to 1"),
     ],
 )
 def test_archives_of_other_things(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import zcpipe
 from zcpipe.errors import UnsupportedError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.meco import correlations, meco
@@ -39,6 +40,21 @@ def by_definition(model, x):
     for handle in handles:
         handle.remove()
     return sum(found)
+
+
+@pytest.mark.parametrize("unsupported", ["error", "skip"])
+def test_a_network_of_one_size_of_images_has_none_unless_it_is_mecos(unsupported):
+    def flat(size):
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, 4)), torch.randn(2, 3, size, size)
+
+    message = "meco feeds images of 64 x 64 pixels, which this network does not take"
+    if unsupported == "error":
+        with pytest.raises(UnsupportedError, match=message):
+            zcpipe.score(*flat(16), None, "meco")
+    else:
+        failure = zcpipe.score(*flat(16), None, "meco", unsupported=unsupported).failures[0]
+        assert (failure.kind, failure.message) == ("unsupported", message)
+    assert zcpipe.score(*flat(64), None, "meco")["meco"] is not None
 
 
 def image(channels=3):

@@ -23,6 +23,7 @@ class Subject:
 
     blocks = ("0", "1")
     loss = None
+    pruned = True
     probe = staticmethod(philox_probes(0, "", "", 0))
 
     def network(self, recipe, full):

@@ -1,11 +1,14 @@
 """Networks of all kinds are scored, or the row says per proxy why not."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import zcpipe
 from zcpipe.errors import UnsupportedError, UsageError
+from zcpipe.proxies import get_proxy
 
 ALL = zcpipe.list_proxies()
 LABELS = torch.arange(8) % 4
@@ -131,11 +134,21 @@ def test_attention_and_recurrence_are_layers_of_their_own():
 
 
 def test_weights_that_no_rule_knows_are_said_or_left_out():
-    with pytest.raises(UnsupportedError, match=r"no rule knows the weights of the model itself \(Vit\)"):
+    with pytest.raises(UnsupportedError, match=r"no rule knows the weights position of the model itself \(Vit\)"):
         zcpipe.score(Vit(), images(), LABELS, "snip")
     with pytest.warns(UserWarning, match="no rule knows"):
         warned = zcpipe.score(Vit(), images(), LABELS, "snip", unsupported="warn")
     assert warned["snip"] > 0
+
+
+def test_weights_that_zen_cannot_draw_are_named():
+    for model, parameter in [
+        (Vit(), "parameter 'position' of the model itself, a Vit"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.PReLU()), "parameter 'weight' of layer '2' of type PReLU"),
+    ]:
+        with pytest.raises(UnsupportedError, match=r"zen.* draws all weights anew, and has no rule for") as raised:
+            zcpipe.score(model, images(), LABELS, "zen")
+        assert parameter in str(raised.value) and "zcpipe.score" not in str(raised.value)
 
 
 def test_proxies_that_a_network_cannot_have_raise_unless_told_otherwise():
@@ -174,6 +187,39 @@ def test_shared_modules_count_once_with_all_their_gradient():
     assert [node["name"] for node in scores.nodes.to_pylist()] == ["0", "3"]
 
 
+class Siding(nn.Module):
+    """One layer that the output depends on, and two that it does not: one runs for nothing, one does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g, self.h = (nn.Linear(12, 4) for _ in range(3))
+
+    def forward(self, x):
+        self.g(x)
+        return self.f(x)
+
+
+def test_layers_that_the_output_does_not_depend_on_do_not_count():
+    x, model = images().flatten(1)[:, :12], Siding()
+    names = ["num_layers", "vkdnw", "l2_norm"]
+    scores, alone = zcpipe.score(model, x, proxies=names), zcpipe.score(model.f, x, proxies=names)
+    assert scores["num_layers"] == 1
+    assert scores["vkdnw"] == alone["vkdnw"]
+    assert scores["l2_norm"] > alone["l2_norm"]  # whose definition counts all
+    assert scores.statistics["num_layers@layer"].tolist() == [1, 0, 0]
+    assert (scores.statistics["l2_norm@layer"] > 0).all()
+
+
+def test_frozen_layers_that_the_output_depends_on_count():
+    x, model = images().flatten(1)[:, :12], ResidualMlp(2)
+    free = zcpipe.score(model, x, proxies="num_layers,vkdnw")
+    model.requires_grad_(False)
+    assert dict(zcpipe.score(model, x, proxies="num_layers,vkdnw")) == dict(free)
+    assert free["num_layers"] == 4
+    with torch.no_grad():
+        assert dict(zcpipe.score(model, x, proxies="num_layers,vkdnw")) == dict(free)
+
+
 SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(4, 4))
 
 
@@ -194,6 +240,56 @@ SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(UsageError, match=message):
         zcpipe.score(SMALL, images(), **{"targets": LABELS, "proxies": "snip", **options})
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "message"),
+    [
+        (resnet, lambda: images()[:, :2], "the model fails on these inputs: RuntimeError: .* to have 3 channels"),
+        (resnet, lambda: images().mul(9).byte(), "the model fails on these inputs: RuntimeError: .*Byte"),
+        (resnet, lambda: images().double(), "check their shape and dtype$"),
+        (resnet, lambda: (images(), images()), "the model fails on these inputs: TypeError"),
+        (LstmClassifier, lambda: torch.full((8, 6), 20), "the model fails on these inputs: IndexError"),
+        (lambda: resnet().half(), images, "score in float32: call model.float()"),
+        (lambda: resnet().to("meta"), images, "meta device"),
+        (resnet, lambda: images().to("meta"), "meta device"),
+    ],
+)
+def test_a_network_that_cannot_run_on_its_inputs_is_the_callers_to_hear(build, inputs, message):
+    proxies = ["grad_norm", "synflow", "params"]
+    with pytest.raises(UsageError, match=message) as raised:
+        zcpipe.score(build(), inputs(), LABELS, proxies)
+    assert "\n" not in str(raised.value)
+    scores = zcpipe.score(build(), inputs(), LABELS, proxies, unsupported="skip")
+    assert scores["grad_norm"] is None and scores["params"] > 0
+    assert next(f.message for f in scores.failures if f.proxy == "grad_norm") == str(raised.value)
+
+
+def test_a_network_of_half_precision_is_told_what_to_do():
+    for model in (resnet().half(), resnet().bfloat16()):
+        with pytest.raises(UsageError, match=r"score in float32: call model.float\(\)"):
+            zcpipe.score(model, images().to(model[5].weight.dtype), LABELS, ["expressivity"], blocks=["0", "1"])
+
+
+def test_a_loss_that_raises_is_the_callers_to_hear():
+    def broken(output, targets):
+        raise KeyError("no such class")
+
+    with pytest.raises(UsageError, match="the loss fails: KeyError: 'no such class'"):
+        zcpipe.score(SMALL, images(), LABELS, "snip,nwot", loss=broken)
+    scores = zcpipe.score(SMALL, images(), LABELS, "snip,nwot", loss=broken, unsupported="skip")
+    assert (scores.status, scores["snip"]) == ("partial", None)
+    assert [f.message for f in scores.failures] == ["the loss fails: KeyError: 'no such class'"]
+
+
+def test_a_failure_that_is_a_proxys_own_stays_a_result(monkeypatch):
+    def broken(statistics):
+        raise ZeroDivisionError("no")
+
+    snip = dataclasses.replace(get_proxy("snip"), reduce=broken)
+    monkeypatch.setattr("zcpipe.scoring.score.resolve", lambda names: (snip,))
+    scores = zcpipe.score(SMALL, images(), LABELS, "snip")
+    assert [f.message for f in scores.failures] == ["ZeroDivisionError: no"]
 
 
 def test_a_model_without_parameters_says_so():

@@ -114,11 +114,14 @@ def test_model_is_untouched_when_its_forward_fails():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 2)).eval()
     x = torch.randn(2, 3, 8, 8)
     before = fingerprint(model)
-    scores = zcpipe.score(model, x, proxies="aznas", blocks=["0", "1"])
+    scores = zcpipe.score(model, x, proxies="aznas", blocks=["0", "1"], unsupported="skip")
     assert_untouched(model, before)
     assert scores.status == "error"
     assert scores["expressivity"] is None
-    assert scores.failures[0].message.startswith("RuntimeError: ")
+    assert scores.failures[0].message.startswith("the model fails on these inputs: RuntimeError: ")
+    with pytest.raises(UsageError):
+        zcpipe.score(model, x, proxies="aznas", blocks=["0", "1"])
+    assert_untouched(model, before)
 
 
 def test_token_maps_and_vectors_are_blocks_too():
@@ -196,10 +199,16 @@ def test_whatever_a_forward_raises_is_a_failure_with_its_reason(error):
             raise error
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Broken())
-    scores = zcpipe.score(model, torch.randn(2, 3, 8, 8), proxies="expressivity", blocks=["0", "1"])
+    options = {"proxies": "expressivity", "blocks": ["0", "1"]}
+    scores = zcpipe.score(model, torch.randn(2, 3, 8, 8), **options, unsupported="skip")
     assert scores["expressivity"] is None
-    assert scores.failures[0].message.startswith(type(error).__name__)
+    assert type(error).__name__ in scores.failures[0].message
     assert scores.status == ("memory" if isinstance(error, MemoryError) else "error")
+    if isinstance(error, MemoryError):
+        assert zcpipe.score(model, torch.randn(2, 3, 8, 8), **options).status == "memory"
+    else:
+        with pytest.raises(UsageError, match=f"the model fails on these inputs: {type(error).__name__}"):
+            zcpipe.score(model, torch.randn(2, 3, 8, 8), **options)
 
 
 def test_inference_mode_is_refused_and_inference_inputs_work():
@@ -324,11 +333,15 @@ def test_automatic_casting_is_the_callers_affair():
         assert dict(zcpipe.score(model, x, blocks=["0", "1"])) == dict(plain)
 
 
-def test_a_network_that_fails_is_a_result_not_an_exception():
+def test_a_network_that_fails_is_a_result_where_that_is_asked_for():
     chain = nn.Sequential(nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), chain)
-    scores = zcpipe.score(model, torch.randn(4, 3, 8, 8), proxies="expressivity", blocks=["0", "1"])
+    options = {"proxies": "expressivity,params", "blocks": ["0", "1"]}
+    scores = zcpipe.score(model, torch.randn(4, 3, 8, 8), **options, unsupported="skip")
     assert scores.status == "error" and "channels" in scores.failures[0].message
+    assert scores["params"] is not None
+    with pytest.warns(UserWarning, match="the model fails on these inputs"):
+        zcpipe.score(model, torch.randn(4, 3, 8, 8), **options, unsupported="warn")
 
 
 def test_what_is_no_tensor_and_no_sequence_is_named():

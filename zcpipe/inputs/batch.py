@@ -21,6 +21,7 @@ from zcpipe.inputs.npz import read_npz
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces import get_space
 from zcpipe.spaces.permutation import permutation
+from zcpipe.untrusted.stream import reading
 
 if TYPE_CHECKING:  # the run is above; its spec is only data here
     from zcpipe.run.spec import RunSpec
@@ -124,6 +125,8 @@ def content_of(spec: RunSpec) -> str:
     if spec.dataset not in datasets:
         raise unknown_name("dataset", spec.dataset, datasets)
     dataset = datasets[spec.dataset]
+    if kind != "npz" and _is_archive(path):
+        raise DataError(f"{path}: is a NumPy archive and no file of {kind}; use --inputs npz:{path}")
     file = FORMATS[kind](path)
     channels, height, width = dataset.input_shape
     if file.shape != (height, width, channels):
@@ -156,11 +159,21 @@ def parse(inputs: str) -> tuple[str, Path]:
         UsageError: it is something else, or there is no such kind.
     """
     kind, _, path = inputs.partition(":")
+    if kind == NOISE and path:
+        raise UsageError(f"inputs: {NOISE} takes no path, got {inputs!r}")
     if kind not in FORMATS:
         raise unknown_name("kind of inputs", kind, [NOISE, *FORMATS])
     if not path:
         raise UsageError(f"inputs must be {NOISE} or KIND:PATH, got {inputs!r}; for example {kind}:PATH")
     return kind, Path(path)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file begins as zip files do, which NumPy's archives are and the official batches are not."""
+    if not path.is_file():
+        return False
+    with reading(path), path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _name(spec: RunSpec, content: str) -> tuple[object, ...]:

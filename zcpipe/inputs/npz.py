@@ -46,6 +46,9 @@ def read_npz(path: Path) -> ImageFile:
             raise DataError(f"{path}: 'labels' holds {labels.max()}, which is no class")
         mean = _channels(archive, path, "mean", channels)
         std = _channels(archive, path, "std", channels)
+    if not 0 <= min(mean) <= max(mean) <= 1:
+        hint = "; divide 'mean' and 'std' by 255" if max(mean) > 1 else ""
+        raise DataError(f"{path}: 'mean' must lie in 0 to 1, as intensities do, got {list(mean)}{hint}")
     if min(std) <= 0:
         raise DataError(f"{path}: 'std' must be positive, got {list(std)}")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import PrecisionError, UsageError
 from zcpipe.ops import _library
 
 FLOATS = (torch.float32, torch.float64)
@@ -17,7 +17,7 @@ def check_float(name: str, t: Tensor) -> None:
     if not isinstance(t, Tensor):
         raise UsageError(f"{name}: got {type(t).__name__}, expected a tensor")
     if t.dtype not in FLOATS:
-        raise UsageError(f"{name}: got {t.dtype}, expected torch.float32 or torch.float64")
+        raise PrecisionError(f"{name}: got {t.dtype}, expected torch.float32 or torch.float64")
     if t.layout is not torch.strided:
         raise UsageError(f"{name}: got layout {t.layout}, expected torch.strided")
 

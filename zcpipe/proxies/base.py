@@ -40,7 +40,9 @@ class Recipe:
     """The conditions of a pass. Proxies of equal recipe share one pass.
 
     `zcpipe.score` scores a network with the weights and the batch that it is given, so ``init`` and ``inputs`` are what
-    `zcpipe run` prepares; only a recipe with ``redraws`` replaces weights in both.
+    `zcpipe run` prepares. What a definition feeds by itself, it feeds in both: a recipe with ``redraws`` draws weights
+    and noise of the batch's shape (zen), one with ``absolute`` takes absolute weights and one sample of ones of the
+    batch's shape (synflow, synflow_bn), and a `CustomStatistic` may make inputs of its own (meco: noise).
 
     Attributes:
         init: how the weights are drawn; see `zcpipe.scoring.init`. "kaiming_normal": AZ-NAS; "default": as torch's own
@@ -157,7 +159,10 @@ class OutputStatistic:
 
 @dataclass(frozen=True)
 class WeightStatistic:
-    """One number per layer from its weight alone; ``of`` takes the weights of all layers."""
+    """One number per layer from its weight alone; ``of`` takes the weights of all layers that count.
+
+    A proxy of scope "function" counts those that the output depends on; the others have 0.
+    """
 
     name: str
     unit: str
@@ -213,6 +218,20 @@ class Network(Protocol):
     @property
     def layers(self) -> Mapping[str, Tensor]:
         """Weights of all layers by name, in the order of ``modules()``."""
+        ...
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """Parameters in the order of ``model.parameters()``, those of dead layers left out.
+
+        Dead are layers that the output does not depend on, whether they ask for gradients or not. A network that is
+        scored in full keeps them.
+        """
+        ...
+
+    @property
+    def live(self) -> Sequence[bool]:  # [layers]
+        """Of each of ``layers`` whether its weight is among ``parameters``."""
         ...
 
     @property

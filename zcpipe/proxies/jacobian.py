@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import UnsupportedError
+from zcpipe.errors import NonfiniteError, UnsupportedError
 from zcpipe.proxies.base import InputGradient, InputGradientStatistic, Proxy, Recipe
 from zcpipe.proxies.saliency import PAPER as ICLR2021
 from zcpipe.proxies.saliency import RECIPE as _RECIPE
@@ -23,13 +23,15 @@ def jacobian_covariance(gradient: InputGradient) -> float:
 
     Raises:
         UnsupportedError: fewer than two samples.
+        NonfiniteError: there are no such correlations.
     """
     if len(gradient.rows) < 2:
         raise UnsupportedError(f"jacob_cov needs two samples or more, got {len(gradient.rows)}")
+    rows = _rows(gradient)
     with np.errstate(invalid="ignore", divide="ignore"):
-        correlations = np.corrcoef(_rows(gradient))
+        correlations = np.corrcoef(rows)
     if not np.isfinite(correlations).all():
-        return float("nan")
+        raise NonfiniteError(_why_none(rows))
     # The published code asks a solver for general matrices; the symmetric one gives the same values in another order.
     shifted = np.linalg.eigvalsh(correlations) + _EPSILON
     return float(-(np.log(shifted) + 1.0 / shifted).sum())
@@ -44,6 +46,7 @@ def class_correlations(gradient: InputGradient) -> float:
 
     Raises:
         UnsupportedError: there are no class numbers.
+        NonfiniteError: there are no such correlations.
     """
     if gradient.targets is None or gradient.targets.ndim != 1:
         raise UnsupportedError("epe_nas needs one class number per sample as targets")
@@ -51,14 +54,28 @@ def class_correlations(gradient: InputGradient) -> float:
     many = gradient.outputs > _MANY_CLASSES
     classes = [rows[labels == label] for label in np.unique(labels)]
     if not many:
-        return float(sum(abs(_log_correlations(of_class)) for of_class in classes))
-    scores = np.array([_log_correlations(of_class) / len(of_class) for of_class in classes if len(of_class) > 1])
-    return float(np.abs(scores[:, None] - scores[None, :]).sum() / len(scores)) if len(scores) else 0.0
+        score = float(sum(abs(_log_correlations(of_class)) for of_class in classes))
+    else:
+        scores = np.array([_log_correlations(of_class) / len(of_class) for of_class in classes if len(of_class) > 1])
+        score = float(np.abs(scores[:, None] - scores[None, :]).sum() / len(scores)) if len(scores) else 0.0
+    if np.isnan(score):
+        raise NonfiniteError(_why_none(rows))
+    return score
 
 
 def _log_correlations(rows: NDArray[np.float64]) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(np.log(np.abs(np.corrcoef(rows)) + _EPSILON).sum())
+
+
+def _why_none(rows: NDArray[np.float64]) -> str:
+    """Say why rows have no correlations."""
+    if not np.isfinite(rows).all():
+        return "the gradient at the input holds non-finite values"
+    if not rows.any():
+        return "the gradient at the input is zero: the output does not depend on the input"
+    constant = np.count_nonzero(rows.max(1) == rows.min(1))
+    return f"the gradient at the input is constant over {constant} of {len(rows)} samples: it correlates with nothing"
 
 
 def _rows(gradient: InputGradient) -> NDArray[np.float64]:

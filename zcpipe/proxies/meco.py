@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zcpipe.errors import UnsupportedError
+from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import covariance, symmetric_eigenvalues
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, only
@@ -33,13 +33,22 @@ def meco(network: Network) -> list[float]:
         The sum; NaN where an output is not finite.
 
     Raises:
-        UnsupportedError: an input is not of floats.
+        UnsupportedError: an input is not of floats, or the network fails on images of 64 x 64 pixels, as one that has
+            weights for each position does.
     """
     outputs = _Outputs()
+    noise = _noise(network)
     handles = [module.register_forward_hook(outputs.see) for module in network.model.modules()]
     try:
         with torch.no_grad():
-            network.model(*_noise(network))
+            network.model(*noise)
+    except Exception as error:
+        resized = any(a.shape[1:] != b.shape[1:] for a, b in zip(noise, network.inputs, strict=True))
+        if not resized or is_out_of_memory(error):
+            raise
+        raise UnsupportedError(
+            f"meco feeds images of {_PIXELS} x {_PIXELS} pixels, which this network does not take"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

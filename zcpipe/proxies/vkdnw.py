@@ -45,7 +45,7 @@ def vkdnw(network: Network) -> list[float]:
     The Fisher information is that of the network's class probabilities with respect to one scalar of each of the first
     128 parameter tensors, its first element: F = mean over samples of J^T (diag(p) - p p^T) J, J the Jacobian of one
     sample's outputs, p = 0.95 softmax(outputs) + 0.05 / classes. Deciles are the quantiles 0.1, ..., 0.9, interpolated
-    linearly. Dead layers that a space leaves out of the network are not among the tensors.
+    linearly. Tensors of dead layers, which the output does not depend on, are not among them.
 
     Returns:
         The entropy, between 0 and ln 9; 0 where no such scalar moves an output; NaN where outputs or their derivatives
@@ -91,7 +91,7 @@ def output_jacobian(network: Network) -> tuple[Values, Values]:  # [N, K], [N, K
         UnsupportedError: see `vkdnw`.
     """
     samples = network.inputs[0].shape[0]
-    parameters = list(network.model.parameters())[:_TENSORS]
+    parameters = list(network.parameters)[:_TENSORS]
     if not parameters:
         raise UnsupportedError("the network has no parameters")
     first = _alone(network, parameters, 0)
@@ -249,7 +249,7 @@ PROXIES = (
         recipe=RECIPE,
         statistics=(
             CustomStatistic("vkdnw_entropy", "nat", "network", vkdnw),
-            CustomStatistic("vkdnw_layers", "", "network", lambda network: [float(len(network.layers))]),
+            CustomStatistic("vkdnw_layers", "", "network", lambda network: [float(sum(network.live))]),
         ),
         reduce=lambda statistics: float(statistics["vkdnw_layers"][0] + statistics["vkdnw_entropy"][0]),
         unit="",

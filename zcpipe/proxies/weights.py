@@ -1,4 +1,7 @@
-"""Proxies of the weights alone: their norms (l2_norm, as in NASLib) and the number of layers. They need no pass."""
+"""Proxies of the weights alone: their norms (l2_norm, as in NASLib) and the number of layers. They need no pass.
+
+Whether the output depends on a layer, a space knows; of any other network `zcpipe.score` asks autograd.
+"""
 
 from __future__ import annotations
 

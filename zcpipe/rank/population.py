@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError, unknown_name
-from zcpipe.proxies import groups
+from zcpipe.proxies import groups, list_proxies
 from zcpipe.rank.aggregate import METHODS, aggregate
 from zcpipe.rank.correlation import correlate
 from zcpipe.rank.majority import vote_accuracy
@@ -16,6 +17,9 @@ from zcpipe.rank.named import NAMED, Named
 from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import top
 from zcpipe.table import Table
+
+Bools = NDArray[np.bool_]
+EVERYTHING = "*"  # in failures: what a process died of costs all proxies of a row
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,17 @@ def _columns(table: Table, proxies: str) -> list[str]:
     known = groups()
     asked = [member for name in proxies.split(",") for member in known.get(name.strip(), (name.strip(),)) if member]
     held = [column.name for column in table.columns if column.kind in ("proxy", "count")]
-    for name in asked or [""]:
-        if name not in held:
-            error = unknown_name("proxy", name, held)
+    lacking = [name for name in dict.fromkeys(asked or [""]) if name not in held]
+    installed = list_proxies()
+    for name in lacking:
+        if name not in installed:
+            error = unknown_name("proxy", name, [*held, *installed, *known])
             raise UsageError(f"{error}; the table holds {', '.join(held)}: name some with --proxies")
+    if lacking:
+        raise UsageError(
+            f"the table lacks {', '.join(lacking)}; `zcpipe run ... --proxies {','.join(lacking)} --out DIR` adds "
+            f"{'it' if len(lacking) == 1 else 'them'}; the table holds {', '.join(held)}: name some with --proxies"
+        )
     return list(dict.fromkeys(asked))
 
 
@@ -100,6 +111,8 @@ class CorrelationRow:
     """How well one proxy or aggregate ranks, as `Correlation`.
 
     A vote's ``pair_accuracy`` is that of the votes themselves, which decide more than the ranking made from them.
+    ``failed`` counts the architectures with a truth whose value failed, ``missing`` those that were not scored: rows
+    that a column's group lacks. An aggregate fails where one of its proxies does.
     """
 
     name: str
@@ -108,6 +121,7 @@ class CorrelationRow:
     pair_accuracy: float
     n: int
     failed: int
+    missing: int
 
 
 def correlate_table(
@@ -140,7 +154,21 @@ def correlate_table(
             raise UsageError(f"aggregate {name!r} would hide the row of that name; give it another")
         made.append(Named(name, "logrank", tuple(_columns(table, given)), ""))
     members = dict.fromkeys(member for entry in made for member in entry.proxies)
-    return correlate_columns(table.values(names), table.directions(list(members)), truth, target, made)
+    values = table.values(names)
+    missing = _missing(table, values)
+    return correlate_columns(values, table.directions(list(members)), truth, target, made, missing)
+
+
+def _missing(table: Table, values: Mapping[str, Floats]) -> dict[str, Bools]:
+    """Return of each column which rows have neither a value nor a failure that says why: its group lacks them."""
+    lacking = {name: np.isnan(of_column) for name, of_column in values.items()}
+    if not any(rows.any() for rows in lacking.values()):
+        return lacking
+    for row, failures in enumerate(table.to_arrow(["failures"])["failures"].to_pylist()):
+        failed = {failure["proxy"] for failure in failures}
+        for name in lacking if EVERYTHING in failed else failed & lacking.keys():
+            lacking[name][row] = False
+    return lacking
 
 
 def available(columns: Collection[str]) -> list[Named]:
@@ -154,6 +182,7 @@ def correlate_columns(
     truth: Floats,
     target: str,
     aggregates: Iterable[Named],
+    missing: Mapping[str, Bools] | None = None,
 ) -> list[CorrelationRow]:
     """Correlate columns of one population, and aggregates of them, with the truth: what `correlate_table` reads.
 
@@ -163,6 +192,7 @@ def correlate_columns(
         truth: [n], NaN where unknown.
         target: name of the truth, for messages.
         aggregates: what to make of the columns.
+        missing: [n] each, where a column has no value because nobody scored it; by default nowhere.
 
     Returns:
         The columns, then the aggregates, in the order given.
@@ -171,16 +201,22 @@ def correlate_columns(
         UsageError: an aggregate that cannot be made of its columns.
         DataError: the target is constant, or no architecture has truth.
     """
-    rows = [_row(name, values, truth, target) for name, values in columns.items()]
+    unscored = dict.fromkeys(columns, np.zeros(len(truth), dtype=bool)) if missing is None else missing
+    rows = [_row(name, values, truth, target, unscored[name]) for name, values in columns.items()]
     for entry in aggregates:
         values = {name: columns[name] for name in entry.proxies}
-        row = _row(entry.name, aggregate(entry.method, values, directions), truth, target)
+        failed = np.any([np.isnan(values[name]) & ~unscored[name] for name in values], axis=0)
+        row = _row(entry.name, aggregate(entry.method, values, directions), truth, target, ~failed)
         if entry.method == "vote":
             row = replace(row, pair_accuracy=vote_accuracy(values, directions, truth))
         rows.append(row)
     return rows
 
 
-def _row(name: str, scores: Floats, truth: Floats, target: str) -> CorrelationRow:
+def _row(name: str, scores: Floats, truth: Floats, target: str, missing: Bools) -> CorrelationRow:
+    """Correlate scores; where one is not a number, ``missing`` says that it has not failed."""
     found = correlate(scores, truth, target)
-    return CorrelationRow(name, found.kendall, found.spearman, found.pair_accuracy, found.n, found.failed)
+    absent = int(np.count_nonzero(missing & np.isnan(scores) & ~np.isnan(truth)))
+    return CorrelationRow(
+        name, found.kendall, found.spearman, found.pair_accuracy, found.n, found.failed - absent, absent
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
-from zcpipe.errors import UsageError, unknown_name
+from zcpipe.errors import PrecisionError, UsageError, unknown_name
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
 
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
@@ -129,6 +129,8 @@ class _Walk:
             return
         try:
             self._moments[statistic.name].append(statistic.moments(*tensors))
+        except PrecisionError:
+            raise  # the network's, whatever reads its maps
         except Exception as error:
             self._errors[statistic.name] = error
 

@@ -191,18 +191,30 @@ def _fillers(layer: nn.Module, rules: _Rules) -> _Fillers:
     return {} if rule is None else rule(layer)
 
 
+def without_rule(model: nn.Module, init: str) -> str | None:
+    """Name the first floating-point parameter that a recipe cannot draw, or say None: it draws all of them."""
+    return _without_rule([(name, layer, _fillers(layer, _RECIPES[init])) for name, layer in model.named_modules()])
+
+
 def _require_rules(layers: _Layers) -> None:
-    """Refuse parameters that `initialise` would leave as they are; the first one is named."""
+    """Refuse parameters that `initialise` would leave as they are."""
+    parameter = _without_rule(layers)
+    if parameter is not None:
+        raise UsageError(
+            f"no initialisation rule for {parameter}; give the model weights of its own and score it with zcpipe.score"
+        )
+
+
+def _without_rule(layers: _Layers) -> str | None:
     filled = {id(layer._parameters.get(own)) for _, layer, fillers in layers for own in fillers}
     for name, layer, _ in layers:
         for own, parameter in layer._parameters.items():
             if parameter is None or id(parameter) in filled:
                 continue
             if parameter.is_floating_point() or parameter.is_complex() or parameter.is_meta:
-                raise UsageError(
-                    f"no initialisation rule for parameter {own!r} of layer {name!r} of type {type(layer).__name__}; "
-                    "give the model weights of its own and score it with zcpipe.score"
-                )
+                where = f"layer {name!r} of type" if name else "the model itself, a"
+                return f"parameter {own!r} of {where} {type(layer).__name__}"
+    return None
 
 
 def _refuse_empty_buffers(layers: _Layers) -> None:

@@ -30,15 +30,16 @@ def weights_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def unknown_layers(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Name the modules that hold weights of two or more dimensions which no rule knows, each with its type."""
+    """Name the weights of two or more dimensions which no rule knows, with the module that holds them and its type."""
     unknown = []
     for name, module in modules.items():
         if isinstance(module, _NO_LAYERS):
             continue
         known = {id(weight) for _, weight in _weights(name, module)}
-        own = [p for p in module._parameters.values() if p is not None and p.ndim > 1]
-        if any(id(parameter) not in known for parameter in own):
-            unknown.append(f"{name or 'the model itself'} ({type(module).__name__})")
+        own = {own: p for own, p in module._parameters.items() if p is not None and p.ndim > 1}
+        strange = [own_name for own_name, parameter in own.items() if id(parameter) not in known]
+        if strange:
+            unknown.append(f"{', '.join(strange)} of {name or 'the model itself'} ({type(module).__name__})")
     return unknown
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import UnsupportedError, UsageError, is_out_of_memory
+from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_of_memory
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recipe, Statistic, WeightStatistic
 from zcpipe.scoring.absolute import absolute_gradients
@@ -53,6 +53,7 @@ class Subject(Protocol):
 
     blocks: Sequence[str]  # names of the block modules in the order in which they run
     loss: Loss | None  # None for cross-entropy
+    pruned: bool  # whether a network that is not asked for in full has no dead layers
 
     def network(self, recipe: Recipe, full: bool) -> AbstractContextManager[nn.Module]:
         """Lend the network with the weights that a recipe asks for; ``full``: with its dead layers."""
@@ -153,7 +154,8 @@ def _run_group(subject: Subject, model: nn.Module, group: Group, result: Measure
     """Run the passes of one network; one that fails costs its own proxies only."""
     errors: dict[str, Exception] = {}
     batch = subject.batch(group.recipe)
-    network = ScoredNetwork(model, batch.inputs, batch.targets, subject.loss, subject.stream)
+    may_be_dead = not (group.full or subject.pruned)
+    network = ScoredNetwork(model, batch.inputs, batch.targets, subject.loss, subject.stream, may_be_dead)
     for one in group.passes:
         try:
             measured = _run_pass(one, network, subject)
@@ -178,8 +180,7 @@ def _run_group(subject: Subject, model: nn.Module, group: Group, result: Measure
 
 def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResult:
     if one.kind == "weights":
-        weights = [weight.detach() for weight in network.layers.values()]
-        return _each(one.statistics, lambda s: s.of(weights) if isinstance(s, WeightStatistic) else ())
+        return _each(one.statistics, lambda s: _of_weights(s, network) if isinstance(s, WeightStatistic) else ())
     # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
     inputs = network.inputs
     plain = torch.autocast(inputs[0].device.type, enabled=False)
@@ -195,6 +196,14 @@ def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResul
         if one.kind == "own":
             return _each(one.statistics, lambda s: _own(s, network) if isinstance(s, CustomStatistic) else ())
         return sweep(network, subject.blocks, one.statistics, subject.probe)
+
+
+def _of_weights(statistic: WeightStatistic, network: ScoredNetwork) -> NDArray[np.float64]:  # [layers]
+    """Take a statistic of the weights of live layers; dead ones have 0."""
+    live = np.array(network.live, dtype=bool)
+    values = np.zeros(len(live))
+    values[live] = statistic.of([w.detach() for w, counts in zip(network.layers.values(), live, strict=True) if counts])
+    return values
 
 
 def _own(statistic: CustomStatistic, network: ScoredNetwork) -> Sequence[float] | NDArray[np.float64]:
@@ -279,4 +288,6 @@ def _failure(proxy: Proxy, error: Exception) -> Failure:
     reason = (str(error).splitlines() or [""])[0]
     if isinstance(error, UnsupportedError):
         return Failure(proxy.name, "unsupported", reason)
+    if isinstance(error, NonfiniteError):
+        return Failure(proxy.name, "nonfinite", reason)
     return Failure(proxy.name, kind, f"{type(error).__name__}: {reason}")

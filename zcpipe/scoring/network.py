@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Gradients, OnNorm, PairForward, asking, tensor_of
+from zcpipe.proxies.samples import require_gradient
 from zcpipe.scoring.cells import NoTaps
+from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.layers import weights_of
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.tangents import pair_forwards
@@ -28,6 +31,9 @@ class ScoredNetwork:
         modules: all that is in it, as ``dict(model.named_modules())``.
         samples: size of the batch.
         targets: labels, or None.
+
+    ``may_be_dead`` says that there may be layers that the output does not depend on, so that ``parameters`` and
+    ``live`` have to find out.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class ScoredNetwork:
         targets: Tensor | None,
         loss: Loss | None,
         stream: Callable[[str], Stream],
+        may_be_dead: bool = False,
     ) -> None:
         self.model = model
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
@@ -45,6 +52,7 @@ class ScoredNetwork:
         self.targets = targets
         self.stream = stream
         self._loss = loss
+        self._may_be_dead = may_be_dead
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -55,6 +63,29 @@ class ScoredNetwork:
     def layers(self) -> dict[str, nn.Parameter]:
         """Weights of all layers by name; see `zcpipe.scoring.layers.weights_of`."""
         return weights_of(self.modules)
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of a network without dead layers; see `zcpipe.proxies.base.Network.parameters`.
+
+        Autograd knows them, from one forward and backward in eval mode, in which no layer is left out by chance.
+        """
+        everything = list(self.model.parameters())
+        if not self._may_be_dead or not everything:
+            return everything
+        asked = [parameter for parameter in everything if parameter.is_floating_point() or parameter.is_complex()]
+        plain = torch.autocast(asked[0].device.type, enabled=False) if asked else nullcontext()
+        with untouched(self.modules, training=False), plain, asking(asked):
+            output = tensor_of(self.model(*self.inputs))
+            require_gradient(output)
+            found = torch.autograd.grad(output.sum(), asked, allow_unused=True)
+        return [parameter for parameter, gradient in zip(asked, found, strict=True) if gradient is not None]
+
+    @cached_property
+    def live(self) -> list[bool]:
+        """Of each layer, whether the output depends on it."""
+        reached = set(map(id, self.parameters)) if self.layers else set()
+        return [id(weight) in reached for weight in self.layers.values()]
 
     @cached_property
     def gradients(self) -> Gradients:

@@ -80,6 +80,11 @@ def plan(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> tuple[Group,
     return tuple(sorted(planned, key=lambda group: (group.recipe.init, group.full)))
 
 
+def reads_data(proxies: Sequence[Proxy], protocol: Protocol = "paper") -> bool:
+    """Whether a pass of these proxies sees the images that a run is given, rather than noise, ones or nothing."""
+    return any(group.recipe.inputs == "data" for group in plan(proxies, protocol))
+
+
 def recipe_of(proxy: Proxy, protocol: Protocol) -> Recipe:
     """Return the recipe of a proxy that reads statistics under a protocol."""
     recipe = proxy.recipe

@@ -130,6 +130,7 @@ class BuiltSubject:
     """An architecture of a run; see `zcpipe.scoring.measure.Subject`."""
 
     loss: Loss | None = None
+    pruned = True
 
     def __init__(self, spec: RunSpec, arch: Architecture, repeat: int, batches: Batches) -> None:
         self._spec = spec

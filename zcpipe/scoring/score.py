@@ -14,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import UnsupportedError, UsageError
+from zcpipe.errors import PrecisionError, UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import resolve
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
 from zcpipe.scoring.blocks import ProbeSource
-from zcpipe.scoring.init import initialise
+from zcpipe.scoring.faults import measure_given
+from zcpipe.scoring.init import initialise, without_rule
 from zcpipe.scoring.layers import unknown_layers
-from zcpipe.scoring.measure import Batch, Counted, Failure, Measurement, measure, philox_probes, status_of
-from zcpipe.scoring.network import Loss
+from zcpipe.scoring.measure import Batch, Counted, Failure, Measurement, philox_probes, status_of
+from zcpipe.scoring.network import Loss, ScoredNetwork
 from zcpipe.scoring.plan import Protocol, statistics_of
 from zcpipe.scoring.size import count_macs, count_params
 
@@ -91,7 +92,8 @@ def score(
 
     The model comes back exactly as it was: parameters, buffers, modes, hooks, ``requires_grad`` and the global random
     state. In-place activations and train-mode batch norm are handled. ``zcpipe.initialise`` draws the weights of a
-    recipe first, if those are wanted; only proxies whose definition draws weights, as zen's does, do so here too.
+    recipe first, if those are wanted. Only what a definition itself draws or feeds is so here too: zen's weights and
+    noise, synflow's ones, meco's noise image.
 
     Args:
         model: any module. Its output, or the first of several, is [N, classes] for the default loss.
@@ -104,8 +106,9 @@ def score(
             drawn from ``seed``.
         seed: of the probes and of all else that a definition draws.
         loss: a function of output and targets that returns one number as a tensor; by default the mean cross-entropy.
-        unsupported: what becomes of weights that no rule knows, and of proxies that the network cannot have (nwot
-            without ReLUs): "error" raises; "warn" leaves them out with a warning; "skip" leaves them out.
+        unsupported: what becomes of weights that no rule knows, of proxies that the network cannot have (nwot without
+            ReLUs), and of those that fail because the network cannot run on the inputs or the loss cannot be taken:
+            "error" raises; "warn" leaves them out with a warning; "skip" leaves them out.
         protocol: "fused" computes all that can share one pass in one; the weights and the batch are those given anyway.
 
     Returns:
@@ -113,8 +116,13 @@ def score(
 
     Raises:
         UsageError: unknown proxies, missing, unknown or misordered blocks, probes, targets or a loss that do not fit,
-            inputs that are empty or not finite, a model without parameters, or a call inside ``torch.inference_mode``.
-        UnsupportedError: with ``unsupported="error"``, see there.
+            inputs that are empty or not finite, numbers of half precision where a proxy needs float32 or float64, or a
+            call inside ``torch.inference_mode``. With ``unsupported="error"`` also a network whose forward raises on
+            the inputs (other channels, dtypes or tokens than its own, the meta device) and a loss that raises.
+        UnsupportedError: with ``unsupported="error"``, a network that cannot have a proxy: one without layers that the
+            proxy reads the weights of, for example.
+
+    A proxy that fails by itself, or for want of memory, is None with its reason in ``failures``.
 
     Example:
         >>> import torch, zcpipe
@@ -138,13 +146,19 @@ def score(
         _check_layers(model, unsupported)
     probe = philox_probes(seed, "", "", 0) if probes is None else _given_probes(names, probes)
     subject = _Given(model, Batch(batch, targets), names, probe, loss, seed)
-    result = measure(subject, chosen, protocol)
-    _report(result.failures, unsupported)
+    network = ScoredNetwork(model, batch, targets, loss, subject.stream)
+    try:
+        result, fault = measure_given(subject, network, chosen, protocol)
+    except PrecisionError as error:
+        raise PrecisionError(f"{error}; score in float32: call model.float()") from error
+    _report(result.failures, fault, unsupported)
     return _scores(chosen, result, names)
 
 
 class _Given:
     """The network that `score` was given; see `zcpipe.scoring.measure.Subject`."""
+
+    pruned = False
 
     def __init__(
         self,
@@ -168,6 +182,9 @@ class _Given:
         if not recipe.redraws:
             yield self._model
             return
+        lacking = without_rule(self._model, recipe.init)
+        if lacking is not None:
+            raise UnsupportedError(f"its definition draws all weights anew, and has no rule for {lacking}")
         parameters = list(self._model.parameters())
         own = [parameter.data for parameter in parameters]
         try:
@@ -175,6 +192,8 @@ class _Given:
                 parameter.data = parameter.data.clone()
             try:
                 initialise(self._model, seed=self._seed, init=recipe.init, strict=True)
+            except PrecisionError:
+                raise
             except UsageError as error:
                 raise UnsupportedError(str(error)) from error
             yield self._model
@@ -229,23 +248,29 @@ def _scores(proxies: Sequence[Proxy], result: Measurement, blocks: Sequence[str]
     return Scores(result.scores, statistics, tuple(result.failures), status, nodes)
 
 
-def _report(failures: Sequence[Failure], unsupported: str) -> None:
+def _report(failures: Sequence[Failure], fault: str | None, unsupported: str) -> None:
+    if fault is not None and unsupported == "error":
+        raise UsageError(fault)
+    if fault is not None and unsupported == "warn":
+        warnings.warn(fault, stacklevel=3)
     for failure in failures:
         if failure.kind == "unsupported":
-            _refuse(f"proxy {failure.proxy!r}: {failure.message}", unsupported)
+            what = f"proxy {failure.proxy!r}: {failure.message}"
+            _refuse(what, "leave it out, or pass unsupported='warn' or 'skip'", unsupported)
 
 
-def _refuse(what: str, unsupported: str) -> None:
+def _refuse(what: str, mend: str, unsupported: str) -> None:
     if unsupported == "error":
-        raise UnsupportedError(f"{what}; leave it out, or pass unsupported='warn' or 'skip'")
+        raise UnsupportedError(f"{what}; {mend}")
     if unsupported == "warn":
         warnings.warn(what, stacklevel=4)
 
 
 def _check_layers(model: nn.Module, unsupported: str) -> None:
     modules = dict(model.named_modules())
-    for layer in unknown_layers(modules):
-        _refuse(f"no rule knows the weights of {layer}: they are no part of statistics per layer", unsupported)
+    for weights in unknown_layers(modules):
+        what = f"no rule knows the weights {weights}: they are no part of statistics per layer"
+        _refuse(what, "to leave them out, pass unsupported='warn' or 'skip'", unsupported)
 
 
 def _check_targets(proxies: Sequence[Proxy], targets: Tensor | None, samples: int) -> None:
@@ -269,7 +294,8 @@ def _check_inputs(batch: Sequence[Tensor]) -> None:
         raise UsageError("inputs must be one or more tensors with at least one sample in their first dimension")
     if len({tensor.shape[0] for tensor in batch}) > 1:
         raise UsageError(f"inputs must have one first dimension, got {[tensor.shape[0] for tensor in batch]} samples")
-    if any(tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) for tensor in batch):
+    numbers = [tensor for tensor in batch if tensor.is_floating_point() and not tensor.is_meta]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
         raise UsageError("inputs hold NaN or infinite values; clean the batch before scoring")
 
 

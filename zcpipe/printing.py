@@ -1,0 +1,98 @@
+"""How the command line prints: plans, records and numbers as JSON, as a table on a terminal, or as lines for a pipe."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+_SHORT = 20  # characters of a cell that is not wrapped
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """Print what a run would do, as `zcpipe.run.describe` says it."""
+    spec, todo = plan["spec"], plan["todo"]
+    typer.echo(f"space            {spec['space']} on {spec['dataset']}, seed {spec['seed']}")
+    typer.echo(f"proxies          {', '.join(spec['proxies'])}")
+    typer.echo(f"batch            {spec['batch_size']} x {spec['inputs']}, {spec['repeats']} repeat(s)")
+    if spec["inputs_content"]:
+        typer.echo(f"content          {plan['identity']['recipe']['inputs']}")
+    typer.echo(f"recipe           {spec['protocol']} protocol on {spec['device']}")
+    typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
+    typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
+    typer.echo(f"done             {plan['done']}")
+    typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
+    if plan["exists"]:
+        for group in plan["groups"]:
+            what = "rows for" if group["exists"] else "new columns:"
+            typer.echo(f"  {group['todo']['architectures']:14} {what} {', '.join(group['proxies'])}")
+    typer.echo(f"columns          {', '.join(plan['schema'])}")
+    for one in itertools.chain.from_iterable(group["passes"] for group in plan["groups"]):
+        recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
+        typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
+        typer.echo(f"  feeds          {', '.join(one['proxies'])}")
+
+
+def print_records(records: Sequence[dict[str, Any]], as_json: bool, short: Sequence[str] | None = None) -> None:
+    """Print records as JSON or as a table; on a terminal one record whole, of several the ``short`` columns."""
+    if as_json:
+        print_json(records)
+        return
+    names = list(records[0]) if records else []
+    if sys.stdout.isatty() and short is not None:
+        if len(records) == 1:
+            print_grid(("", ""), [[name, _text(value)] for name, value in records[0].items()])
+            return
+        names = list(short)
+        typer.echo("all that is known: give one name, or --json", err=True)
+    print_grid(names, [[_text(record[name]) for name in names] for record in records])
+
+
+def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits a terminal, or plain tab-separated lines where stdout is no terminal."""
+    if not sys.stdout.isatty():
+        for cells in (header, *rows):
+            typer.echo("\t".join(cells))
+        return
+    grid = Grid(box=None, pad_edge=False, header_style="bold", show_header=any(header))
+    for name, *column in zip(header, *rows, strict=True):
+        # Long texts wrap, so that short ones need not.
+        grid.add_column(name, overflow="fold", no_wrap=max(map(len, column), default=0) <= _SHORT)
+    for cells in rows:
+        grid.add_row(*map(Text, cells))
+    Console().print(grid) if rows else typer.echo("nothing to show", err=True)
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def number(value: float) -> str:
+    """Return a number as a table shows it."""
+    return f"{value:.6g}"
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a record that strict JSON can hold: NaN is null, infinities are text."""
+    return {name: _json_number(value) if isinstance(value, float) else value for name, value in record.items()}
+
+
+def _json_number(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)
+
+
+def print_json(value: object) -> None:
+    """Print one line of strict JSON."""
+    typer.echo(json.dumps(value, allow_nan=False))
