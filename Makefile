@@ -8,7 +8,7 @@ CPP := $(shell git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh')
 # (setuptools warns of that mode at length.)
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation --config-settings editable_mode=compat
 
-.PHONY: demo test cuda-test nvcc lint format build clean
+.PHONY: demo test cuda-test nvcc wheel wheel-test lint format build clean
 .DELETE_ON_ERROR:
 
 demo: .venv/built
@@ -26,6 +26,16 @@ cuda-test: nvcc
 nvcc: .venv/built
 	command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || \
 	$(BIN)/pip install --quiet --constraint constraints.txt nvidia-cuda-nvcc nvidia-cuda-cccl
+
+# Made from the source distribution, so that nothing of this folder gets in that it does not name.
+wheel: .venv/built
+	rm -rf dist
+	$(BIN)/python setup.py --quiet sdist
+	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/zcpipe-*.tar.gz
+
+# The proof of the wheel: what is in it, and that it scores in an environment without a compiler and without this folder.
+wheel-test: wheel
+	$(BIN)/python .ci/wheel.py
 
 lint: .venv/built
 	$(BIN)/ruff check .

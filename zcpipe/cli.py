@@ -112,6 +112,7 @@ def run(
     from zcpipe.spaces import get_space
 
     chosen, asked = get_space(space), resolve(proxies)
+    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
     spec = runs.RunSpec.model_validate(
         {
             "space": space,
@@ -123,10 +124,9 @@ def run(
             "seed": seed,
             "repeats": repeats,
             "protocol": protocol,
-            "device": "cuda:0" if gpus_per_actor else resolve_device(device),
+            "device": resolve_device(device) if cluster is None else cluster.device(device),
         }
     )
-    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
     if spec.inputs_content and not reads_data(asked, spec.protocol):
         names = ", ".join(spec.proxies)
         typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)

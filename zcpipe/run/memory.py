@@ -10,17 +10,28 @@ import psutil
 
 from zcpipe.errors import UsageError
 
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_CGROUPS = Path("/sys/fs/cgroup")
 _SHARE = 0.9  # of the memory, for all workers together: Ray ends what it likes above 0.95, the system above all
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 def total() -> int:
     """Return the bytes of memory that this machine has, or this container may use."""
-    have = psutil.virtual_memory().total
-    with suppress(OSError, ValueError):  # no limit, or no container
-        have = min(have, int(_CGROUP.read_text()))
-    return int(have)
+    have = int(psutil.virtual_memory().total)
+    for group in _own_groups():
+        with suppress(OSError, ValueError):  # it sets no limit
+            have = min(have, int((group / "memory.max").read_text()))
+    return have
+
+
+def _own_groups() -> list[Path]:
+    """Return the control groups that this process is in, each with those above it, as far as they can be seen."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    return [group for name in names for group in (_CGROUPS / name, *(_CGROUPS / name).parents) if group >= _CGROUPS]
 
 
 def share(workers: int) -> int:

@@ -92,7 +92,10 @@ def run(
     started = time.monotonic()
     _check_options(spec, workers, timeout, cluster)
     plan = prepare(spec, out)
-    with locked(plan.out, plan.base) as store:
+    if not retry_errors and len(plan.done()) == len(plan.work.indices):
+        cluster = None  # nothing to connect for
+    executors = _executors(workers, timeout, cluster, memory, on_event)
+    with executors as executor_for, locked(plan.out, plan.base) as store:
         if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
             plan = prepare(spec, plan.out)
         rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]
@@ -103,16 +106,15 @@ def run(
         on_event(Planned(planned * len(plan.jobs), sum(present)))
         if done < planned:
             note(store)  # whose process it is that holds the lock
-            with _executors(workers, timeout, cluster, memory, on_event) as executor_for:
-                for job, there, index, had in zip(plan.jobs, rows, kept, present, strict=True):
-                    if had < planned:
-                        with writing(store, job.group) as own:
-                            total = len(np.union1d(there.index, plan.work.indices))
-                            note(own, planned=total, selection=job.spec.record()["selection"])
-                            amended = there.holders(np.isin(there.status, RETRIED)) if retry_errors else {}
-                            assembly = Assembly(job.spec, own, amended, on_event)
-                            leases = Leases(plan.work.shards(index), planned - had)
-                            _compute(executor_for(job.spec), leases, assembly, there.builds, on_event)
+        for job, there, index, had in zip(plan.jobs, rows, kept, present, strict=True):
+            if had < planned:
+                with writing(store, job.group) as own:
+                    total = len(np.union1d(there.index, plan.work.indices))
+                    note(own, planned=total, selection=job.spec.record()["selection"])
+                    amended = there.holders(np.isin(there.status, RETRIED)) if retry_errors else {}
+                    assembly = Assembly(job.spec, own, amended, on_event)
+                    leases = Leases(plan.work.shards(index), planned - had)
+                    _compute(executor_for(job.spec), leases, assembly, there.builds, on_event)
         by_status = _count_by_status(plan)
     return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
 

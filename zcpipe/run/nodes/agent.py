@@ -6,6 +6,7 @@ death tells exactly which it was, and an agent dies of nothing but its node.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import socket
@@ -39,6 +40,16 @@ class Placement:
     actors: int
     memory: int | None = None
     per_gpu: int = 0
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs they have together."""
+        return math.ceil(self.actors / self.per_gpu) if self.per_gpu else 0
+
+    @property
+    def needs(self) -> str:
+        """What they ask of a node, as text."""
+        return f"{self.actors} of its cores and {self.gpus} of its GPUs" if self.gpus else f"{self.actors} of its cores"
 
     def environments(self, visible: Sequence[str]) -> list[dict[str, str]]:
         """Return the environment of each worker: which of the GPUs that the agent was given it sees.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _ADMISSION = 30.0  # seconds in which the nodes must be there
-_LEAST_MEMORY = 1 << 30  # bytes for each actor that nobody has counted
+_LEAST_MEMORY = 1 << 30  # bytes for each actor, unless it may hold more
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Cluster:
         nodes: how many.
         address: of the cluster; by default RAY_ADDRESS, or the one that runs on this machine.
         actors_per_node: scoring processes on each; by default as many as the node has cores, fewer where it has less
-            than 1 GiB of memory for each, or what its GPUs take.
+            than 1 GiB (or ``memory_per_actor``) of memory for each, or what its GPUs take.
         gpus_per_actor: share of a GPU that each gets: 1, or 1/2, 1/3 ...; 0 to compute on the CPU.
         memory_per_actor: bytes that each may hold; by default an equal share of 90 % of the node's memory.
         simulated: start the nodes on this machine instead, each with its share of the cores and the memory.
@@ -59,13 +59,31 @@ class Cluster:
         """How many actors have a GPU together, 0 where they compute on the CPU."""
         return round(1 / self.gpus_per_actor) if self.gpus_per_actor else 0
 
+    def device(self, asked: str) -> str:
+        """Return the device on which each actor computes: the one GPU that it sees, or the CPU.
+
+        Args:
+            asked: ``auto``, or what must agree with that.
+
+        Raises:
+            UsageError: it does not.
+        """
+        device = "cuda:0" if self.gpus_per_actor else "cpu"
+        if asked not in ("auto", device, device.partition(":")[0]):
+            raise UsageError(
+                f"--device {asked} does not fit a run on nodes, where --gpus-per-actor says whether GPUs are used; "
+                "leave --device out"
+            )
+        return device
+
     def placement(self, resources: dict[str, float]) -> Placement:
         """Return what the actors of a node get that has such resources (``CPU``, ``GPU``, ``memory`` in bytes).
 
         Raises:
             CapabilityError: it has too few GPUs.
         """
-        most = max(1, min(int(resources.get("CPU", 1)), int(resources.get("memory", 0) // _LEAST_MEMORY)))
+        each = max(_LEAST_MEMORY, self.memory_per_actor or 0)
+        most = max(1, min(int(resources.get("CPU", 1)), int(resources.get("memory", 0) // each)))
         if self.per_gpu:
             most = int(resources.get("GPU", 0)) * self.per_gpu
             if most < (self.actors_per_node or 1):
@@ -169,5 +187,6 @@ def _refused(address: str, error: Exception) -> str:
         return f"the Ray cluster at {address} runs other versions than this process: {said[:300]}; use the same"
     return (
         f"no Ray cluster at {address}: {said[:200]}; start one with ray start --head, name it with --address, "
-        "or try nodes out with --simulate-nodes; --workers needs no cluster"
+        "or try nodes out with --simulate-nodes; a cluster that uses tokens must be given its token (RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH)"
     )

@@ -27,6 +27,7 @@ _LEASES_PER_ACTOR = 2
 _GLANCE = 2.0  # seconds between two looks at which nodes there are
 _DEATHS = 3  # of agents of one node, with no result in between, after which the node is left alone
 _STRAGGLING = 10.0  # seconds after which a lease is given to an idle node as well
+_SLOW = 20.0  # seconds after which an agent that has not started is told of
 _DESERTED = 600.0  # seconds without any node after which a run ends
 
 
@@ -38,7 +39,9 @@ class _Host:
     name: str
     placement: Placement
     agent: Any  # a handle of Ray's
+    since: float = field(default_factory=time.monotonic)
     ready: bool = False
+    told: bool = False  # that it does not start
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)  # by reference: when it was given
 
     @property
@@ -132,14 +135,23 @@ class NodesExecutor:
         spare = [node for name, node in nodes.items() if name not in self._hosts and name not in self._barred]
         for node in spare[: self._cluster.nodes - len(self._hosts)]:
             self._start(node)
-        if self._hosts:
+        for host in self._hosts.values():
+            if not host.ready and not host.told and time.monotonic() > host.since + _SLOW:
+                host.told = True
+                self._on_event(
+                    Warned(
+                        f"node {host.name} has not started its actors yet; {host.placement.needs} may be taken by "
+                        "another job (ray status shows it)"
+                    )
+                )
+        if any(host.ready for host in self._hosts.values()):
             self._populated = time.monotonic()
         elif nodes and self._barred.keys() >= nodes.keys():
             raise next(iter(self._barred.values()))
         elif time.monotonic() > self._populated + _DESERTED:
             raise CapabilityError(
-                f"no node has been alive for {_DESERTED:.0f} s; finished shards are committed, and the same command "
-                "goes on when the cluster is back"
+                f"no node could be used for {_DESERTED:.0f} s; finished shards are committed, and the same command "
+                "goes on when the cluster is back or free"
             )
 
     def _start(self, node: dict[str, Any]) -> None:
@@ -151,12 +163,11 @@ class NodesExecutor:
         except CapabilityError as error:
             self._bar(node["NodeID"], name, error)
             return
-        gpus = math.ceil(placement.actors / placement.per_gpu) if placement.per_gpu else 0
         agent: Any = (
             self._ray.remote(Agent)
             .options(
                 num_cpus=min(placement.actors, node["Resources"]["CPU"]),
-                num_gpus=gpus,
+                num_gpus=placement.gpus,
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=_LEASES_PER_ACTOR * placement.actors + 2,
