@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import math
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 import zcpipe
+from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
 from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
-from zcpipe.printing import finite, number, print_grid, print_json, print_plan, print_records
-
-if TYPE_CHECKING:
-    from zcpipe.run.nodes.cluster import Cluster
+from zcpipe.printing import finite, number, print_grid, print_json, print_records, reasons_of
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
 5 missing capability; 130 interrupted, finished shards are committed.
 """
-
-_REASONS = 3  # of failures that are printed
 
 app = typer.Typer(
     name="zcpipe",
@@ -41,6 +36,7 @@ truth_app = typer.Typer(no_args_is_help=True, help="Trained accuracies from the 
 import_app = typer.Typer(no_args_is_help=True, help="Turn official files into one Parquet file.")
 app.add_typer(truth_app, name="truth")
 truth_app.add_typer(import_app, name="import")
+app.command(epilog=EXAMPLES)(run)
 app.add_typer(table_app)
 
 
@@ -51,169 +47,6 @@ def _root(
     if version:
         typer.echo(f"zcpipe {zcpipe.__version__}")
         raise typer.Exit
-
-
-@app.command(
-    epilog="Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
-    "zcpipe run --space nasbench201 --out tables/nb201 --dry-run | "
-    "zcpipe run --space nasbench201 --proxies nwot,snip --inputs cifar10:data/cifar-10-batches-py --sample 100 | "
-    "zcpipe run --space nasbench201 --nodes 8 --out tables/nb201 --events run.jsonl"
-)
-def run(
-    space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
-    proxies: Annotated[str, typer.Option(help="Proxies or groups, separated by commas; see zcpipe proxies.")] = "aznas",
-    out: Annotated[
-        str | None, typer.Option(help="The table's directory, or s3://... [default: runs/<space>-<identity>]")
-    ] = None,
-    sample: Annotated[int | None, typer.Option(help="Score the first N random draws under the seed.")] = None,
-    range_: Annotated[str | None, typer.Option("--range", metavar="A:B", help="Score indices A to B-1.")] = None,
-    archs: Annotated[Path | None, typer.Option(help="Score the architectures of a file, one text a line.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Shape of the task. [default: the space's first]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
-    inputs: Annotated[
-        str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
-    ] = "noise",
-    seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
-    repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="Worker processes. [default: score in this process]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds an architecture may take in a worker process.")] = 600.0,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory that a worker process may hold, like 4GiB. [default: its share of 90 %]")
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Score rows anew whose status is error, timeout or memory.")
-    ] = False,
-    nodes: Annotated[int | None, typer.Option(help="Score on so many nodes of a Ray cluster.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="With --nodes: the cluster. [default: RAY_ADDRESS, or the one on this machine]")
-    ] = None,
-    actors_per_node: Annotated[
-        int | None, typer.Option(help="Scoring processes on each node. [default: by cores, memory and GPUs]")
-    ] = None,
-    gpus_per_actor: Annotated[
-        float, typer.Option(help="Share of a GPU for each: 1, 0.5, 0.25 ...; 0 scores on the CPU.")
-    ] = 0.0,
-    simulate_nodes: Annotated[
-        int | None, typer.Option(help="Try nodes out: start so many on this machine, and score on them.")
-    ] = None,
-    events: Annotated[Path | None, typer.Option(help="Append what happens to this file, a JSON object a line.")] = None,
-    protocol: Annotated[str, typer.Option(help="paper or fused.")] = "paper",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score architectures into a table. The same command again resumes; further rows or proxies join the table."""
-    from zcpipe import run as runs
-    from zcpipe.proxies import resolve
-    from zcpipe.run.device import resolve_device
-    from zcpipe.run.memory import parse_bytes
-    from zcpipe.scoring.plan import reads_data
-    from zcpipe.spaces import get_space
-
-    chosen, asked = get_space(space), resolve(proxies)
-    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
-    spec = runs.RunSpec.model_validate(
-        {
-            "space": space,
-            "dataset": next(iter(chosen.datasets)) if dataset is None else dataset,
-            "proxies": tuple(proxy.name for proxy in asked),
-            "selection": _selection(sample, range_, archs),
-            "batch_size": batch_size,
-            "inputs": inputs,
-            "seed": seed,
-            "repeats": repeats,
-            "protocol": protocol,
-            "device": resolve_device(device) if cluster is None else cluster.device(device),
-        }
-    )
-    if spec.inputs_content and not reads_data(asked, spec.protocol):
-        names = ", ".join(spec.proxies)
-        typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
-    if dry_run:
-        described = runs.describe(spec, out, workers, timeout, cluster=cluster)
-        print_json(described) if as_json else print_plan(described)
-        return
-    try:
-        with runs.show_progress(quiet=quiet) as show, runs.log_events(events) as log:
-
-            def tell(event: runs.Event) -> None:
-                show(event)
-                log(event)
-
-            summary = runs.run(
-                spec,
-                out,
-                workers,
-                timeout,
-                tell,
-                cluster=cluster,
-                memory=None if memory is None else parse_bytes(memory),
-                retry_errors=retry_errors,
-            )
-    except KeyboardInterrupt:
-        typer.echo("interrupted: finished shards are committed; the same command goes on", err=True)
-        raise typer.Exit(130) from None
-    if as_json:
-        print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
-    else:
-        counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
-        typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
-    if summary.failed:
-        from zcpipe.table import status as read_status
-
-        for line in _reasons(read_status(summary.path).reasons):
-            typer.echo(line, err=True)
-        raise typer.Exit(3)
-
-
-def _cluster(
-    nodes: int | None,
-    address: str | None,
-    actors_per_node: int | None,
-    gpus_per_actor: float,
-    memory: str | None,
-    simulate_nodes: int | None,
-) -> Cluster | None:
-    """Return the cluster that a run is to use, None where it uses this machine."""
-    from zcpipe.run.memory import parse_bytes
-    from zcpipe.run.nodes.cluster import Cluster
-
-    if nodes is not None and simulate_nodes is not None:
-        raise UsageError("--nodes and --simulate-nodes exclude each other; give one")
-    count = nodes if simulate_nodes is None else simulate_nodes
-    if count is None:
-        given = {"--address": address, "--actors-per-node": actors_per_node, "--gpus-per-actor": gpus_per_actor}
-        if alone := [name for name, value in given.items() if value]:
-            raise UsageError(f"{alone[0]} is for runs on nodes; give --nodes N as well")
-        return None
-    held = None if memory is None else parse_bytes(memory)
-    return Cluster(count, address, actors_per_node, gpus_per_actor, held, simulated=simulate_nodes is not None)
-
-
-def _reasons(reasons: Mapping[str, int]) -> list[str]:
-    """Return the most frequent reasons of failures as lines, and where the others are."""
-    most = list(itertools.islice(reasons.items(), _REASONS))
-    lines = [f"{count} rows: {reason}" for reason, count in most]
-    left = len(reasons) - len(most)
-    return [*lines, f"{left} more reasons are in the column failures"] if left else lines
-
-
-def _selection(sample: int | None, range_: str | None, archs: Path | None) -> Any:  # noqa: ANN401 - validated next
-    from zcpipe.run import All, Archs, Range, Sample
-
-    if sum(option is not None for option in (sample, range_, archs)) > 1:
-        raise UsageError("--sample, --range and --archs exclude each other; give one")
-    if sample is not None:
-        return Sample(n=sample)
-    if archs is not None:
-        return Archs.from_file(archs)
-    if range_ is not None:
-        start, separator, stop = range_.partition(":")
-        if not (separator and start.isdecimal() and stop.isdecimal()):
-            raise UsageError(f"--range must be A:B with two indices, got {range_!r}; for example --range 0:1000")
-        return Range(start=int(start), stop=int(stop))
-    return All()
 
 
 @app.command(epilog="Example: zcpipe status runs/nasbench201-1f0c7a52")
@@ -233,7 +66,7 @@ def status(directory: TableDir, as_json: Json = False) -> None:
         for group in found.groups:
             typer.echo(f"  {group.rows} of {group.planned} in {group.path}: {', '.join(group.proxies)}")
     typer.echo(", ".join(f"{count} {name}" for name, count in found.by_status.items()) or "no rows yet")
-    for line in _reasons(found.reasons):
+    for line in reasons_of(found.reasons):
         typer.echo(line)
 
 

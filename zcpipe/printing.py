@@ -16,6 +16,8 @@ from rich.text import Text
 
 _SHORT = 20  # characters of a cell that is not wrapped
 
+_REASONS = 3  # of failures that are printed
+
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print what a run would do, as `zcpipe.run.describe` says it."""
@@ -96,3 +98,11 @@ def _json_number(value: float) -> float | str | None:
 def print_json(value: object) -> None:
     """Print one line of strict JSON."""
     typer.echo(json.dumps(value, allow_nan=False))
+
+
+def reasons_of(reasons: Mapping[str, int]) -> list[str]:
+    """Return the most frequent reasons of failures as lines, and where the others are."""
+    most = list(itertools.islice(reasons.items(), _REASONS))
+    lines = [f"{count} rows: {reason}" for reason, count in most]
+    left = len(reasons) - len(most)
+    return [*lines, f"{left} more reasons are in the column failures"] if left else lines

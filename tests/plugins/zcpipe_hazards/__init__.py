@@ -1,4 +1,4 @@
-"""Two small spaces of real networks. What building some of them does is told by the environment variable HAZARDS, or by
+"""Spaces of small real networks. What building some of them does is told by the environment variable HAZARDS, or by
 the file that HAZARDS_FILE names.
 
 It is JSON: index of a class's representative -> behaviour (see ``_act``), or index of a member -> "size ...", which is
@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,16 @@ class Endless:
     def key(self, arch: Member) -> str:
         return f"width-{2 + arch.number // 2}"
 
+    def _width(self, arch: Member) -> int:
+        return 2 + arch.number // 2
+
     def size(self, arch: Member, dataset: str) -> Size:
         match _told(arch):
             case "size exit":
                 os._exit(7)
             case "size raise":
                 raise ValueError(f"told to raise for {arch}")
-        width = 2 + arch.number // 2
+        width = self._width(arch)
         return Size(params=27 * width + 9 * width**2, macs=arch.number)  # macs differ within a key
 
     def block_slots(self, dataset: str) -> tuple[str, ...]:
@@ -75,7 +79,7 @@ class Endless:
 
     def build(self, arch: Member, dataset: str, *, full: bool = False) -> Built:
         _act(_told(arch), arch)
-        width = 2 + arch.number // 2
+        width = self._width(arch)
         with torch.device("meta"):
             model = nn.Sequential()
             model.add_module("first", nn.Conv2d(3, width, 3, bias=False))
@@ -105,6 +109,19 @@ class Hazards(Endless):
         return arch.number
 
 
+class Crowd(Hazards):
+    name = "crowd"
+
+    def __len__(self) -> int:
+        return int(os.environ.get("CROWD", "60"))
+
+    def key(self, arch: Member) -> str:
+        return f"crowd-{arch.number // 3}"
+
+    def _width(self, arch: Member) -> int:
+        return 2 + arch.number // 3 % 7
+
+
 def _told(arch: Member) -> str | None:
     text = os.environ.get("HAZARDS", "{}")
     if path := os.environ.get("HAZARDS_FILE"):
@@ -117,6 +134,8 @@ def _act(behaviour: str | None, arch: Member) -> None:
     match behaviour:
         case "exit":
             os._exit(7)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "segv":
             ctypes.string_at(0)
         case "raise":
@@ -126,8 +145,7 @@ def _act(behaviour: str | None, arch: Member) -> None:
         case "bloat":
             held = []
             while True:
-                held.append(torch.ones(8 << 20))  # 32 MiB, touched
-                time.sleep(0.01)
+                held.append(torch.ones(16 << 20))  # 64 MiB, touched
         case "hang":
             time.sleep(3600)
         case "hold":
@@ -148,4 +166,4 @@ def _act(behaviour: str | None, arch: Member) -> None:
                 os._exit(7)
 
 
-SPACES = (Endless(), Hazards())
+SPACES = (Endless(), Hazards(), Crowd())
