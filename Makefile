@@ -16,7 +16,7 @@ demo: .venv/built
 	$(BIN)/zcpipe rank runs/demo --top 10
 
 test: .venv/built
-	$(BIN)/python -m pytest -n $(CORES)
+	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
 
 # The proof of the CUDA kernels on a machine without a GPU (docs/cuda.md).
 cuda-test: nvcc

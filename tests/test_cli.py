@@ -401,3 +401,22 @@ def test_a_table_is_refused_to_a_proxy_that_means_something_else_now(zcpipe, tmp
 def test_help_does_not_wait_for_torch():
     code = "import sys, zcpipe.cli; assert 'torch' not in sys.modules and 'score' in dir(zcpipe.cli.zcpipe)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--address", "x:1"], "--address is for runs on nodes; give --nodes N as well"),
+        (["--gpus-per-actor", "0.5"], "--gpus-per-actor is for runs on nodes"),
+        (["--nodes", "2", "--simulate-nodes", "2"], "--nodes and --simulate-nodes exclude each other"),
+        (["--nodes", "2", "--workers", "2"], "workers of this machine or on nodes; give one of the two"),
+        (["--nodes", "0"], "nodes must be at least 1, got 0"),
+        (["--nodes", "2", "--device", "cuda:0"], "--device cuda:0 does not fit a run on nodes"),
+        (["--memory", "much"], "'much' is no amount of memory"),
+        (["--events", "/nowhere/at/all.jsonl"], "cannot write /nowhere/at/all.jsonl"),
+    ],
+)
+def test_options_of_runs_on_nodes_that_do_not_fit(zcpipe, options, said, tmp_path):
+    out = tmp_path / "table"
+    code, _, err = zcpipe("run", "--space", "nasbench201", "--sample", "1", "--out", str(out), *options)
+    assert code in (2, 4) and said in err and not out.exists()

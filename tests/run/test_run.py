@@ -24,7 +24,7 @@ from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
 from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import build
 from zcpipe.spaces import get_space
-from zcpipe.table import open_table, status
+from zcpipe.table import compact, open_table, status
 from zcpipe.table.schema import package_version
 
 FORK = multiprocessing.get_context("forkserver")  # a launch costs a fork of a process that has imported torch
@@ -417,3 +417,52 @@ def test_a_worker_that_was_never_heard_of_says_how_it_ended() -> None:
         while True:
             worker.messages()
     assert worker.end().startswith("its process was killed by SIGKILL")
+
+
+# -- retrying
+
+
+def test_failed_rows_are_retried_in_their_own_files_and_nothing_else_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise", "16": "greedy"}))
+    out = tmp_path / "table"
+    assert run(spec(selection=Range(start=0, stop=22)), out).by_status == {"ok": 16, "error": 4, "memory": 2}
+    before = {path.name: path.read_bytes() for path in out.glob("shard-*")}
+    monkeypatch.setenv("HAZARDS", json.dumps({"14": "raise"}))
+
+    summary = run(spec(), out, retry_errors=True)
+
+    assert (summary.present, summary.new, summary.by_status) == (16, 8, {"ok": 22, "error": 2})
+    assert_like(content(out), undisturbed, {14, 15})
+    after = {path.name: path.read_bytes() for path in out.glob("shard-*")}
+    assert before.keys() < after.keys() and len(after) == len(before) + 1, "rows 22 and 23 are new"
+    monkeypatch.delenv("HAZARDS")
+    assert run(spec(), out, workers=1, retry_errors=True).by_status == {"ok": 24}
+    assert content(out).equals(undisturbed)
+    assert run(spec(), out, retry_errors=True).new == 0
+
+
+def test_retrying_touches_only_what_was_selected_and_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
+    run(spec(), tmp_path)
+    seconds = dict(zip(range(24), open_table(tmp_path).to_arrow()["seconds"].to_pylist(), strict=True))
+    monkeypatch.delenv("HAZARDS")
+    assert run(spec(selection=Range(start=0, stop=8)), tmp_path, retry_errors=True).by_status == {"ok": 8}
+    assert outcomes(tmp_path).keys() == {14, 15}
+    now = dict(zip(range(24), open_table(tmp_path).to_arrow()["seconds"].to_pylist(), strict=True))
+    assert {index for index in seconds if now[index] != seconds[index]} <= {2, 3}
+
+
+def test_rows_of_a_compacted_table_are_retried_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
+    run(spec(), tmp_path / "many")
+    compact(tmp_path / "many", tmp_path / "one")
+    monkeypatch.delenv("HAZARDS")
+    assert run(spec(), tmp_path / "one", retry_errors=True).by_status == {"ok": 24}
+    assert content(tmp_path / "one").equals(undisturbed)
+    assert len(list((tmp_path / "one").glob("rows-*"))) == 1 and not list((tmp_path / "one").glob("shard-*"))

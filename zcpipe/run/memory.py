@@ -53,7 +53,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         UsageError: it is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:([KMGT])i?)?B?", text, re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([KMGT])i?)?B?", text, re.IGNORECASE)
     if found and (count := int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))):
         return count
     raise UsageError(f"{text!r} is no amount of memory; write it like 4GiB or 800MiB")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -185,6 +187,20 @@ def _scan_file(path: Place, header: Header) -> tuple[list[Mapping[str, Any]], pa
         return builds_of(metadata), file.read(["index", "status"])
 
 
+def outcomes(path: Place, identity: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many rows of a file ended how, from its footer; the first files did not say it there.
+
+    Raises:
+        DataError: the file is damaged or belongs to another table.
+    """
+    with damage(path), open_parquet(path) as file:
+        _, metadata = _own_footer(path, file.metadata, identity)
+        if "statuses" in metadata:
+            counted: dict[str, int] = metadata["statuses"]
+            return counted
+        return dict(Counter(file.read(["status"])["status"].to_pylist()))
+
+
 def builds_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the builds that computed the rows of a file, which are several where files were put together."""
     build: Mapping[str, Any] = metadata["build"]
@@ -261,7 +277,7 @@ class Store:
         path = self.directory / f"shard-{shard:05d}-{name}.parquet"
         if not exists(path):
             self._check()
-            publish(path, encode(table.cast(self.header.file_schema(shard=shard, build=_together(builds)))))
+            publish(path, self._file(table, builds, shard=shard))
         return path
 
     def amend(self, path: Place, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> None:
@@ -280,9 +296,9 @@ class Store:
             kept = there.filter(~np.isin(there["index"].to_numpy(), rows["index"].to_numpy()))
             both = {canonical(build): build for build in [*builds_of(metadata), *builds]}
             own = {"shard": metadata["shard"]} if "shard" in metadata else {}
-            schema = self.header.file_schema(**own, build=_together(list(both.values())))
+            table = in_order(pa.concat_tables([kept, rows]))
             self._check()
-            publish(path, encode(in_order(pa.concat_tables([kept, rows])).cast(schema)))
+            publish(path, self._file(table, list(both.values()), **own))
 
     def write_rows(self, number: int, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
         """Make rows of many shards visible, all or none, as a file of a table that is made from others.
@@ -297,8 +313,13 @@ class Store:
         name = self.header.content_hash(rows["index"].to_numpy())
         path = self.directory / f"rows-{number:05d}-{name}.parquet"
         self._check()
-        publish(path, encode(rows.cast(self.header.file_schema(build=_together(builds)))))
+        publish(path, self._file(rows, builds))
         return path
+
+    def _file(self, rows: pa.Table, builds: Sequence[Mapping[str, Any]], **own: object) -> memoryview:
+        """Return the bytes of a file, which says in its footer what computed its rows and how many ended how."""
+        statuses = {pair["values"]: pair["counts"] for pair in pc.value_counts(rows["status"]).to_pylist()}
+        return encode(rows.cast(self.header.file_schema(**own, build=_together(builds), statuses=statuses)))
 
     def write_header(self) -> None:
         """Make the table appear, which must be new.

@@ -6,10 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from zcpipe.table.files import each
 from zcpipe.table.groups import Group, require_groups
+from zcpipe.table.join import joined_header
 from zcpipe.table.place import Place, locate
 from zcpipe.table.schema import STATUSES
-from zcpipe.table.store import latest_run, scan, shard_paths
+from zcpipe.table.store import latest_run, outcomes, shard_paths
 from zcpipe.table.table import Table, open_table
 
 
@@ -53,33 +55,45 @@ class Status:
 
 
 def status(path: str | Place) -> Status:
-    """Count a table's rows from the footers and the status column of its files.
+    """Count a table's rows, also while a run is going on.
+
+    The footers of its files say how many rows ended how. More is read only of files with rows that are not ok, for the
+    reasons, and where columns joined later, to see which rows they are of.
 
     Raises:
         DataError: there is no table at ``path``, or one of its files is damaged.
     """
     directory = locate(path)
-    groups = tuple(_count(group) for group in require_groups(directory))
-    table = open_table(directory)
-    found = Counter(table.to_arrow(["status"])["status"].to_pylist())
+    base, *joined = require_groups(directory)
+    counts = [_count(group) for group in (base, *joined)]
+    by_status = _joined(directory) if joined else counts[0][1]
+    rows = sum(by_status.values())
+    groups = tuple(group for group, _ in counts)
     return Status(
         path=str(directory),
-        identity=table.identity,
-        columns=tuple(table.schema.names),
-        rows=len(table),
-        planned=max(len(table), *(group.planned for group in groups)),
+        identity=dict(base.header.identity),
+        columns=tuple(joined_header([group.header for group in (base, *joined)]).schema.names),
+        rows=rows,
+        planned=max(rows, *(group.planned for group in groups)),
         shards=sum(group.shards for group in groups),
-        by_status={name: found[name] for name in STATUSES if found[name]},
-        reasons={} if set(found) <= {"ok"} else _reasons(table),
+        by_status={name: by_status[name] for name in STATUSES if by_status[name]},
+        reasons=_reasons(open_table(directory)) if by_status.keys() - {"ok"} else {},
         groups=groups,
     )
 
 
-def _count(group: Group) -> GroupStatus:
-    rows = len(scan(group.directory, group.header).index)
+def _joined(directory: Place) -> Counter[str]:
+    return Counter(open_table(directory).to_arrow(["status"])["status"].to_pylist())
+
+
+def _count(group: Group) -> tuple[GroupStatus, Counter[str]]:
+    paths = shard_paths(group.directory)
+    by_status: Counter[str] = Counter()
+    for found in each(lambda path: outcomes(path, group.header.identity), paths):
+        by_status.update(found)
+    rows = sum(by_status.values())
     planned = int(latest_run(group.directory).get("planned", rows))
-    shards = len(shard_paths(group.directory))
-    return GroupStatus(str(group.directory), group.proxies, rows, planned, shards)
+    return GroupStatus(str(group.directory), group.proxies, rows, planned, len(paths)), by_status
 
 
 def _reasons(table: Table) -> dict[str, int]:
