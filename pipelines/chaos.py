@@ -269,6 +269,9 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=60, help="of NAS-Bench-201, after that")
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two of them")
+    parser.add_argument(
+        "--others", help="what members do that are told nothing else, to make small runs last: nap long"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, help="where chaos.md goes")
     options = parser.parse_args()
@@ -319,6 +322,8 @@ def study(options: argparse.Namespace, told: dict[int, str], faults: list[str], 
     say("two workers have made the undisturbed tables")
 
     os.environ["HAZARDS_FILE"] = str(options.out / "told.json")
+    if options.others:
+        os.environ["HAZARD_ELSE"] = options.others
     table = options.out / "disk" / "crowd"
     chaos = Chaos(table, options.seed, say)
     try:

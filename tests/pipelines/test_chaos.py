@@ -1,0 +1,30 @@
+"""The chaos study at a small size: every row once, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+STUDY = Path(__file__).parents[2] / "pipelines" / "chaos.py"
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
+
+
+def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
+    faults = "worker,agent,raylet,driver,worker"
+    options = ["--members", "450", "--cells", "3", "--faults", faults, "--every", "4", "--docs", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, str(STUDY), "--out", str(tmp_path / "chaos"), "--others", "nap long", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Every row is there once" in done.stdout and "exactly the 36 rows" in done.stdout
+    assert "fault: raylet" in (tmp_path / "chaos.md").read_text()
