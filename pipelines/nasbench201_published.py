@@ -144,7 +144,7 @@ EXPLANATIONS: dict[str, str] = {
     f"batch is none (docs/proxies.md), and the rest is not found; {_NOISE}",
     "epe_nas": _NOISE,
     "grasp": "second derivatives of one small batch; values equal the published code's on the same weights and batch "
-    "(tests/proxies/test_grasp.py); not measured at batch 64",
+    "(tests/proxies/test_grasp.py); a batch of 64 gives 0.04 more (docs/proxies.md)",
     "nwot": f"APD's figure is the odd one out (0.743; 0.762 and 0.77 elsewhere); {_NOISE}",
     "plain": "a sum of terms that cancel, which a batch of 16 determines poorly (docs/proxies.md has another)",
     "grad_norm_global": "fused, it sees images and not the noise that its code takes",
