@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two of them")
     parser.add_argument(
-        "--others", help="what members do that are told nothing else, to make small runs last: nap long"
+        "--others", help="what all other members do, to make a small run last: nap long"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, help="where chaos.md goes")
@@ -304,6 +304,7 @@ def prepare(out: Path, members: int, seed: int) -> dict[int, str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "plugins"), os.environ.get("PYTHONPATH", "")])
     os.environ |= {"PYTHONPATH": path, "CROWD": str(members), "HAZARD_MARKS": str(out)}
     os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in HEALTH.items()}
+    os.environ["RAY_worker_niceness"] = "0"  # whatever else this machine does
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     sys.path[:0] = path.split(os.pathsep)

@@ -25,6 +25,7 @@ pytest.importorskip("ray")
 BRIDGE = "zcbr0"
 NET = "10.213.7"
 HOSTS = (1, 2, 3)
+FAIR = {"RAY_worker_niceness": "0"}  # other tests run beside this one
 FAST = {f"RAY_health_check_{name}": value for name, value in (("period_ms", "1000"), ("timeout_ms", "2000"))}
 pytestmark = [
     pytest.mark.xdist_group("ray"),  # one cluster on this machine at a time
@@ -115,7 +116,7 @@ def content(out: Path) -> pa.Table:
 def test_a_host_that_is_cut_off_and_comes_back_costs_no_row(tmp_path: Path) -> None:
     slow = {"HAZARD_ELSE": "nap long", "CROWD": "240"}
     tokens = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment = {**os.environ, **slow, **FAST, **tokens}
+    environment = {**os.environ, **slow, **FAST, **FAIR, **tokens}
     log, told = tmp_path / "run.log", tmp_path / "events.jsonl"
     plain = ["--space", "crowd", "--proxies", "expressivity,params", "--batch-size", "4", "--out"]
     zcpipe = [sys.executable, "-m", "zcpipe", "run"]
