@@ -46,7 +46,13 @@ POISON = {
     "bloat": ("memory", "of memory, more than the 1.46 GiB of a worker, twice"),
     "exit once": None,
 }
-HEALTH = {"period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}  # a frozen node is given up in seconds
+# A frozen node is given up in seconds, and nodes have their share of a machine whatever else it does.
+RAY = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_worker_niceness": "0",
+}
 
 
 class Machine:
@@ -269,9 +275,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=60, help="of NAS-Bench-201, after that")
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two of them")
-    parser.add_argument(
-        "--others", help="what all other members do, to make a small run last: nap long"
-    )
+    parser.add_argument("--others", help="what all other members do, to make a small run last: nap long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, help="where chaos.md goes")
     options = parser.parse_args()
@@ -303,8 +307,7 @@ def prepare(out: Path, members: int, seed: int) -> dict[int, str]:
     (out / "told.json").write_text(json.dumps(told))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "plugins"), os.environ.get("PYTHONPATH", "")])
     os.environ |= {"PYTHONPATH": path, "CROWD": str(members), "HAZARD_MARKS": str(out)}
-    os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in HEALTH.items()}
-    os.environ["RAY_worker_niceness"] = "0"  # whatever else this machine does
+    os.environ |= RAY
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     sys.path[:0] = path.split(os.pathsep)

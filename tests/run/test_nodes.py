@@ -80,8 +80,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return content(out)
 
 
-def on(nodes: Any, **fields: Any) -> Cluster:
-    return Cluster(**{"nodes": 2, "address": nodes.address, "actors_per_node": 1, **fields})
+def on(made: Any, **fields: Any) -> Cluster:
+    return Cluster(**{"nodes": 2, "address": made.address, "actors_per_node": 1, **fields})
 
 
 def test_nodes_compute_the_rows_that_this_process_does(nodes: Any, tmp_path: Path, undisturbed: pa.Table) -> None:
@@ -134,8 +134,8 @@ def during(action: Callable[[], None]) -> Callable[[Event], None]:
     return tell
 
 
-def slow(told: Path, seconds: str = "nap long") -> None:
-    told.write_text(json.dumps({str(i): seconds for i in range(0, 24, 2)}))
+def slow(told: Path) -> None:
+    told.write_text(json.dumps({str(i): "nap long" for i in range(0, 24, 2)}))
 
 
 def test_an_agent_that_is_killed_is_replaced(nodes: Any, told: Path, tmp_path: Path, undisturbed: pa.Table) -> None:
@@ -149,34 +149,39 @@ def test_an_agent_that_is_killed_is_replaced(nodes: Any, told: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["removed", "killed", "frozen"])
-def test_a_node_that_is_lost_loses_nothing_and_another_takes_its_place(
+def test_a_node_that_is_lost_loses_nothing_and_a_spare_one_takes_its_place(
     how: str, nodes: Any, told: Path, tmp_path: Path, undisturbed: pa.Table
 ) -> None:
     slow(told)
-    lost = list(nodes.worker_nodes)[-1]
-    raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
-    processes = [raylet, *raylet.children(recursive=True)]
+    nodes.add_node(num_cpus=1, num_gpus=2, object_store_memory=80 * MIB)
+    events, lost, frozen = list[Event](), list[Any](), list[psutil.Process]()
 
     def lose() -> None:
+        used = next(event.node for event in events if isinstance(event, Joined))
+        lost.append(next(node for node in nodes.worker_nodes if node.node_id[:8] in used))
+        raylet = psutil.Process(lost[0].all_processes["raylet"][0].process.pid)
         match how:
             case "removed":
-                nodes.remove_node(lost)
+                nodes.remove_node(lost[0])
             case "killed":
                 raylet.kill()
             case "frozen":
-                for process in processes:
+                frozen.extend([raylet, *raylet.children(recursive=True)])
+                for process in frozen:
                     process.send_signal(signal.SIGSTOP)
-        nodes.add_node(num_cpus=1, num_gpus=2, object_store_memory=80 * MIB)
 
+    tell = during(lose)
     try:
-        summary = run(spec(), tmp_path, cluster=on(nodes), on_event=during(lose))
+        summary = run(
+            spec(), tmp_path, cluster=on(nodes), on_event=lambda event: (events.append(event), tell(event))[0]
+        )
     finally:
-        for process in processes:
-            if process.is_running():
-                process.send_signal(signal.SIGCONT)
+        for process in filter(psutil.Process.is_running, frozen):
+            process.send_signal(signal.SIGCONT)
         if how != "removed":
-            nodes.remove_node(lost, allow_graceful=False)
+            nodes.remove_node(lost[0], allow_graceful=False)
     assert summary.by_status == {"ok": 24} and content(tmp_path).equals(undisturbed)
+    assert how != "removed" or sum(isinstance(event, Joined) for event in events) == 3, "others are noticed later"
 
 
 def test_actors_that_share_a_gpu_see_the_same_one(nodes: Any, told: Path, tmp_path: Path) -> None:

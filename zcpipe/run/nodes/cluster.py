@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from zcpipe.run.nodes.agent import Placement
 if TYPE_CHECKING:
     from types import ModuleType
 
+_CONNECTION = 10.0  # seconds in which the head must answer
 _ADMISSION = 30.0  # seconds in which the nodes must be there
 _LEAST_MEMORY = 1 << 30  # bytes for each actor, unless it may hold more
 
@@ -109,6 +111,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = _import()
     with _simulated(cluster) if cluster.simulated else _nothing(cluster) as address:
+        _reach(address)
         try:
             ray.init(
                 address=address,
@@ -164,6 +167,19 @@ def _simulated(cluster: Cluster) -> Iterator[str]:
         nodes.shutdown()
 
 
+def _reach(address: str) -> None:
+    """Find out in seconds that nothing is at an address, which takes Ray minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        if address != "auto":
+            raise UsageError(f"the address of a Ray cluster is HOST:PORT, got {address!r}")
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECTION).close()
+    except (OSError, OverflowError) as error:
+        raise CapabilityError(_refused(address, error)) from error
+
+
 def _admit(ray: Any, wanted: int) -> None:  # noqa: ANN401 - a module
     deadline = time.monotonic() + _ADMISSION
     while len(there := alive(ray)) < wanted:
@@ -177,7 +193,7 @@ def _admit(ray: Any, wanted: int) -> None:  # noqa: ANN401 - a module
 
 def _refused(address: str, error: Exception) -> str:
     """Say in one line why there is no connection and what to do about it."""
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()).rstrip(".")
     if "uthentication" in said or "token" in said:
         return (
             f"the Ray cluster at {address} does not take us: {said[:200]}; give this process the cluster's token "
