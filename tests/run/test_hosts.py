@@ -86,7 +86,13 @@ class Hosts:
         cores = "0" if host == 1 else "1"
         command = [self._ray, "start", "--block", f"--node-ip-address={NET}.{host}", f"--num-cpus={cores}", *where]
         command.append(f"--object-store-memory={80 << 20}")
-        self._running[host] = inside(host, command, self._environment, self._directory / f"host{host}.log")
+        log = self._directory / f"host{host}.log"
+        log.unlink(missing_ok=True)
+        self._running[host] = inside(host, command, self._environment, log)
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text():  # they share /tmp, where nodes name their files in turn
+            assert time.monotonic() < deadline and self._running[host].poll() is None, log.read_text()
+            time.sleep(0.2)
 
     def end(self, host: int) -> None:
         end(self._running.pop(host))
@@ -127,7 +133,6 @@ def test_a_host_that_is_cut_off_and_comes_back_costs_no_row(tmp_path: Path) -> N
         try:
             for host in HOSTS:
                 hosts.start(host)
-                time.sleep(6.0 if host == 1 else 0.0)
             there = ["--nodes", "2", "--address", f"{NET}.1:6379", "--events", str(told)]
             run = inside(1, [*zcpipe, *plain, str(tmp_path / "table"), *there], environment, log)
             try:
