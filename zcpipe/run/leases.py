@@ -8,7 +8,7 @@ from zcpipe.run.executor import Lease
 from zcpipe.run.work import Shard
 
 _SECONDS = 2.0
-_UNITS = 4096
+_UNITS = 512  # the most, however fast: messages of tens of megabytes leave holes in the supervisor's memory
 _PIECES = 4  # into how many leases for each place what is left is cut at least, so that all end at one time
 
 
