@@ -141,7 +141,7 @@ class Chaos:
         """Run a command to its end, doing something to it every so many seconds."""
         self._command, waiting = command, list(faults)
         self._launch()
-        due = time.monotonic() + 3 * seconds
+        due: float | None = None  # not before anything is computed
         while True:
             time.sleep(0.2)
             assert self._driver is not None
@@ -153,7 +153,9 @@ class Chaos:
             if code is not None:
                 self.say(f"the supervisor ended with {code}: {self._last_line()}")
                 self._launch()
-            if waiting and time.monotonic() > due and self._computing():
+            if due is None and self._computing():
+                due = time.monotonic() + seconds
+            if waiting and due is not None and time.monotonic() > due and self._computing():
                 fault = waiting.pop(0)
                 self.say(f"fault: {fault}")
                 getattr(self, f"do_{fault}")()
@@ -272,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--members", type=int, default=51_000)
-    parser.add_argument("--cells", type=int, default=60, help="of NAS-Bench-201, after that")
+    parser.add_argument("--cells", type=int, default=400, help="of NAS-Bench-201, after that")
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two of them")
     parser.add_argument("--others", help="what all other members do, to make a small run last: nap long")
@@ -318,7 +320,8 @@ def study(options: argparse.Namespace, told: dict[int, str], faults: list[str], 
     """Run, disturbed and undisturbed, and compare."""
     zcpipe = [sys.executable, "-m", "zcpipe", "run"]
     crowd = [*zcpipe, "--space", "crowd", "--proxies", "expressivity,trainability,params", "--batch-size", "4"]
-    cells = [*zcpipe, "--space", "nasbench201", "--sample", str(options.cells), "--batch-size", "8"]
+    cells = [*zcpipe, "--space", "nasbench201", "--sample", str(options.cells)]
+    later = ["worker", "raylet"] if options.cells >= 300 else []
     plain = {}
     for name, command in (("crowd", crowd), ("cells", cells)):
         subprocess.run([*command, "--out", str(options.out / name), "--workers", "2"], check=True)
@@ -337,12 +340,12 @@ def study(options: argparse.Namespace, told: dict[int, str], faults: list[str], 
         failed = compare(table, plain["crowd"], told)
         real = options.out / "disk" / "cells"
         chaos.out = real
-        chaos.run([*cells, "--out", str(real)], ["worker", "raylet"] if faults else [], options.every)
+        chaos.run([*cells, "--out", str(real)], later, options.every)
         say("the cells are complete")
         compare(real, plain["cells"], {})
     finally:
         chaos.machine.end()
-    count = len(faults) + len(told) + (2 if faults else 0)
+    count = len(faults) + len(told) + len(later)
     return (
         f"`{' '.join(['python', *sys.argv])}`: {options.members} small networks and {options.cells} cells of "
         f"NAS-Bench-201, {count} faults ({len(told)} members that misbehave, {count - len(told)} from outside), "
