@@ -20,7 +20,8 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster as Nodes  # noqa: E402
 
 from zcpipe.errors import CapabilityError, UsageError  # noqa: E402
-from zcpipe.run import RunSpec, Sample, run  # noqa: E402
+from zcpipe.ops import available  # noqa: E402
+from zcpipe.run import RunSpec, run  # noqa: E402
 from zcpipe.run.events import Event, Joined, Left, Scored, Warned  # noqa: E402
 from zcpipe.run.nodes.cluster import Cluster  # noqa: E402
 from zcpipe.table import open_table  # noqa: E402
@@ -205,13 +206,19 @@ def test_what_the_cluster_lacks_is_said_in_one_line(
     assert not list(tmp_path.glob("shard-*"))
 
 
+@pytest.mark.skipif(not available(), reason="the native library is not built")
 def test_a_node_without_the_library_is_named_once(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = list[Event]()
-    monkeypatch.setattr("zcpipe.run.nodes.executor.build_info", lambda: {"native": True})
-    monkeypatch.setattr("zcpipe.run.nodes.agent.build_info", lambda: {"native": False})
-    run(spec(selection=Sample(n=2)), tmp_path, cluster=on(nodes), on_event=events.append)
-    lacking = [event.message for event in events if isinstance(event, Warned) and "lacks the native" in event.message]
-    assert len(lacking) == len(set(lacking))
+    with monkeypatch.context() as patch:
+        patch.setenv("ZCPIPE_NO_NATIVE", "1")
+        slow = nodes.add_node(num_cpus=1, object_store_memory=80 * MIB)
+    run(spec(), tmp_path, cluster=on(nodes, nodes=3), on_event=events.append)
+    nodes.remove_node(slow)
+    (lacking,) = (
+        event.message for event in events if isinstance(event, Warned) and "lacks the native" in event.message
+    )
+    assert slow.node_id[:8] in lacking
+    assert len(open_table(tmp_path)) == 24
 
 
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:
