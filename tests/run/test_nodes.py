@@ -115,12 +115,10 @@ def test_poison_ends_as_rows_and_everything_else_is_there(
     assert content(tmp_path).equals(undisturbed)
 
 
-def agents() -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if "ray::Agent" in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+def agents(nodes: Any) -> list[psutil.Process]:
+    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes.worker_nodes]
+    children = [child for raylet in raylets for child in raylet.children(recursive=True)]
+    return [child for child in children if "ray::Agent" in " ".join(child.cmdline())]
 
 
 def during(action: Callable[[], None]) -> Callable[[Event], None]:
@@ -142,7 +140,7 @@ def slow(told: Path) -> None:
 def test_an_agent_that_is_killed_is_replaced(nodes: Any, told: Path, tmp_path: Path, undisturbed: pa.Table) -> None:
     slow(told)
     events = list[Event]()
-    kill = during(lambda: agents()[0].kill())
+    kill = during(lambda: agents(nodes)[0].kill())
     summary = run(spec(), tmp_path, cluster=on(nodes), on_event=lambda event: (events.append(event), kill(event))[0])
     assert summary.by_status == {"ok": 24} and content(tmp_path).equals(undisturbed)
     assert any(isinstance(event, Left) for event in events)

@@ -16,7 +16,6 @@ import pytest
 from zcpipe.errors import CapabilityError
 from zcpipe.run import RunSpec
 from zcpipe.run.executor import Died, Done, Lease, Outcome
-from zcpipe.run.memory import resident
 from zcpipe.run.rows import Failed
 from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
@@ -104,17 +103,17 @@ def test_what_exceeds_its_memory_is_ended_and_said(monkeypatch: pytest.MonkeyPat
     assert computed(found) == Counter(map(unit, (0, 2)))
 
 
-def test_a_worker_that_holds_much_is_replaced_between_leases() -> None:
-    made, seen = executor(1), list[int]()
+def test_a_worker_that_holds_much_is_replaced_between_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.workers.resident", lambda pid: 70 * MIB)  # what is really held depends on the day
+    made, seen = executor(1, memory=100 * MIB), set[int]()
     for number in range(3):
         made.submit(Lease((unit(number),)))
         assert computed(outcomes(made, 1)) == Counter([unit(number)])
-        seen += processes(made)
-        made._memory = int(1.5 * resident(seen[-1]))  # torch alone holds more than half of that
+        seen.update(processes(made))
         time.sleep(0.3)
         made.collect(patience=0.0)
     made.close()
-    assert len(set(seen)) == 3
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN])
