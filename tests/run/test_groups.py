@@ -239,10 +239,10 @@ def test_killed_in_the_middle_of_groups_and_relaunched(tmp_path: Path, at_once: 
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        assert not status(out).complete or seen[-1] == [24], "the group is noted when it is begun"
+        assert not status(out).complete or seen[-1] in ([24], [24, 24]), "a group is noted when it is begun"
     # Every launch lived until a shard was visible; the group is begun when the table is complete.
-    counts = [sum(rows) for rows in seen]
-    assert counts == sorted(set(counts)) and len(seen) >= 4
+    *counts, last = (sum(rows) for rows in seen)
+    assert counts == sorted(set(counts)) and counts[-1] <= last and len(seen) >= 4
     assert all(rows[0] == 24 or len(rows) == 1 for rows in seen) and seen[-1] == [24, 24]
     assert content(out) == at_once
     assert not [path for root in (out, companion(out)) for path in root.rglob(".*")]
