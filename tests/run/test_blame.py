@@ -58,8 +58,12 @@ def test_where_nothing_succeeds_it_is_not_the_architectures(failed: Failed, erro
 
     for number in range(19):
         fail(number)
-    blame.acquit((unit(99),))
-    for number in range(19):
-        fail(number)
     with pytest.raises(error, match=said):
         fail(50)
+
+
+def test_where_anything_succeeds_any_number_of_failures_is_the_architectures() -> None:
+    blame = Blame()
+    blame.acquit((unit(99),))
+    for number in range(40):
+        assert isinstance(blame.judge(Died(unit(number), HANG)), Lease)

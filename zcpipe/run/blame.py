@@ -9,7 +9,7 @@ from zcpipe.run.executor import Died, Lease
 from zcpipe.run.rows import Failed
 from zcpipe.run.work import Unit
 
-_STREAK = 20  # units that failed one after the other, and none in between that did not
+_STREAK = 20  # units that failed before any did otherwise
 
 
 class Blame:
@@ -24,6 +24,7 @@ class Blame:
         self._once: set[Unit] = set()
         self._failed: dict[Unit, Failed] = {}
         self._streak: list[Failed] = []
+        self._any_good = False
 
     def judge(self, died: Died) -> Lease | Failed:
         """Return what to do about a unit next, or the failure where its rows cannot be made either.
@@ -50,18 +51,18 @@ class Blame:
         for unit in units:
             self._once.discard(unit)
             if self._failed.pop(unit, None) is None:
-                self._streak.clear()
+                self._any_good = True
 
     def _count(self, failed: Failed) -> None:
         self._streak.append(failed)
-        if len(self._streak) < _STREAK:
+        if self._any_good or len(self._streak) < _STREAK:
             return
         if all(one.status == "timeout" for one in self._streak):
             raise UsageError(
-                f"{_STREAK} architectures in a row gave {failed.message}, and none did otherwise; "
+                f"the first {_STREAK} architectures gave {failed.message}, and none did otherwise; "
                 "give a longer --timeout"
             )
         raise CapabilityError(
-            f"{_STREAK} architectures in a row ended their workers and none did otherwise, the last one so: "
+            f"the first {_STREAK} architectures ended their workers and none did otherwise, the last one so: "
             f"{failed.message}; score one without --workers to see more"
         )

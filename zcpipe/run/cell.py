@@ -44,7 +44,8 @@ class Cell:
 def make_cell() -> tuple[int, Cell]:
     """Return a file descriptor to hand to a worker, to be closed when that has been done, and this side of the cell."""
     with tempfile.TemporaryFile() as file:
-        file.truncate(_ORDINAL.size + _SINCE.size)
+        file.write(bytes(_ORDINAL.size + _SINCE.size))  # a full disk says so here, and not by a signal later
+        file.flush()
         descriptor = os.dup(file.fileno())
     cell = Cell(descriptor)
     cell.rest()

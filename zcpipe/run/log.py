@@ -31,12 +31,12 @@ def log_events(path: Path | None) -> Iterator[Callable[[Event], None]]:
         return
     mend = "name a file that can be written with --events"
     with disk_errors("write", path, mend):
-        file = path.open("a", buffering=1)
+        file = path.open("ab", buffering=0)  # nothing is left to be written when it is closed
     with file:
 
         def log(event: Event) -> None:
             what = {"time": datetime.now(UTC).isoformat(), "pid": os.getpid(), "event": type(event).__name__.lower()}
             with disk_errors("write", path, mend):
-                file.write(json.dumps({**what, **asdict(event)}, default=str) + "\n")
+                file.write(json.dumps({**what, **asdict(event)}, default=str).encode() + b"\n")
 
         yield log

@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
@@ -95,6 +96,9 @@ def _listen(connection: Connection, inbox: SimpleQueue[Lease]) -> None:
             inbox.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # a worker that hears nothing more would wait for ever
 
 
 def _end_with_supervisor(descriptor: int) -> None:

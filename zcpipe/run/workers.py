@@ -17,7 +17,7 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
 _START_LIMIT = 600.0  # seconds until a worker must be ready
-_FUTILE_STARTS = 3  # deaths in a row of workers that did nothing
+_FUTILE_STARTS = 3  # deaths in a row of workers that were never ready, or as many as there are workers
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
 _GLANCE = 0.25  # seconds between two looks at what no channel tells: memory, deadlines
 _LEASES = 2  # that a worker has at one time, so that it never waits for the supervisor
@@ -191,11 +191,11 @@ class WorkersExecutor:
 
     def _bury(self, worker: WorkerProcess) -> list[Outcome]:
         """Take back what a dead worker was given and blame the unit that it was executing."""
-        executing, idle = worker.executing, not worker.leases
+        executing = worker.executing
         self._put_back(worker, executing and executing[0])
         ended = self._end(worker)
         if executing is None:
-            if not (worker.ready and idle):  # one that was idle was killed from outside, and is replaced if need be
+            if not worker.ready:  # one that was is replaced if need be: it was killed from outside
                 self._count_futile_start(worker, ended)
             return []
         unit, since = executing
@@ -207,11 +207,11 @@ class WorkersExecutor:
 
     def _count_futile_start(self, worker: WorkerProcess, reason: str) -> None:
         self._futile_starts += 1
-        if self._futile_starts >= _FUTILE_STARTS:
+        if self._futile_starts >= max(_FUTILE_STARTS, self._count):
             said = worker.last_lines().splitlines()
             last = f"; it said: {' | '.join(said[-3:])}" if said else ""
             raise CapabilityError(
-                f"workers do not start: {_FUTILE_STARTS} in a row ended before they did anything ({reason}){last}; "
+                f"workers do not start: {self._futile_starts} in a row ended before they were ready ({reason}){last}; "
                 "run without --workers to see more"
             )
 

@@ -137,6 +137,7 @@ class Agent:
                         del tickets[unit]
                     owner.add(outcome)
         except BaseException as error:
+            self._executor.close()
             for ticket in {id(ticket): ticket for ticket in tickets.values()}.values():
                 ticket.future.set_exception(error)
             while True:  # later calls are told as well

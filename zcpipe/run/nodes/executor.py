@@ -49,6 +49,10 @@ class _Host:
         """How many leases more it can take."""
         return _LEASES_PER_ACTOR * self.placement.actors - len(self.flying) if self.ready else 0
 
+    def has(self, lease: Lease) -> bool:
+        """Whether it has a unit of a lease already, as a copy of what another was slow with."""
+        return any(unit in other.units for other, _ in self.flying.values() for unit in lease.units)
+
 
 class NodesExecutor:
     """Computes units on the nodes of a cluster.
@@ -223,10 +227,11 @@ class NodesExecutor:
 
     def _hand_out(self) -> None:
         while self._queue:
-            hosts = [host for host in self._hosts.values() if host.room > 0]
+            lease = self._queue[0]
+            hosts = [host for host in self._hosts.values() if host.room > 0 and not (lease.alone and host.has(lease))]
             if not hosts:
                 return
-            lease = self._queue.popleft()
+            self._queue.popleft()
             others = [host for host in hosts if host.node != lease.avoid] or hosts
             self._give(max(others, key=lambda host: host.room / host.placement.actors), lease)
         self._share_the_tail()
