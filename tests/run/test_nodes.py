@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import signal
@@ -15,13 +16,14 @@ import pyarrow as pa
 import pytest
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray looks when it is imported; only tests do without tokens
+os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # print stays Python's own, also in other tests
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as Nodes  # noqa: E402
 
 from zcpipe.errors import CapabilityError, UsageError  # noqa: E402
 from zcpipe.ops import available  # noqa: E402
-from zcpipe.run import RunSpec, run  # noqa: E402
+from zcpipe.run import RunSpec, Sample, run  # noqa: E402
 from zcpipe.run.events import Event, Joined, Left, Scored, Warned  # noqa: E402
 from zcpipe.run.nodes.cluster import Cluster  # noqa: E402
 from zcpipe.table import open_table  # noqa: E402
@@ -217,6 +219,11 @@ def test_a_node_without_the_library_is_named_once(nodes: Any, tmp_path: Path, mo
     )
     assert slow.node_id[:8] in lacking
     assert len(open_table(tmp_path)) == 24
+
+
+def test_python_is_left_as_it_is(nodes: Any, tmp_path: Path) -> None:
+    run(spec(selection=Sample(n=2)), tmp_path, cluster=on(nodes))
+    assert builtins.print.__module__ == "builtins"
 
 
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def alive(ray: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - a module
 
 def _import() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # print stays Python's own
     try:
         import ray
     except ImportError as error:
