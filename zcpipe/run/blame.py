@@ -54,8 +54,10 @@ class Blame:
                 self._any_good = True
 
     def _count(self, failed: Failed) -> None:
+        if self._any_good:
+            return
         self._streak.append(failed)
-        if self._any_good or len(self._streak) < _STREAK:
+        if len(self._streak) < _STREAK:
             return
         if all(one.status == "timeout" for one in self._streak):
             raise UsageError(

@@ -92,7 +92,7 @@ def run(
     started = time.monotonic()
     _check_options(spec, workers, timeout, cluster)
     plan = prepare(spec, out)
-    if not retry_errors and len(plan.done()) == len(plan.work.indices):
+    if cluster is not None and not retry_errors and len(plan.done()) == len(plan.work.indices):
         cluster = None  # nothing to connect for
     executors = _executors(workers, timeout, cluster, memory, on_event)
     with executors as executor_for, locked(plan.out, plan.base) as store:

@@ -110,7 +110,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
     if cluster.simulated and not os.environ.get("RAY_AUTH_MODE"):  # Ray looks when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = _import()
-    with _simulated(cluster) if cluster.simulated else _nothing(cluster) as address:
+    with _simulated(cluster) if cluster.simulated else _existing(cluster) as address:
         _reach(address)
         try:
             ray.init(
@@ -145,7 +145,8 @@ def _import() -> ModuleType:
 
 
 @contextmanager
-def _nothing(cluster: Cluster) -> Iterator[str]:
+def _existing(cluster: Cluster) -> Iterator[str]:
+    """Leave a cluster as it is, and say where it is."""
     yield cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
 
 
