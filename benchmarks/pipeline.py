@@ -19,29 +19,26 @@ in every column but ``seconds``.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import psutil
 
+from benchmarks.aznas import print_result
+from zcpipe.run import Event, Range, RunSpec, Sample, run
+from zcpipe.run.events import Committed, Scored
+from zcpipe.run.workers import WorkersExecutor
+from zcpipe.table import open_table
+
 PLUGINS = str(Path(__file__).parent / "plugins")
-sys.path.insert(0, PLUGINS)
-
-from benchmarks.aznas import print_result  # noqa: E402
-from zcpipe.run import Event, Range, RunSpec, Sample, run  # noqa: E402
-from zcpipe.run.events import Committed, Scored  # noqa: E402
-from zcpipe.run.workers import WorkersExecutor  # noqa: E402
-from zcpipe.table import open_table  # noqa: E402
-
 LISTS = ("fisher", "grad_norm", "snip", "plain", "synflow", "zico")
 SCALARS = ("jacob_cov", "nwot", "zen", "swap", "meco", "vkdnw", "epe_nas", "linear_regions", "ntk_condition")
 CORES = 2
@@ -76,21 +73,14 @@ class Clock:
         return sum(seconds for *_, seconds in self.scored[1:]) / (self.scored[-1][0] - self.scored[0][0])
 
 
-def pretending(scorer: str) -> Callable[..., WorkersExecutor]:
-    """Return what makes an executor whose workers pretend."""
-
-    def make(*arguments: object) -> WorkersExecutor:
-        return WorkersExecutor(*arguments, scorer=f"zcpipe_wide:{scorer}")  # type: ignore[arg-type]
-
-    return make
-
-
 def timed(spec: RunSpec, out: Path, workers: int, scorer: str | None = None) -> Clock:
     """Run and take the time."""
     clock = Clock()
     with ExitStack() as stack:
         if scorer is not None:
-            stack.enter_context(patch("zcpipe.run.supervisor.WorkersExecutor", pretending(scorer)))
+            stack.enter_context(
+                patch("zcpipe.run.supervisor.WorkersExecutor", partial(WorkersExecutor, scorer=f"zcpipe_wide:{scorer}"))
+            )
         summary = run(spec, out, workers=workers, on_event=clock)
     if summary.by_status != {"ok": summary.planned}:
         raise SystemExit(f"not every row is ok: {summary.by_status}")
@@ -160,7 +150,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=150, help="of NAS-Bench-201, of the third")
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
-    os.environ["PYTHONPATH"] = os.pathsep.join([PLUGINS, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    sys.path.insert(0, PLUGINS)  # workers import what this process does
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory)
         result = throughput(base / "wide", options.rows)

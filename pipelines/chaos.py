@@ -166,7 +166,7 @@ class Chaos:
         self._log = self.out.with_suffix(f".{self.launches}.log")
         with self._log.open("wb") as log:
             arguments = [*self._command, "--nodes", str(NODES), "--address", self.machine.address]
-            self._driver = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=ROOT)
+            self._driver = subprocess.Popen(arguments, stdout=log, stderr=log)
 
     def _last_line(self) -> str:
         return (self._log.read_text(errors="replace").strip().splitlines() or [""])[-1][:200]
