@@ -5,9 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from small_runs import content, spec
 
 from zcpipe.registry import discover
+from zcpipe.run import run
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 
@@ -25,3 +28,11 @@ def hazards() -> Iterator[None]:
     if before is not None:
         os.environ["PYTHONPATH"] = before
     discover.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(hazards: None, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """The rows of a run to which nothing happens."""
+    out = tmp_path_factory.mktemp("undisturbed") / "table"
+    run(spec(), out)
+    return content(out)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from small_runs import content
 from typer.testing import CliRunner
 
 from zcpipe.cli import app
 from zcpipe.cli_table import compact as compact_command
 from zcpipe.run import All, Range, RunSpec, Sample, describe, run
-from zcpipe.table import compact, merge, open_table, status
+from zcpipe.table import compact, merge, status
 from zcpipe.table.groups import find_groups
 from zcpipe.table.rewrite import ROWS_PER_FILE
 from zcpipe.table.store import shard_paths
@@ -25,10 +26,6 @@ EVERYTHING = ("expressivity", "trainability", "complexity", "synflow", "params")
 def spec(proxies: Sequence[str] = EVERYTHING, **fields: object) -> RunSpec:
     plain = {"space": "hazards", "dataset": "tiny", "batch_size": 4, "classes_per_shard": 4}
     return RunSpec.model_validate({**plain, "proxies": tuple(proxies), **fields})
-
-
-def content(out: Path) -> pa.Table:
-    return open_table(out).to_arrow().drop_columns(["seconds"])
 
 
 @pytest.fixture(scope="module")

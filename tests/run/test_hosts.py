@@ -15,10 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
 import pytest
-
-from zcpipe.table import open_table
+from small_runs import content
 
 pytest.importorskip("ray")
 
@@ -113,10 +111,6 @@ def wait_for(path: Path, kind: str, count: int, run: subprocess.Popen[bytes], lo
         assert run.poll() is None, log.read_text()
         assert time.monotonic() < deadline, f"no {count} times {kind}: {log.read_text()}"
         time.sleep(0.2)
-
-
-def content(out: Path) -> pa.Table:
-    return open_table(out).to_arrow().drop_columns(["seconds"])
 
 
 def test_a_host_that_is_cut_off_and_comes_back_costs_no_row(tmp_path: Path) -> None:

@@ -20,31 +20,17 @@ os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # print stays Python's own, also in ot
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as Nodes  # noqa: E402
+from small_runs import content, spec  # noqa: E402
 
 from zcpipe.errors import CapabilityError, UsageError  # noqa: E402
 from zcpipe.ops import available  # noqa: E402
-from zcpipe.run import RunSpec, Sample, run  # noqa: E402
+from zcpipe.run import Sample, run  # noqa: E402
 from zcpipe.run.events import Event, Joined, Left, Scored, Warned  # noqa: E402
 from zcpipe.run.nodes.cluster import Cluster  # noqa: E402
 from zcpipe.table import open_table  # noqa: E402
 
 MIB = 1 << 20
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
-
-
-def spec(**fields: object) -> RunSpec:
-    plain = {
-        "space": "hazards",
-        "dataset": "tiny",
-        "proxies": ("expressivity", "trainability", "params"),
-        "batch_size": 4,
-        "classes_per_shard": 4,
-    }
-    return RunSpec.model_validate({**plain, **fields})
-
-
-def content(out: Path) -> pa.Table:
-    return open_table(out).to_arrow().drop_columns(["seconds"])
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +60,6 @@ def nodes(told: Path) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def well_behaved(told: Path) -> None:
     told.write_text("{}")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    out = tmp_path_factory.mktemp("undisturbed") / "table"
-    run(spec(), out)
-    return content(out)
 
 
 def on(made: Any, **fields: Any) -> Cluster:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from small_runs import content
 from typer.testing import CliRunner
 
 from zcpipe.cli import app
@@ -29,10 +30,6 @@ FORK.set_forkserver_preload(["zcpipe.run"])
 def spec(**fields: object) -> RunSpec:
     plain = {"space": "hazards", "dataset": "tiny", "proxies": ("expressivity", "trainability"), "batch_size": 4}
     return RunSpec.model_validate({**plain, "classes_per_shard": 4, **fields})
-
-
-def content(out: str | Path) -> pa.Table:
-    return open_table(out).to_arrow().drop_columns(["seconds"])
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from small_runs import content, spec
 
 from zcpipe.errors import CapabilityError, DataError, IdentityMismatch, UsageError
 from zcpipe.ops import available
-from zcpipe.run import All, Archs, Range, RunSpec, RunSummary, Sample, describe, run
+from zcpipe.run import All, Archs, Range, RunSummary, Sample, describe, run
 from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
 from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import build
@@ -30,28 +31,6 @@ from zcpipe.table.schema import package_version
 FORK = multiprocessing.get_context("forkserver")  # a launch costs a fork of a process that has imported torch
 NAPS = {"HAZARD_ELSE": "nap"}
 FORK.set_forkserver_preload(["zcpipe.run"])
-
-
-def spec(**fields: object) -> RunSpec:
-    plain = {
-        "space": "hazards",
-        "dataset": "tiny",
-        "proxies": ("expressivity", "trainability", "params"),
-        "batch_size": 4,
-        "classes_per_shard": 4,
-    }
-    return RunSpec.model_validate({**plain, **fields})
-
-
-def content(out: Path) -> pa.Table:
-    return open_table(out).to_arrow().drop_columns(["seconds"])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    out = tmp_path_factory.mktemp("undisturbed") / "table"
-    run(spec(), out)
-    return content(out)
 
 
 def test_a_run_in_this_process(tmp_path: Path) -> None:
@@ -115,8 +94,8 @@ def test_rows_of_another_build_are_warned_of(tmp_path: Path, monkeypatch: pytest
 def test_the_build_names_the_code_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "_C.so"
     found = []
-    for content in (b"one", b"other"):
-        library.write_bytes(content)
+    for code in (b"one", b"other"):
+        library.write_bytes(code)
         monkeypatch.setattr(
             "zcpipe.run.rows.build_info", lambda: {"native": True, "path": str(library), "instruction_set": "x"}
         )
