@@ -146,6 +146,8 @@ void ImageConvolution::pack(Part& part, const Convolution& c, const float* weigh
 void ImageConvolution::try_winograd(const Convolution& c, const float* weight) {
     const Part& part = parts_.front();
     if (c.kernel != 3 || c.stride != 1 || part.rows * part.columns < kLeastPixels) return;
+    // One block of channels is so fast with AVX-512 that the transforms cost more than they save; with AVX2 it is not.
+    if (most_blocks() > 1 && std::max(c.in_channels, c.out_channels) <= kBlock) return;
     const int64_t in = 9, out = 9 * c.in_channels;  // strides of the weight; a transpose reads kernels backwards
     winograd_.emplace(source_channels_, result_channels_, part.rows, part.columns,
                       Winograd::Kernels{weight, transposed_ ? out : in, transposed_ ? in : out, transposed_});

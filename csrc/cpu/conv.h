@@ -37,7 +37,7 @@ void load_masked_blocks(Blocks to, const float* image, const float* mask, int64_
 // one for a convolution and for the transpose of stride 1, stride^2 for other transposes, whose pixels take other taps
 // of the kernel according to their row and column modulo the stride.
 //
-// 3x3 kernels of stride 1 go Winograd's way, others tap by tap.
+// 3x3 kernels of stride 1 go Winograd's way where that is faster, others tap by tap.
 class ImageConvolution {
   public:
     // `weight` is [out_channels, in_channels, kernel, kernel], contiguous.
