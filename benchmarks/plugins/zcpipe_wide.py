@@ -20,7 +20,7 @@ from zcpipe.run.rows import Failed
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 from zcpipe.scoring.columns import columns_of
-from zcpipe.spaces.base import Built, Dataset, Size
+from zcpipe.spaces.base import Built, Dataset, Size, Slots
 from zcpipe.table.schema import Header
 
 LENGTH = 1_000_000
@@ -73,11 +73,11 @@ class Wide:
     def size(self, arch: Number, dataset: str) -> Size:
         return Size(params=arch.value, macs=arch.value)
 
-    def block_slots(self, dataset: str) -> tuple[str, ...]:
-        return _SLOTS[:18]
+    def slots(self, arch: Number, dataset: str) -> Slots:
+        return self.common_slots(dataset)
 
-    def layer_slots(self, dataset: str) -> tuple[str, ...]:
-        return _SLOTS
+    def common_slots(self, dataset: str) -> Slots:
+        return Slots(_SLOTS[:18], _SLOTS)
 
     def correspondence(self, representative: Number, member: Number, dataset: str) -> dict[str, str]:
         return {slot: slot for slot in _SLOTS}

@@ -73,8 +73,8 @@ def test_infinite_scores_have_no_spread():
 def test_columns_say_what_they_hold():
     columns = {column.name: column for column in scorer().columns}
     assert list(columns) == [*FOUR, "params", "macs", "expressivity@block", "trainability@block"]
-    assert columns["expressivity@block"].slots == SPACE.block_slots("cifar10")
-    assert columns["trainability@block"].slots == SPACE.block_slots("cifar10")[1:]
+    assert columns["expressivity@block"].slots == SPACE.common_slots("cifar10").blocks
+    assert columns["trainability@block"].slots == SPACE.common_slots("cifar10").blocks[1:]
     assert columns["macs"].unit == "MAC"
     assert {columns[name].direction for name in FOUR} == {"higher"}
 

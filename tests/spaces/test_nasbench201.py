@@ -90,7 +90,7 @@ def test_members_of_a_class_compute_one_function(pair, seed):
     """With the weights of corresponding layers a member gives what its representative does."""
     representative, member = pair
     ours, theirs = (SPACE.build(cell, "cifar10").model.double() for cell in (member, representative))
-    slots = SPACE.layer_slots("cifar10")
+    slots = SPACE.common_slots("cifar10").layers
     initialise(theirs, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for parameter in theirs.parameters():
@@ -171,7 +171,7 @@ def test_size_of_a_cell_without_dead_edges_is_that_of_its_network(dataset):
 @given(cells)
 def test_network_holds_the_live_edges_and_names_its_blocks(cell):
     built = SPACE.build(cell, "cifar10")
-    assert built.blocks == SPACE.block_slots("cifar10")
+    assert built.blocks == SPACE.common_slots("cifar10").blocks
     assert len(built.blocks) == 18
     for module in built.model.cells:
         if hasattr(module, "layers"):
@@ -213,7 +213,7 @@ class TestSlots:
     """Every place for a weighted layer has one name, whatever the cell."""
 
     def test_are_the_98_of_the_full_network(self):
-        slots = SPACE.layer_slots("cifar10")
+        slots = SPACE.common_slots("cifar10").layers
         assert len(slots) == len(set(slots)) == 1 + 15 * 6 + 2 * 3 + 1
         assert slots[:3] == ("stem", "cells.0.layers.0", "cells.0.layers.1")
         assert slots[31:35] == ("cells.5.conv_a", "cells.5.conv_b", "cells.5.downsample", "cells.6.layers.0")
@@ -222,18 +222,18 @@ class TestSlots:
     @settings(max_examples=20)
     @given(cells, st.booleans())
     def test_weighted_layers_fill_different_ones_in_their_order(self, cell, full):
-        slots = SPACE.layer_slots("cifar10")
+        slots = SPACE.common_slots("cifar10").layers
         positions = [slots.index(slot_of(name, slots)) for name in weighted_layers(cell, full)]
         assert positions == sorted(set(positions))
 
     def test_all_are_filled_where_every_edge_is_a_convolution(self):
-        slots = SPACE.layer_slots("cifar10")
+        slots = SPACE.common_slots("cifar10").layers
         assert [slot_of(name, slots) for name in weighted_layers(Cell(("nor_conv_1x1",) * 6), False)] == list(slots)
 
     @pytest.mark.parametrize("layer", ["cells.5.layers.1.op.1", "stems.0", "cells.3", ""])
     def test_a_layer_of_no_slot_is_named(self, layer):
         with pytest.raises(UsageError, match=f"layer '{layer}' fills no slot"):
-            slot_of(layer, SPACE.layer_slots("cifar10"))
+            slot_of(layer, SPACE.common_slots("cifar10").layers)
 
 
 def weighted_layers(cell, full):

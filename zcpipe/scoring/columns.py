@@ -9,12 +9,16 @@ from typing import Literal
 from zcpipe.proxies import Proxy, get_proxy
 from zcpipe.proxies.base import JacobianStatistic, Statistic
 from zcpipe.scoring.plan import statistics_of
-from zcpipe.spaces.base import Architecture, Space
+from zcpipe.spaces.base import Architecture, Slots, Space
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: proxies float64, counts int64, statistics a list of float32 in slot order."""
+    """One column of a table: proxies float64, counts int64, statistics a list of float32 in slot order.
+
+    ``slots`` is empty for all but statistics, and for those of a space whose architectures differ in their slots: there
+    `Space.slots` tells those of a row.
+    """
 
     name: str
     kind: Literal["proxy", "count", "statistic"]
@@ -43,7 +47,7 @@ def columns_of(space: Space[Architecture], dataset: str, proxies: Sequence[Proxy
             direction="none",
             scope=reader.scope,
             paper=reader.paper,
-            slots=_slots(space, dataset, statistic),
+            slots=_slots(space.common_slots(dataset), statistic),
         )
         for statistic in statistics_of(proxies)
         if statistic.node != "network"
@@ -52,11 +56,12 @@ def columns_of(space: Space[Architecture], dataset: str, proxies: Sequence[Proxy
     return (*scored, *counts, *statistics)
 
 
-def _slots(space: Space[Architecture], dataset: str, statistic: Statistic) -> tuple[str, ...]:
+def _slots(slots: Slots | None, statistic: Statistic) -> tuple[str, ...]:
+    if slots is None:
+        return ()
     if statistic.node == "layer":
-        return space.layer_slots(dataset)
-    blocks = space.block_slots(dataset)
-    return blocks[1:] if isinstance(statistic, JacobianStatistic) else blocks
+        return slots.layers
+    return slots.blocks[1:] if isinstance(statistic, JacobianStatistic) else slots.blocks
 
 
 def _of_proxy(proxy: Proxy, kind: Literal["proxy", "count"]) -> Column:

@@ -111,7 +111,8 @@ class ClassScorer:
     ) -> dict[str, object]:
         """Return the statistics of a member in its own slots."""
         full = {s.name for p in self._own for s in p.statistics}
-        slots = self._space.layer_slots(self._spec.dataset)
+        slots = self._space.slots(member, self._spec.dataset).layers
+        theirs = self._space.slots(representative, self._spec.dataset).layers
         moved = cache(partial(self._space.correspondence, representative, member, self._spec.dataset))
         values: dict[str, object] = {}
         for column in self.columns:
@@ -120,8 +121,8 @@ class ClassScorer:
                 found = own if name in full else shared
                 mean = _mean_statistic(name, found)
                 if mean is not None and node == "layer":
-                    placed = _in_slots(mean, found[0].layers[name], slots)
-                    mean = placed if name in full else _moved(placed, slots, moved())
+                    placed = _in_slots(mean, found[0].layers[name], slots if name in full else theirs)
+                    mean = placed if name in full else _moved(placed, theirs, moved(), slots)
                 values[column.name] = None if mean is None else mean.astype(np.float32)
         return values
 
@@ -141,7 +142,7 @@ class BuiltSubject:
         self._key = self._space.key(arch)
         self._models: dict[bool, tuple[nn.Module, str]] = {}  # by whether it is full: and how it was initialised
         self._probe = philox_probes(spec.seed, spec.space, self._key, repeat)
-        self.blocks: Sequence[str] = self._space.block_slots(spec.dataset)
+        self.blocks: Sequence[str] = self._space.slots(arch, spec.dataset).blocks
 
     @contextmanager
     def network(self, recipe: Recipe, full: bool) -> Iterator[nn.Module]:
@@ -237,13 +238,12 @@ def _in_slots(values: NDArray[np.float64], layers: Sequence[str], slots: Sequenc
     return placed
 
 
-def _moved(placed: NDArray[np.float64], slots: Sequence[str], origins: Mapping[str, str]) -> NDArray[np.float64]:
-    """Permute the representative's values to a member's own slots; slots of neither's live layers hold 0."""
-    position = {slot: i for i, slot in enumerate(slots)}
-    result = np.zeros(len(slots))
-    for slot, origin in origins.items():
-        result[position[slot]] = placed[position[origin]]
-    return result
+def _moved(
+    placed: NDArray[np.float64], theirs: Sequence[str], origins: Mapping[str, str], slots: Sequence[str]
+) -> NDArray[np.float64]:
+    """Move the representative's values to a member's own slots; slots of neither's live layers hold 0."""
+    value = dict(zip(theirs, placed.tolist(), strict=True))
+    return np.array([value[origins[slot]] if slot in origins else 0.0 for slot in slots])
 
 
 def _as_records(failures: Sequence[Failure]) -> list[dict[str, str]]:

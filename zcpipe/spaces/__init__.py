@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zcpipe.errors import unknown_name
 from zcpipe.registry import discover
-from zcpipe.spaces.base import Architecture, Built, Dataset, EnumerableSpace, Size, Space, slot_of
+from zcpipe.spaces.base import Architecture, Built, Dataset, EnumerableSpace, Size, Slots, Space, slot_of
 
 __all__ = [
     "Architecture",
@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "EnumerableSpace",
     "Size",
+    "Slots",
     "Space",
     "get_space",
     "list_spaces",

@@ -42,6 +42,21 @@ class Built:
     blocks: tuple[str, ...]  # names of the modules whose outputs are the block maps, in order of depth
 
 
+@dataclass(frozen=True)
+class Slots:
+    """The places of a full network that hold a node each, in order of depth.
+
+    Attributes:
+        blocks: the names of its block maps: those of `Built.blocks`, whatever was left out.
+        layers: its places for weighted layers, which are convolutions and linear layers. The name of a slot is the
+            module path of the layer that fills it, or one above it that holds no other weighted layer: `slot_of` finds
+            it. The order is that in which the layers stand in the network's ``named_modules()``.
+    """
+
+    blocks: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
 class Architecture(Hashable, Protocol):
     """One member of a space: frozen, hashable, and ``str`` gives its one canonical text."""
 
@@ -83,17 +98,12 @@ class Space(Hashable, Protocol[A]):
         """Return parameters and multiply-accumulates of the full architecture's network for ``dataset``."""
         ...
 
-    def block_slots(self, dataset: str) -> tuple[str, ...]:
-        """Return the names of all block maps a network of this space can have, in order of depth."""
+    def slots(self, arch: A, dataset: str) -> Slots:
+        """Return the nodes of the full architecture's network: what the values of its statistics belong to."""
         ...
 
-    def layer_slots(self, dataset: str) -> tuple[str, ...]:
-        """Return the names of all places for a weighted layer that a full network of this space has, in order of depth.
-
-        A weighted layer is a convolution or a linear layer. The name of a slot is the module path of the layer that
-        fills it, or one above it that holds no other weighted layer: `slot_of` finds it. The order is that in which
-        the layers stand in a network's ``named_modules()``.
-        """
+    def common_slots(self, dataset: str) -> Slots | None:
+        """Return the nodes that every network of this space has, None where they differ between architectures."""
         ...
 
     def correspondence(self, representative: A, member: A, dataset: str) -> Mapping[str, str]:

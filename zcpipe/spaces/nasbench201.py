@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
-from zcpipe.spaces.base import Built, Dataset, Size
+from zcpipe.spaces.base import Built, Dataset, Size, Slots
 from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, correspondence, live_edges
 from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, replica
 from zcpipe.spaces.permutation import permuted
@@ -167,13 +167,13 @@ class NasBench201:
         last = WIDTH << (STAGES - 1)
         return total + Size(2 * last + (last + 1) * spec.classes, last * spec.classes)
 
-    def block_slots(self, dataset: str) -> tuple[str, ...]:
-        """Return the stem's name and those of the 17 cells; the same for every cell and data set."""
-        return _block_names(CELLS_PER_STAGE)
+    def slots(self, arch: Cell, dataset: str) -> Slots:
+        """Return the slots that all networks of the space have."""
+        return self.common_slots(dataset)
 
-    def layer_slots(self, dataset: str) -> tuple[str, ...]:
-        """Return the 98 slots: stem, six edges of every cell, three layers of every reduction, classifier."""
-        return _SLOTS
+    def common_slots(self, dataset: str) -> Slots:
+        """Return 18 blocks, the stem and 17 cells, and 98 layers: of stem, six edges a cell, reductions, classifier."""
+        return Slots(_block_names(CELLS_PER_STAGE), _SLOTS)
 
     def correspondence(self, representative: Cell, member: Cell, dataset: str) -> dict[str, str]:
         """Return for each slot that the pruned network of ``member`` fills, in order, that of ``representative``.

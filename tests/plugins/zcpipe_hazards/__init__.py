@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from zcpipe.errors import UsageError
-from zcpipe.spaces.base import Built, Dataset, Size
+from zcpipe.spaces.base import Built, Dataset, Size, Slots
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Endless:
         width = self._width(arch)
         return Size(params=27 * width + 9 * width**2, macs=arch.number)  # macs differ within a key
 
-    def block_slots(self, dataset: str) -> tuple[str, ...]:
-        return ("first", "second")
+    def slots(self, arch: Member, dataset: str) -> Slots:
+        return self.common_slots(dataset)
 
-    def layer_slots(self, dataset: str) -> tuple[str, ...]:
-        return ("first", "second")
+    def common_slots(self, dataset: str) -> Slots:
+        return Slots(("first", "second"), ("first", "second"))
 
     def correspondence(self, representative: Member, member: Member, dataset: str) -> dict[str, str]:
-        return {slot: slot for slot in self.layer_slots(dataset)}
+        return {slot: slot for slot in self.common_slots(dataset).layers}
 
     def build(self, arch: Member, dataset: str, *, full: bool = False) -> Built:
         _act(_told(arch), arch)
