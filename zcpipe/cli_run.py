@@ -34,6 +34,9 @@ def run(
     archs: Annotated[Path | None, typer.Option(help="Score the architectures of a file, one text a line.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Shape of the task. [default: the space's first]")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels. [default: the dataset's own]")
+    ] = None,
     inputs: Annotated[
         str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
     ] = "noise",
@@ -84,6 +87,7 @@ def run(
             "proxies": tuple(proxy.name for proxy in asked),
             "selection": _selection(sample, range_, archs),
             "batch_size": batch_size,
+            "resolution": resolution,
             "inputs": inputs,
             "seed": seed,
             "repeats": repeats,
