@@ -37,7 +37,10 @@ from zcpipe.untrusted.unpickle import Limits
 
 READER_VERSION = 1
 
-_SPACES: Mapping[str, TransNasBench101Micro | TransNasBench101Macro] = {"micro": TransNasBench101Micro(), "macro": TransNasBench101Macro()}
+_SPACES: Mapping[str, TransNasBench101Micro | TransNasBench101Macro] = {
+    "micro": TransNasBench101Micro(),
+    "macro": TransNasBench101Macro(),
+}
 _SPLITS = {"valid": "valid", "val": "valid", "test": "test"}  # by how a metric's name begins
 _PERCENT = ("top1", "top5", "acc", "mIoU")
 _NUMBERS = frozenset({int, float})

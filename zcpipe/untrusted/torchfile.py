@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from zcpipe.errors import DataError
-from zcpipe.untrusted.plain import PLAIN_GLOBALS, Globals
+from zcpipe.untrusted.plain import PLAIN_GLOBALS, Globals, encoded
 from zcpipe.untrusted.stream import Progress, reading
 from zcpipe.untrusted.unpickle import Limits, OnDict, load
+
+# Torch pickles under protocol 2, where the bytes of numpy scalars are texts to encode.
+TORCH_GLOBALS: Globals = {**PLAIN_GLOBALS, ("_codecs", "encode"): encoded}
 
 _ZIP = b"PK\x03\x04"
 _OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # torch's magic number and version, pickled
@@ -30,7 +33,7 @@ def load_torch(
     *,
     limits: Limits | None = None,
     on_dict: OnDict | None = None,
-    names: Globals = PLAIN_GLOBALS,
+    names: Globals = TORCH_GLOBALS,
     progress: Progress | None = None,
 ) -> Any:  # noqa: ANN401 - the file decides; callers check every type they use
     """Read the object that ``torch.save`` wrote.
