@@ -7,9 +7,10 @@ and double the channels, so that its skips are the weighted `FactorizedReduce` a
 nodes only.
 
 Built is what the benchmark trained for its two classification tasks, at the 256 x 256 pixels and with the 75 and 47
-classes of its training configurations (the FLOPs in the benchmark's own file were counted at 224 x 224). Of the other
-tasks the encoder is this one, and what reads its blocks alone, as AZ-NAS does, is the same for them; their heads are
-not built: the regression of room layouts, the decoders of the pixel tasks, and jigsaw's classifier over nine tiles.
+classes of its training configurations (the FLOPs in the benchmark's own file were counted at 224 x 224). The heads of
+the other five tasks are not built: the regression of room layouts, the decoders of the three pixel tasks, and jigsaw's
+classifier over nine tiles of 64 x 64. Their encoder is this one; but for jigsaw's it sees images of this size, so that
+what is read of its blocks is the same for them.
 
 Parameters and multiply-accumulates are proved against those that NAS-Bench-Suite-Zero published for networks of the
 benchmark's code (there with 63 classes for scenes), not against the benchmark's own file.
