@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -223,6 +224,7 @@ class Convolution:
 
 
 Step = tuple[int, int, Layer]  # source, target, what leads from one to the other
+RunDead = Callable[[Mapping[int, Tensor]], None]  # shows taps the dead layers, given the live nodes
 
 
 def fast_chain(chain: Convolution, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -240,8 +242,10 @@ def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> C
     steps, others = useful_steps(cell, layers)
     if not makes_output(steps, cell.output):
         return None
-    watched = taps is not None and (taps.relus or taps.norms)
-    return _forward(steps, cell.output, cell.forward, taps, others if watched else ())
+    dead = None
+    if others and taps is not None and (taps.relus or taps.norms):
+        dead = partial(_run_dead, steps=others, taps=taps, zeros=cell.zeros)
+    return _forward(steps, cell.output, cell.forward, taps, dead)
 
 
 def _forward(
@@ -249,7 +253,7 @@ def _forward(
     output: int,
     original: Callable[[Tensor], Tensor],
     taps: Taps | None,
-    dead: Sequence[Step] = (),
+    dead: RunDead | None = None,
 ) -> Callable[[Tensor], Tensor]:
     chains = [layer for _, _, layer in steps if isinstance(layer, Convolution)] if taps is not None else []
 
@@ -283,16 +287,18 @@ def makes_output(steps: Sequence[tuple[int, int, Any]], output: int) -> bool:
     return len(arriving) > 1 or any(layer.makes_new for layer in arriving)
 
 
-def _run_dead(live: Mapping[int, Tensor], steps: Sequence[Step], taps: Taps) -> None:
+def _run_dead(
+    live: Mapping[int, Tensor], *, steps: Sequence[Step], taps: Taps, zeros: Callable[[Tensor], Tensor]
+) -> None:
     """Show dead layers to taps. Where these ask for no norms, only layers run that others of them need; see `Dag`."""
     nodes = dict(live)
     read = {source for source, _, _ in steps}
     for source, target, layer in steps:
         if source not in nodes:  # nothing arrives there
             if layer.keeps_zero:
-                layer.show_zeros(nodes[0])
+                layer.show_zeros(zeros(nodes[0]))
                 continue
-            nodes[source] = torch.zeros_like(nodes[0])
+            nodes[source] = zeros(nodes[0])
         x = nodes[source]
         if target in read and target not in live:
             nodes[target], _ = layer.forward(x, nodes.get(target), own=False)
@@ -328,7 +334,7 @@ class _Cell(torch.autograd.Function):
         steps: Sequence[Step],
         output: int,
         taps: Taps | None,
-        dead: Sequence[Step],
+        dead: RunDead | None,
         *parameters: Tensor | None,  # of the convolutions, in order, where taps are given
     ) -> Tensor:
         nodes = Nodes(0, x)
@@ -339,8 +345,8 @@ class _Cell(torch.autograd.Function):
                 value, kept = layer.forward(nodes.values[source], total, own)
                 nodes.put(target, value, own or layer.makes_new or total is not None)
                 ctx.kept.append(kept)
-            if taps is not None and dead:
-                _run_dead(nodes.values, dead, taps)
+            if dead is not None:
+                dead(nodes.values)
         return nodes.values[output]
 
     @staticmethod

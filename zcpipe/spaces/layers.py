@@ -103,7 +103,7 @@ class Dag(nn.Module):
     Attributes:
         edges: (source, target) of each layer, ordered by target, so that a node is whole before anything reads it.
         layers: the layers of the edges, in their order.
-        output: the node that the cell returns; zeros of its input's shape if no edge leads to it.
+        output: the node that the cell returns; `zeros` if no edge leads to it.
         dead: names of the dead layers.
     """
 
@@ -128,7 +128,11 @@ class Dag(nn.Module):
                 nodes[target] = add_to(nodes.get(target), layer, nodes[source])
         if self.dead:
             self._run_dead({node: value.detach() for node, value in nodes.items()})
-        return nodes[self.output] if self.output in nodes else x.new_zeros(x.shape)
+        return nodes[self.output] if self.output in nodes else self.zeros(x)
+
+    def zeros(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        """Return a node to which no edge leads: zeros of the input's shape, unless a cell's nodes have another."""
+        return torch.zeros_like(x)
 
     @torch.no_grad()
     def _run_dead(self, live: Mapping[int, Tensor]) -> None:
@@ -137,7 +141,7 @@ class Dag(nn.Module):
         for (source, target), (name, layer) in zip(self.edges, self.layers.items(), strict=True):
             if name in self.dead:
                 if source not in nodes:
-                    nodes[source] = torch.zeros_like(nodes[0])
+                    nodes[source] = self.zeros(nodes[0])
                 total = add_to(None if target in live else nodes.get(target), layer, nodes[source])
                 if target not in live:
                     nodes[target] = total
