@@ -24,10 +24,12 @@ def values(cell, epochs, repeat):
     return 7.5 * epochs + repeat, start + 0.6, start + 0.3, start + 0.2
 
 
+@functools.cache
 def params(cell):
     return SPACE.size(cell, "cifar10").params
 
 
+@functools.cache
 def written(cell):
     """Adjacency row by row, and operations, as the benchmark writes them."""
     return "".join(map(str, cell.adjacency.ravel())), ",".join(cell.operations)
@@ -47,6 +49,7 @@ def evaluation(epoch, numbers, path=""):
     return b"".join(fields) + (b"\x32" + varint(len(path)) + path.encode() if path else b"")
 
 
+@functools.cache
 def message(cell, epochs, repeat):
     parts = [
         evaluation(0.0, (0.0, 0.1, 0.1, 0.1), "model.ckpt-0"),
