@@ -48,9 +48,9 @@ class Cell:
     code: int
 
     def __str__(self) -> str:
-        adjacency = self.adjacency
+        adjacency, operations = nasbench101_decode(self.code)
         rows = ("".join(map(str, row[v + 1 :])) for v, row in enumerate(adjacency[:-1].tolist()))
-        return f"{'.'.join(rows)}:{','.join(self.operations)}"
+        return f"{'.'.join(rows)}:{','.join(('input', *operations, 'output'))}"
 
     @property
     def adjacency(self) -> NDArray[np.int8]:  # [vertices, vertices]

@@ -52,7 +52,7 @@ _COLUMNS = {"validation": "cifar10_val", "test": "cifar10_test", "train": "cifar
 def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
     """Read a file of NAS-Bench-101 into the columns this module's documentation names.
 
-    The space's own arrays apart, memory does not grow with a TFRecord file.
+    A TFRecord file is read in pieces; what is kept is a place for each cell, however many its trainings.
 
     Args:
         path: the file.
