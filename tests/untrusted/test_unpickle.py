@@ -126,7 +126,6 @@ SPAWN = [
     datetime.date(2020, 1, 1),
     np.arange(3),
     complex(1, 2),
-    bytearray(b"x"),
     slice(1),
     range(3),
     len,
@@ -409,7 +408,7 @@ def test_unreadable_file():
 @given(
     st.sampled_from(["u1", "<i4", ">i8", "<f4", "|b1"]),
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    st.sampled_from([2, 3, 4]),
+    st.sampled_from([2, 3, 4, 5]),
 )
 def test_arrays_of_plain_numbers(code, shape, protocol):
     array = np.arange(np.prod(shape)).reshape(shape).astype(code)
@@ -450,8 +449,28 @@ def test_arrays_that_are_not_what_they_say(state):
     refused(array_with(state), names=ARRAY_GLOBALS)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"four", np.dtype("u1"), (5,), "C"),
+        (b"four", np.dtype("u1"), (-2, -2), "C"),
+        (b"four", np.dtype("u1"), (1 << 40, 1 << 40), "C"),
+        (b"four", np.dtype("u1"), (2, 2), "F"),
+        (b"x", np.dtype("u1"), (1,) * 40, "C"),
+        ([print], np.dtype("O"), (1,), "C"),
+        ("four", np.dtype("u1"), (4,), "C"),
+        (b"four", "u1", (4,), "C"),
+        (b"four", np.dtype("u1"), (4,)),
+    ],
+)
+def test_arrays_of_protocol_5_that_are_not_what_they_say(arguments):
+    maker = np.zeros(1).__reduce_ex__(5)[0]
+    refused(pickle.dumps(Call(maker, *arguments), protocol=5), names=ARRAY_GLOBALS)
+
+
 def test_arrays_are_refused_where_none_belong():
     refused(pickle.dumps(np.zeros(3)), "_reconstruct", "nothing in it was run")
+    refused(pickle.dumps(np.zeros(3), protocol=5), "_frombuffer", "nothing in it was run")
 
 
 def test_texts_of_python_2_are_bytes_and_its_memo_begins_at_1():
@@ -460,7 +479,19 @@ def test_texts_of_python_2_are_bytes_and_its_memo_begins_at_1():
     }
 
 
+def test_byte_arrays_are_bytes():
+    assert load(b"\x80\x05\x96\x02" + bytes(7) + b"ab.", "some.pickle") == b"ab"
+    refused(pickle.dumps(bytearray(b"x"), protocol=4), "builtins.bytearray", "nothing in it was run")
+
+
 def test_a_single_item_may_not_be_larger_than_its_reader_expects():
     data = pickle.dumps(b"x" * 100, protocol=4)
     assert load(data, "some.pickle", limits=Limits(item=200)) == b"x" * 100
     refused(data, "a single item of", limits=Limits(item=50))
+
+
+def test_texts_longer_than_wanted_come_out_empty():
+    tree = {"short": "x" * 20, "y" * 21: ["y" * 21, "x" * 20]}
+    for protocol in (2, 4):
+        read = load(pickle.dumps(tree, protocol), "some.pickle", limits=Limits(text=20))
+        assert read == {"short": "x" * 20, "": ["", "x" * 20]}

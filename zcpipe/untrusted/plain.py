@@ -84,6 +84,15 @@ class Array:
         self.value = np.frombuffer(data, plain).reshape(shape)
 
 
+def array_of(data: object, dtype: object, shape: object, order: object) -> Array:
+    """Make an array from its content: how numpy writes one under protocol 5."""
+    if order != "C":
+        raise Forbidden("a numpy array that is no block of plain numbers in C order")
+    array = Array.__new__(Array)
+    array.set_state((1, shape, dtype, False, data))
+    return array
+
+
 def no_array(*arguments: object) -> object:
     """Stand in for ``numpy.ndarray``, which arrays are made from and nobody calls."""
     raise Forbidden("a call of numpy.ndarray")
@@ -130,5 +139,7 @@ ARRAY_GLOBALS: Globals = {
     ("numpy", "ndarray"): no_array,
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,
+    ("numpy.core.numeric", "_frombuffer"): array_of,
+    ("numpy._core.numeric", "_frombuffer"): array_of,
     ("_codecs", "encode"): encoded,
 }

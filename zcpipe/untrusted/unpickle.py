@@ -7,7 +7,7 @@ counts what they build against limits, and lets a reader drop what it does not n
 
 A global is a name looked up in a table such as `PLAIN_GLOBALS`; nothing is imported, and the only calls are to that
 table's functions. Understood are the binary opcodes of protocols 2 to 5. Ordered dicts come out as plain dicts, numpy
-scalars as Python numbers, Python 2's texts, which may hold anything, as bytes.
+scalars as Python numbers, byte arrays and Python 2's texts, which may hold anything, as bytes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ class Limits:
             a hundred bytes of memory.
         memo: entries of the memo, of the stack and of its marks.
         item: bytes of a single text or of a single array's content.
+        text: bytes of a text that is kept; in the place of a longer one there is an empty text.
     """
 
     content: int = 64 << 20
     objects: int = 2_000_000
     memo: int = 2_000_000
     item: int = 4 << 20
+    text: int = 4 << 20
 
 
 OnDict = Callable[[dict[Any, Any]], int]
@@ -149,6 +151,7 @@ class _Machine:
             "SHORT_BINBYTES": self._bytes,
             "BINBYTES": self._bytes,
             "BINBYTES8": self._bytes,
+            "BYTEARRAY8": lambda data: self._bytes(bytes(data)),
             "EMPTY_LIST": lambda _: self._made([], 1),
             "EMPTY_TUPLE": lambda _: push(()),
             "EMPTY_SET": lambda _: self._made(set(), 4),
@@ -262,6 +265,9 @@ class _Machine:
 
     def _text(self, text: str) -> None:
         code = text.encode("utf-8")  # fails for what is no text, which pickletools lets through
+        if len(code) > self.limits.text:
+            self.stack.append("")
+            return
         if code not in self.texts:
             self.texts[code] = text
             self.objects += 2 + len(code) // WEIGHT
