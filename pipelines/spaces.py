@@ -62,16 +62,16 @@ POPULATIONS = (
     Population("enas", "nds/enas", "imagenet", "nds/ENAS_in.json", "imagenet_test_50"),
     Population("amoeba", "nds/amoeba", "imagenet", "nds/Amoeba_in.json", "imagenet_test_50"),
     Population("resnext-a", "nds/resnext-a", "imagenet", "nds/ResNeXt-A_in.json", "imagenet_test_50"),
-    Population("nasbench101", "nasbench101", "cifar10", "nasbench101_sample.parquet", "accuracy"),
+    Population("nasbench101", "nasbench101", "cifar10", "nasbench101_sample.parquet", "cifar10_acc_108"),
 )
 
 
 def _nasbench101(file: Path, target: str) -> pa.Table:
     space, rows = get_space("nasbench101"), pq.read_table(file)
     texts = [
-        str(space.cell(adjacency, operations))  # type: ignore[attr-defined]
+        str(space.cell(json.loads(adjacency), json.loads(operations)))  # type: ignore[attr-defined]
         for adjacency, operations in zip(rows["adjacency"].to_pylist(), rows["ops"].to_pylist(), strict=True)
-    ]
+    ]  # both are lists as JSON
     return pa.table({"arch": texts, target: rows[target]})
 
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         default=Path(data) if data else None,
         required=not data,
-        help="directory with nds/*_in.json and nasbench101_sample.parquet (columns adjacency, ops, accuracy)",
+        help="directory with nds/*_in.json and nasbench101_sample.parquet (columns adjacency, ops, cifar10_acc_108)",
     )
     parser.add_argument("--images", metavar="KIND:PATH", help="real images for CIFAR-10, as zcpipe run --inputs")
     parser.add_argument("--populations", default=",".join(p.name for p in POPULATIONS), help="which, by their names")
