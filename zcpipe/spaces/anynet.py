@@ -143,10 +143,6 @@ class AnyNetSpace:
         self._check(arch)
         return arch
 
-    def dataset_of_entry(self, net: Mapping[str, Any]) -> str:
-        """Return the data set that an entry's network, which `from_entry` reads, is for: its stem's stride says so."""
-        return "cifar10" if net["ss"][0] == 1 else "imagenet"
-
     def sample(self, seed: int, i: int, dataset: str = "cifar10") -> AnyNet:
         """Return the ``i``-th random network under ``seed``, of those that were drawn for a data set."""
         self._dataset(dataset)
