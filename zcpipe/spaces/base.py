@@ -150,7 +150,7 @@ class KeyedAtOnce(Protocol):
 
 
 @runtime_checkable
-class DrawsByDataset(Protocol[A]):
+class DrawsByDataset(Space[A], Protocol[A]):
     """What a space offers besides whose benchmark drew other architectures for other data sets."""
 
     def sample_for(self, dataset: str, seed: int, i: int) -> A:

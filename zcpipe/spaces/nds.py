@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
@@ -19,7 +19,8 @@ from zcpipe.spaces.genotypes import GENOTYPE_SPACES
 from zcpipe.spaces.nds_files import Family, Progress, read
 from zcpipe.spaces.nds_verify import verify
 
-FAMILIES: tuple[Family, ...] = (*GENOTYPE_SPACES, *ANYNET_SPACES)
+# A cast, for a protocol's attributes can be set, and those of frozen spaces cannot.
+FAMILIES = cast(tuple[Family, ...], (*GENOTYPE_SPACES, *ANYNET_SPACES))
 
 Network = Any
 """An architecture: of whichever class its sub-space has."""

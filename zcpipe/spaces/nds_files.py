@@ -97,10 +97,7 @@ def read(path: Path, families: Mapping[str, Family], progress: Progress | None =
 
 def _files(path: Path, families: Mapping[str, Family]) -> list[Path]:
     with reading(path):
-        if not path.is_dir():
-            files = [path]
-        else:
-            files = sorted(path.glob("*.json"))
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: holds no JSON files; give the directory that has DARTS_in.json and the others")
     titles = {file: Title.of(file).family for file in files}

@@ -13,7 +13,7 @@ was counted in two ways:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,7 @@ class _Counter:
             case nn.Conv2d():
                 weights, (height, width) = layer.weight[0].numel(), output.shape[2:]
                 self.macs += weights * layer.out_channels * height * width
-                sides = [
-                    (side + 2 * int(padding) - kernel) // stride + 1
-                    for side, padding, kernel, stride in zip(
-                        inputs[0].shape[2:], layer.padding, layer.kernel_size, layer.stride, strict=True
-                    )
-                ]
-                self.undilated += weights * layer.out_channels * math.prod(sides)
+                self.undilated += weights * layer.out_channels * math.prod(_undilated_sides(layer, inputs[0]))
             case nn.Linear():
                 self.macs += layer.weight.numel()
                 self.undilated += layer.weight.numel()
@@ -70,6 +64,12 @@ class _Counter:
         if family in _STANDARD:
             return self.macs + 5 * self.normed + self.biases
         return self.undilated + self.rectified + self.pooled + self.biases
+
+
+def _undilated_sides(layer: nn.Conv2d, images: Tensor) -> Iterator[int]:
+    """Yield the height and width that a convolution's output would have without its dilation."""
+    for axis, (kernel, stride) in enumerate(zip(layer.kernel_size, layer.stride, strict=True)):
+        yield (images.shape[2 + axis] + 2 * int(layer.padding[axis]) - kernel) // stride + 1
 
 
 def verify(entries: Sequence[Entry], families: Mapping[str, Family], progress: Progress | None) -> Verification:
@@ -111,7 +111,7 @@ def verify(entries: Sequence[Entry], families: Mapping[str, Family], progress: P
 def _dataset(entry: Entry) -> str:
     if entry.dataset is None:
         raise DataError(
-            f"{entry.file}: its name does not say on which data set; call it as the benchmark does, such as DARTS_in.json"
+            f"{entry.file}: its name does not say which data set; call it as the benchmark does, such as DARTS_in.json"
         )
     return entry.dataset
 
