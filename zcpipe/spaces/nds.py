@@ -106,4 +106,5 @@ class NdsSpace:
         return self.families[arch.family]
 
 
-SPACES = (*(NdsSpace(family.name, (family,)) for family in FAMILIES), NdsSpace("nds", FAMILIES))
+NDS = NdsSpace("nds", FAMILIES)
+SPACES = (*(NdsSpace(family.name, (family,)) for family in FAMILIES), NDS)

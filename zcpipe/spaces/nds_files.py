@@ -163,3 +163,16 @@ def count_of(entry: Entry, field: str) -> int:
     if type(value) is not int or value < 0:
         raise DataError(f"{entry.where}: {field} is {shown(value)}, no count")
     return value
+
+
+def dataset_of(entry: Entry) -> str:
+    """Return the data set of an entry.
+
+    Raises:
+        DataError: nothing says which.
+    """
+    if entry.dataset is None:
+        raise DataError(
+            f"{entry.file}: its name does not say which data set; call it as the benchmark does, such as DARTS_in.json"
+        )
+    return entry.dataset

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zcpipe.errors import DataError
 from zcpipe.spaces.anynet import ANYNET_SPACES
 from zcpipe.spaces.base import Architecture, Dataset, Entry, Verification
-from zcpipe.spaces.nds_files import Family, Progress, count_of
+from zcpipe.spaces.nds_files import Family, Progress, count_of, dataset_of
 
 _STANDARD = {space.family for space in ANYNET_SPACES}
 
@@ -81,7 +80,7 @@ def verify(entries: Sequence[Entry], families: Mapping[str, Family], progress: P
     mismatches: list[dict[str, Any]] = []
     params_equal = macs_equal = 0
     for done, entry in enumerate(entries, start=1):
-        dataset = _dataset(entry)
+        dataset = dataset_of(entry)
         arch: Any = entry.arch
         family = families[arch.family]
         expected = {"params": count_of(entry, "params"), "flops": count_of(entry, "flops")}
@@ -106,14 +105,6 @@ def verify(entries: Sequence[Entry], families: Mapping[str, Family], progress: P
         if progress is not None:
             progress(done, len(entries))
     return Verification(len(entries), params_equal, macs_equal, tuple(mismatches))
-
-
-def _dataset(entry: Entry) -> str:
-    if entry.dataset is None:
-        raise DataError(
-            f"{entry.file}: its name does not say which data set; call it as the benchmark does, such as DARTS_in.json"
-        )
-    return entry.dataset
 
 
 def _count(family: Family, arch: Architecture, dataset: Dataset) -> tuple[int, _Counter]:
