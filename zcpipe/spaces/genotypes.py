@@ -13,7 +13,7 @@ after ``~``, and those that are concatenated. How often paths were dropped in tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import combinations, count, product
@@ -314,11 +314,11 @@ def _listed(nodes: tuple[int, ...]) -> str:
     return ", ".join(map(str, nodes))
 
 
-def _beside(value: int, options: Iterator[int]) -> list[int]:
+def _beside(value: int, options: Iterable[int]) -> list[int]:
     """Return the next smaller and the next larger option, where there is one."""
-    others = set(options) - {value}
-    below, above = [o for o in others if o < value], [o for o in others if o > value]
-    return [max(below)] * bool(below) + [min(above)] * bool(above)
+    ordered = sorted({*options, value})
+    at = ordered.index(value)
+    return ordered[max(at - 1, 0) : at] + ordered[at + 1 : at + 2]
 
 
 def _dice(stream: Stream, rolls: int) -> Callable[[int], int]:
