@@ -8,10 +8,12 @@ nodes 0 and 1 halve the pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from zcpipe.errors import UsageError
 from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, correspondence, live_edges
 
 Edge = tuple[str, int]
@@ -37,6 +39,9 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 INPUTS = 2
 
+_TEXT = re.compile(r"(\S+) w(\d{1,9}) d(\d{1,9})( aux)? normal (\S+) reduce (\S+)", re.ASCII)
+_EDGE = re.compile(r"(\w+)~(\d{1,9})", re.ASCII)
+_CONCAT = re.compile(r"\d{1,9}(,\d{1,9})*", re.ASCII)
 _NUMBERS = {name: number for number, name in enumerate(OPERATIONS)}
 _HALVING = len(OPERATIONS)  # what a skip is where it halves the pixels: two convolutions
 
@@ -139,6 +144,44 @@ def loose_ends(nodes: Sequence[tuple[Edge, Edge]]) -> tuple[int, ...]:
     """Return the nodes that no other reads."""
     read = {source for node in nodes for _, source in node}
     return tuple(node for node in range(INPUTS, INPUTS + len(nodes)) if node not in read)
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What an architecture's text says, as yet unchecked: for each kind of cell its edges and concatenated nodes."""
+
+    family: str
+    width: int
+    depth: int
+    aux: bool
+    cells: Mapping[str, tuple[list[Edge], list[int]]]
+
+
+def split_text(text: str) -> TextParts:
+    """Take an architecture's text apart.
+
+    Raises:
+        UsageError: it has not the form of one.
+    """
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise UsageError("expected '<family> w<width> d<depth> normal <cell> reduce <cell>'")
+    family, width, depth, aux, normal, reduce = match.groups()
+    cells = {kind: _split_cell(kind, cell) for kind, cell in (("normal", normal), ("reduce", reduce))}
+    return TextParts(family, int(width), int(depth), aux is not None, cells)
+
+
+def _split_cell(kind: str, text: str) -> tuple[list[Edge], list[int]]:
+    body, _, concat = text.partition("@")
+    edges: list[Edge] = []
+    for number, node in enumerate(body.split("+"), start=INPUTS):
+        matches = [match for edge in node[1:-1].split("|") if (match := _EDGE.fullmatch(edge))]
+        if len(matches) != 2 or node != "|" + "".join(f"{match[0]}|" for match in matches):
+            raise UsageError(f"{kind}: node {number} must be two edges such as '|none~0|none~1|', got {node!r:.80}")
+        edges += [(match[1], int(match[2])) for match in matches]
+    if not _CONCAT.fullmatch(concat):
+        raise UsageError(f"{kind}: expected the concatenated nodes at its end, such as '@2,3', got {concat!r:.80}")
+    return edges, [int(node) for node in concat.split(",")]
 
 
 @lru_cache(maxsize=1024)

@@ -249,7 +249,9 @@ class _Cell(nn.Module):
         for number, (operation, source) in enumerate(cell.edges):
             if cell.live[number] or (full and operation != "none"):
                 kind = (operation, self.stride if source < INPUTS else 1)
-                layers[str(number)] = replica(made[kind]) if kind in made else _operation(kind[0], self.channels, kind[1])
+                layers[str(number)] = (
+                    replica(made[kind]) if kind in made else _operation(kind[0], self.channels, kind[1])
+                )
                 made[kind] = layers[str(number)]
         self.ops = nn.ModuleDict(layers)
         self.ends = {number: (cell.edges[int(number)][1], INPUTS + int(number) // 2) for number in layers}

@@ -13,23 +13,19 @@ after ``~``, and those that are concatenated. How often paths were dropped in tr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import combinations, count
+from itertools import combinations, count, product
 from typing import Any
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size, Slots
-from zcpipe.spaces.genotype_cells import INPUTS, Cell, CellNetwork, Edge, loose_ends
+from zcpipe.spaces.genotype_cells import INPUTS, Cell, CellNetwork, Edge, loose_ends, split_text
 from zcpipe.spaces.genotype_networks import GenotypeNetwork, published_flops, size_of, slots_of
 
 MAX_WIDTH, MAX_DEPTH = 1024, 64  # far beyond what was published
-
-_TEXT = re.compile(r"(\S+) w(\d{1,9}) d(\d{1,9})( aux)? normal (\S+) reduce (\S+)", re.ASCII)
-_EDGE = re.compile(r"(\w+)~(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class GenotypeSpace:
         loose: whether a cell's output is the nodes that no other reads, and not all of them.
         scales: its datasets, the first being the one whose widths and depths are drawn from unless another is named.
         strict: whether the two edges of a node read different nodes, the lower one first, and whether there are no
-            widths and depths but those of ``scales``.
+            widths and depths but those of ``scales`` and no auxiliary classifier.
     """
 
     name: str
@@ -118,7 +114,7 @@ class GenotypeSpace:
             i: which draw.
             dataset: whose widths and depths to draw from; the space's first dataset's where none is named.
         """
-        scale = self.scales[0] if dataset is None else self.scales[list(self.datasets).index(self._dataset(dataset).name)]
+        scale = self.scales[0] if dataset is None else self._scale(dataset)
         for attempt in count():
             arch = self._drawn(Stream.of(seed, self.name, scale.dataset.name, i, f"sample:{attempt}"), scale)
             if scale.below is None or size_of(arch, scale.dataset).params < scale.below:
@@ -159,15 +155,15 @@ class GenotypeSpace:
 
         Multiply-accumulates are those of convolutions and the classifier; `published_flops` counts as the files do.
         """
-        return size_of(arch, self._dataset(dataset))
+        return size_of(arch, self._scale(dataset).dataset)
 
     def published_flops(self, arch: CellNetwork, dataset: str) -> int:
         """Return the ``flops`` of the official files; see `zcpipe.spaces.genotype_networks.published_flops`."""
-        return published_flops(arch, self._dataset(dataset))
+        return published_flops(arch, self._scale(dataset).dataset)
 
     def slots(self, arch: CellNetwork, dataset: str) -> Slots:
         """Return the stems and cells, and the convolutions and the classifiers of the full network."""
-        return slots_of(arch, self._dataset(dataset))
+        return slots_of(arch, self._scale(dataset).dataset)
 
     def common_slots(self, dataset: str) -> None:
         """Return None: architectures differ in their slots."""
@@ -213,30 +209,28 @@ class GenotypeSpace:
                 as batch norms have bias 0: a dead edge whose input nothing reaches adds its bias to a live node there,
                 nothing here.
         """
-        model = GenotypeNetwork(arch, self._dataset(dataset), full=full)
+        model = GenotypeNetwork(arch, self._scale(dataset).dataset, full=full)
         return Built(model, model.block_names)
 
-    def _dataset(self, name: str) -> Dataset:
-        if name not in self.datasets:
-            raise unknown_name("dataset", name, self.datasets)
-        return self.datasets[name]
+    def _scale(self, dataset: str) -> Scale:
+        for scale in self.scales:
+            if scale.dataset.name == dataset:
+                return scale
+        raise unknown_name("dataset", dataset, self.datasets)
 
     def _parsed(self, text: str) -> CellNetwork:
-        match = _TEXT.fullmatch(text)
-        if match is None:
-            raise UsageError(f"expected '{self.family} w<width> d<depth> normal <cell> reduce <cell>'")
-        family, width, depth, aux, *cells = match.groups()
-        if family != self.family:
-            raise UsageError(f"the architectures of {self.name} begin with {self.family!r}, not {family!r:.40}")
-        normal, reduce = (self._cell(kind, *_split(kind, cell)) for kind, cell in zip(("normal", "reduce"), cells))
-        return self._network(int(width), int(depth), normal, reduce, aux is not None)
+        parts = split_text(text)
+        if parts.family != self.family:
+            raise UsageError(f"the architectures of {self.name} begin with {self.family!r}, not {parts.family!r:.40}")
+        normal, reduce = (self._cell(kind, *parts.cells[kind]) for kind in ("normal", "reduce"))
+        return self._network(parts.width, parts.depth, normal, reduce, parts.aux)
 
     def _network(self, width: int, depth: int, normal: Cell, reduce: Cell, aux: bool) -> CellNetwork:
         if self.strict:
-            known = [(w, d) for scale in self.scales for w in scale.widths for d in scale.depths]
-            if (width, depth) not in known:
-                listed = ", ".join(f"w{w} d{d}" for w, d in known)
-                raise UsageError(f"got w{width} d{depth}, expected {listed}")
+            known = [f"w{w} d{d}" for scale in self.scales for w in scale.widths for d in scale.depths]
+            got = f"w{width} d{depth}" + " aux" * aux
+            if got not in known:
+                raise UsageError(f"got {got}, expected {' or '.join(known)}")
         if width % 2 or not 2 <= width <= MAX_WIDTH:
             raise UsageError(f"width: got {width}, expected an even number from 2 to {MAX_WIDTH}")
         if not 1 <= depth <= MAX_DEPTH:
@@ -264,8 +258,10 @@ class GenotypeSpace:
         return Cell(nodes, asked)
 
     def _edge(self, kind: str, node: int, edge: object) -> Edge:
-        if not isinstance(edge, (list, tuple)) or len(edge) != 2 or type(edge[0]) is not str or type(edge[1]) is not int:
-            raise UsageError(f"{kind}: node {node} has the edge {edge!r:.80}, expected an operation and a node's number")
+        if not isinstance(edge, (list, tuple)) or list(map(type, edge)) != [str, int]:
+            raise UsageError(
+                f"{kind}: node {node} has the edge {edge!r:.80}, expected an operation and a node's number"
+            )
         operation, source = edge
         if operation not in self.operations:
             raise UsageError(f"{kind}: node {node}: {unknown_name('operation', operation[:80], self.operations)}")
@@ -286,7 +282,7 @@ class GenotypeSpace:
         nodes = []
         for node in range(INPUTS, INPUTS + self.nodes):
             first, second = (self.operations[roll(len(self.operations))] for _ in range(2))
-            pairs = list(combinations(range(node), 2)) if self.strict else [(a, b) for a in range(node) for b in range(node)]
+            pairs = list(combinations(range(node), 2) if self.strict else product(range(node), repeat=2))
             sources = pairs[roll(len(pairs))]
             nodes.append(((first, sources[0]), (second, sources[1])))
         return Cell(tuple(nodes), self._concat(tuple(nodes)))
@@ -306,21 +302,6 @@ class GenotypeSpace:
         yield from ((edge[0], source) for source in range(node) if source != edge[1])
 
 
-def _split(kind: str, text: str) -> tuple[list[Any], list[Any]]:
-    """Split a cell's text into edges and the concatenated nodes."""
-    body, _, concat = text.partition("@")
-    edges: list[Any] = []
-    for number, node in enumerate(body.split("+"), start=INPUTS):
-        pair = node[1:-1].split("|")
-        matches = [_EDGE.fullmatch(edge) for edge in pair]
-        if not (node.startswith("|") and node.endswith("|")) or len(pair) != 2 or None in matches:
-            raise UsageError(f"{kind}: node {number} must be two edges such as '|none~0|none~1|', got {node!r:.80}")
-        edges += [(match[1], int(match[2])) for match in matches if match]
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", concat, re.ASCII):
-        raise UsageError(f"{kind}: expected the concatenated nodes at its end, such as '@2,3', got {concat!r:.80}")
-    return edges, [int(node) for node in concat.split(",")]
-
-
 def _field(entry: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401 - of that kind
     if not isinstance(entry, Mapping) or name not in entry:
         raise UsageError(f"lacks {name!r}")
@@ -333,11 +314,11 @@ def _listed(nodes: tuple[int, ...]) -> str:
     return ", ".join(map(str, nodes))
 
 
-def _beside(value: int, options: Iterator[int]) -> list[int]:
+def _beside(value: int, options: Iterable[int]) -> list[int]:
     """Return the next smaller and the next larger option, where there is one."""
-    others = set(options) - {value}
-    below, above = [o for o in others if o < value], [o for o in others if o > value]
-    return [max(below)] * bool(below) + [min(above)] * bool(above)
+    ordered = sorted({*options, value})
+    at = ordered.index(value)
+    return ordered[max(at - 1, 0) : at] + ordered[at + 1 : at + 2]
 
 
 def _dice(stream: Stream, rolls: int) -> Callable[[int], int]:
@@ -351,93 +332,45 @@ def _matches(representative: Cell, member: Cell, reduction: bool) -> dict[int, i
     return representative.matches(member, reduction)
 
 
-_NDS = "Radosavovic et al., On Network Design Spaces for Visual Recognition, ICCV 2019; cells of "
 _SCALES = (
     Scale(Dataset("cifar10", (3, 32, 32), 10), (16, 24, 32), (4, 8, 12, 16, 20)),
     Scale(Dataset("imagenet", (3, 224, 224), 1000), (32, 48, 64, 80, 96), (6, 10, 14, 18, 22), below=6_000_000),
 )
+_POOLS = ("avg_pool_3x3", "max_pool_3x3")
+_SEPARABLE = ("sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7")
+_CROSSED = ("conv_3x1_1x3", "conv_7x1_1x7")
 
-DARTS_OPERATIONS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
+DARTS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", *_SEPARABLE[:2], "dil_conv_3x3", "dil_conv_5x5")
+PNAS = (*_SEPARABLE, _CROSSED[1], "skip_connect", *_POOLS, "dil_conv_3x3")
+ENAS = ("skip_connect", *_SEPARABLE[:2], *_POOLS)
+AMOEBA = ("skip_connect", *_SEPARABLE, *_POOLS, "dil_sep_conv_3x3", _CROSSED[1])
+NASNET = (
+    *("skip_connect", *_CROSSED, "dil_conv_3x3", *_POOLS, "max_pool_5x5", "max_pool_7x7"),
+    *("conv_1x1", "conv_3x3", *_SEPARABLE),
 )
 
+
+def _nds(family: str, paper: str, operations: tuple[str, ...], nodes: int = 5, *, loose: bool) -> GenotypeSpace:
+    nds = "Radosavovic et al., On Network Design Spaces for Visual Recognition, ICCV 2019"
+    return GenotypeSpace(f"nds/{family}", f"{nds}; cells of {paper}", operations, nodes, loose, _SCALES)
+
+
 GENOTYPE_SPACES = (
-    GenotypeSpace(
-        "nds/darts",
-        _NDS + "Liu et al., DARTS: Differentiable Architecture Search, ICLR 2019",
-        ("none", *DARTS_OPERATIONS),
-        nodes=4,
-        loose=False,
-        scales=_SCALES,
+    _nds("darts", "Liu et al., DARTS: Differentiable Architecture Search, ICLR 2019", ("none", *DARTS), 4, loose=False),
+    _nds(
+        "enas", "Pham et al., Efficient Neural Architecture Search via Parameter Sharing, ICML 2018", ENAS, loose=True
     ),
-    GenotypeSpace(
-        "nds/enas",
-        _NDS + "Pham et al., Efficient Neural Architecture Search via Parameter Sharing, ICML 2018",
-        ("skip_connect", "sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3"),
-        nodes=5,
+    _nds("pnas", "Liu et al., Progressive Neural Architecture Search, ECCV 2018", PNAS, loose=False),
+    _nds(
+        "nasnet",
+        "Zoph et al., Learning Transferable Architectures for Scalable Image Recognition, CVPR 2018",
+        NASNET,
         loose=True,
-        scales=_SCALES,
     ),
-    GenotypeSpace(
-        "nds/pnas",
-        _NDS + "Liu et al., Progressive Neural Architecture Search, ECCV 2018",
-        (
-            "sep_conv_3x3",
-            "sep_conv_5x5",
-            "sep_conv_7x7",
-            "conv_7x1_1x7",
-            "skip_connect",
-            "avg_pool_3x3",
-            "max_pool_3x3",
-            "dil_conv_3x3",
-        ),
-        nodes=5,
-        loose=False,
-        scales=_SCALES,
-    ),
-    GenotypeSpace(
-        "nds/nasnet",
-        _NDS + "Zoph et al., Learning Transferable Architectures for Scalable Image Recognition, CVPR 2018",
-        (
-            "skip_connect",
-            "conv_3x1_1x3",
-            "conv_7x1_1x7",
-            "dil_conv_3x3",
-            "avg_pool_3x3",
-            "max_pool_3x3",
-            "max_pool_5x5",
-            "max_pool_7x7",
-            "conv_1x1",
-            "conv_3x3",
-            "sep_conv_3x3",
-            "sep_conv_5x5",
-            "sep_conv_7x7",
-        ),
-        nodes=5,
+    _nds(
+        "amoeba",
+        "Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019",
+        AMOEBA,
         loose=True,
-        scales=_SCALES,
-    ),
-    GenotypeSpace(
-        "nds/amoeba",
-        _NDS + "Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019",
-        (
-            "skip_connect",
-            "sep_conv_3x3",
-            "sep_conv_5x5",
-            "sep_conv_7x7",
-            "avg_pool_3x3",
-            "max_pool_3x3",
-            "dil_sep_conv_3x3",
-            "conv_7x1_1x7",
-        ),
-        nodes=5,
-        loose=True,
-        scales=_SCALES,
     ),
 )
