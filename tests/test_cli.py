@@ -180,6 +180,18 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
     assert "aznas_linear" in zcpipe("correlate", table, "--truth", truth, "--target", "acc")[1]
 
 
+def test_correlate_gives_intervals_on_request(zcpipe, table, truth):
+    correlate = ("correlate", table, "--truth", truth, "--target", "acc")
+    code, text, _ = zcpipe(*correlate, "--bootstrap", "200", "--json")
+    rows = {row["name"]: row for row in json.loads(text)["rows"]}
+    assert code == 0
+    assert all(row["kendall_low"] <= row["kendall"] <= row["kendall_high"] for row in rows.values())
+    assert rows["macs"]["spearman_low"] == pytest.approx(1), "what agrees in all pairs does so however they are drawn"
+    assert zcpipe(*correlate, "--bootstrap", "200")[1].splitlines()[0].endswith("kendall 95 %\tspearman 95 %")
+    assert json.loads(zcpipe(*correlate, "--json")[1])["rows"][0]["kendall_low"] is None
+    assert zcpipe(*correlate, "--bootstrap", "1")[0] == 2
+
+
 def test_correlate_tells_rows_that_were_not_scored_from_failed_ones(zcpipe, tmp_path):
     """jacob_cov is no number for cells without a path, and the column's group lacks 4 of 12 rows."""
     out, truth, cells = tmp_path / "t", tmp_path / "truth.parquet", [SPACE[i] for i in range(12)]

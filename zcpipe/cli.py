@@ -115,6 +115,9 @@ def correlate(
     aggregate: Annotated[
         list[str] | None, typer.Option(metavar="NAME=LIST", help="A further log-rank aggregate of proxies.")
     ] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option(metavar="N", help="Give 95 % intervals, from N resamples of the architectures.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Correlate every proxy and aggregate with trained accuracies.
@@ -129,7 +132,7 @@ def correlate(
 
     table = open_table(directory)
     known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
-    rows = correlate_table(table, known, target, _aggregates(aggregate or []))
+    rows = correlate_table(table, known, target, _aggregates(aggregate or []), bootstrap)
     lacking = sum(math.isnan(value) for value in known)
     if lacking:
         typer.echo(f"{lacking} of {len(known)} architectures have no truth in {truth}", err=True)
@@ -140,7 +143,13 @@ def correlate(
         [r.name, *(f"{x:.4f}" for x in (r.kendall, r.spearman, r.pair_accuracy)), *map(str, (r.n, r.failed, r.missing))]
         for r in rows
     ]
-    print_grid(["proxy", "kendall", "spearman", "pairs", "n", "failed", "missing"], cells)
+    names = ["proxy", "kendall", "spearman", "pairs", "n", "failed", "missing"]
+    if bootstrap is not None:
+        names += ["kendall 95 %", "spearman 95 %"]
+        for cell, r in zip(cells, rows, strict=True):
+            bounds = ((r.kendall_low, r.kendall_high), (r.spearman_low, r.spearman_high))
+            cell += [f"{low:.3f} to {high:.3f}" for low, high in bounds]
+    print_grid(names, cells)
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, str]:

@@ -39,6 +39,9 @@ def run(
         str | None, typer.Option(help="Shape of the task. [default: that of official files, or the space's first]")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels. [default: the dataset's own]")
+    ] = None,
     inputs: Annotated[
         str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
     ] = "noise",
@@ -90,6 +93,7 @@ def run(
             "proxies": tuple(proxy.name for proxy in asked),
             "selection": selection,
             "batch_size": batch_size,
+            "resolution": resolution,
             "inputs": inputs,
             "seed": seed,
             "repeats": repeats,

@@ -231,6 +231,26 @@ def test_the_identity_of_noise_stays() -> None:
     assert spec(dataset="not looked at").inputs_content == ""
 
 
+# -- another size than the data set's
+
+
+def test_noise_of_another_size(tmp_path: Path) -> None:
+    small = spec(resolution=8)
+    assert batch_of(small, 0).images.shape[2:] == (8, 8)
+    assert torch.equal(batch_of(small, 0).labels, batch_of(spec(), 0).labels)
+    assert small.identity()["recipe"]["resolution"] == 8 and small.identity_hash() != spec().identity_hash()
+    assert "resolution" not in spec().identity()["recipe"], "tables made before there was a choice have none"
+
+
+def test_images_must_have_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.npz", images=pixels(9)[:, :8, :8], labels=np.arange(9))
+    assert batch_of(spec(f"npz:{path}", resolution=8), 0).images.shape[2:] == (8, 8)
+    with pytest.raises(DataError, match="8 x 8 pixels in 3 channels, but cifar10 of nasbench201 takes 32 x 32"):
+        spec(f"npz:{path}")
+    with pytest.raises(UsageError, match="resolution"):
+        spec(resolution=0)
+
+
 def test_another_content_than_the_specs_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.npz", images=pixels(9), labels=np.arange(9))
     run = spec(f"npz:{path}")

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import UsageError
-from zcpipe.ops import covariance, cross_moment
+from zcpipe.ops import covariance, cross_moment, position_gram
 from zcpipe.ops.moments import _covariance, _cross_moment
 
 SHAPES = [
@@ -232,6 +232,33 @@ def test_a_finer_map_is_folded(shape, fold, dtype, strided):
     scale = sizes(rows_of(folded)[:, order], rows_of(b))
     assert_near(cross_moment(a, b), exact, scale, 1e-6 if dtype == torch.float32 else 1e-13)
     assert_near(_cross_moment(a, b), exact, scale, 1e-13)
+
+
+@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_positions_and_channels_have_the_same_spectrum(n, channels, height, width, single):
+    """But for zeros, of which the larger matrix has more."""
+    x = torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(channels)) + 3
+    x = x if single else x.double()
+    small, large = sorted((torch.linalg.eigvalsh(m) for m in (position_gram(x), covariance(x))), key=len)
+    more = len(large) - len(small)
+    torch.testing.assert_close(small, large[more:], atol=1e-12, rtol=0)
+    assert not large[:more].abs().gt(1e-12).any()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e8])
+def test_the_positions_of_a_constant_map_give_exactly_zero(value):
+    assert not position_gram(torch.full((2, 5, 1, 3), value)).any()
+
+
+def test_positions_that_are_not_finite_spoil_the_products():
+    x = torch.zeros(2, 5, 1, 2)
+    x[1, 3] = float("nan")
+    assert position_gram(x).isnan().any()
+
+
+def test_a_wrong_argument_of_position_gram_is_named():
+    with pytest.raises(UsageError, match=r"^x: got torch.float16"):
+        position_gram(torch.zeros(4, 3).half())
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,30 @@ def test_the_largest_singular_values_are_numpys_at_any_scale(sizes, single, expo
         assert float(found) == pytest.approx(expected, rel=tolerance)
 
 
-def test_zero_has_no_gain():
-    assert float(largest_singular_values([torch.zeros(3, 4)])[0]) == 0.0
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(128, 128, 128), (150, 400, 150), (400, 150, 1), (200, 200, 3)])
+@pytest.mark.parametrize("spread", [1e-9, 1.0])
+def test_large_matrices_are_as_exact(rows, columns, rank, spread):
+    """Also where the largest singular values lie so close together that telling them apart is slow."""
+    generator = torch.Generator().manual_seed(rank)
+    left, right = (torch.linalg.qr(torch.randn(n, rank, generator=generator).double())[0] for n in (rows, columns))
+    matrix = left * (1 + spread * torch.rand(rank, generator=generator).double()) @ right.T
+    expected = np.linalg.svd(matrix.numpy(), compute_uv=False)[0]
+    (found,), (again,) = (largest_singular_values([matrix]) for _ in range(2))
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+    assert torch.equal(found, again), "the same bits, whatever the global random state"
+    assert float(largest_singular_values([matrix.float()])[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_large_matrices_have_gradients():
+    matrix = matrices([(130, 130)])[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(largest_singular_values([matrix])[0], matrix)
+    left, _, right = torch.linalg.svd(matrix.detach())
+    torch.testing.assert_close(gradient, torch.outer(left[:, 0], right[0]))
+
+
+@pytest.mark.parametrize("size", [3, 200])
+def test_zero_has_no_gain(size):
+    assert float(largest_singular_values([torch.zeros(size, size + 1)])[0]) == 0.0
     assert not symmetric_eigenvalues([torch.zeros(3, 3)])[0].any()
 
 

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcpipe.errors import UnsupportedError, UsageError
-from zcpipe.ops import covariance
 from zcpipe.proxies import get_proxy, list_proxies, resolve
-from zcpipe.proxies.aznas import local_jacobian, pair_trainabilities, spectral_entropies
+from zcpipe.proxies.aznas import local_jacobian, moments, pair_trainabilities, spectral_entropies
 
 
 def spectral_entropy(rows):
-    return spectral_entropies([covariance(rows)])[0]
+    return spectral_entropies([moments(rows)])[0]
 
 
 def pair_trainability(g_in, g_out):
@@ -29,7 +28,7 @@ def entropy_by_definition(rows):
 
 
 @settings(max_examples=25)
-@given(st.integers(2, 20), st.integers(30, 9000), st.floats(-100, 100), st.integers(0, 2**31))
+@given(st.integers(2, 20), st.integers(3, 9000), st.floats(-100, 100), st.integers(0, 2**31))
 def test_spectral_entropy_is_its_definition(channels, count, offset, seed):
     rows = np.random.default_rng(seed).standard_normal((count, channels)) * np.arange(1, channels + 1) + offset
     assert spectral_entropy(torch.from_numpy(rows)) == pytest.approx(entropy_by_definition(rows), rel=1e-9)

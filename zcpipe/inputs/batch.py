@@ -19,7 +19,7 @@ from zcpipe.inputs.imagenet16 import read_imagenet16
 from zcpipe.inputs.images import ImageFile, Labels, Pixels
 from zcpipe.inputs.npz import read_npz
 from zcpipe.ops.philox import Stream
-from zcpipe.spaces import get_space
+from zcpipe.spaces import Dataset, get_space
 from zcpipe.spaces.permutation import permutation
 from zcpipe.untrusted.stream import reading
 
@@ -106,7 +106,7 @@ def batch_of(spec: RunSpec, repeat: int) -> Batch:
 def noise_of(spec: RunSpec, repeat: int) -> Batch:
     """Return i.i.d. standard normal images and uniform labels, whatever the run's inputs: what recipes "noise" see."""
     dataset = get_space(spec.space).datasets[spec.dataset]
-    shape = (spec.batch_size, *dataset.input_shape)
+    shape = (spec.batch_size, *_shape(spec, dataset))
     images = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
     _stream(spec, repeat, "inputs").normal_(images)
     labels = _stream(spec, repeat, "labels").integers(spec.batch_size, dataset.classes)
@@ -128,11 +128,11 @@ def content_of(spec: RunSpec) -> str:
     if kind != "npz" and _is_archive(path):
         raise DataError(f"{path}: is a NumPy archive and no file of {kind}; use --inputs npz:{path}")
     file = FORMATS[kind](path)
-    channels, height, width = dataset.input_shape
+    channels, height, width = _shape(spec, dataset)
     if file.shape != (height, width, channels):
         raise DataError(
             f"{path}: its images are {_size(*file.shape)}, but {spec.dataset} of {spec.space} takes "
-            f"{_size(height, width, channels)}; give other --inputs or --dataset"
+            f"{_size(height, width, channels)}; give other --inputs, --dataset or --resolution"
         )
     if len(file.labels) < spec.batch_size:
         raise DataError(f"{path}: holds {len(file.labels)} images for a batch of {spec.batch_size}; lower --batch-size")
@@ -168,6 +168,12 @@ def parse(inputs: str) -> tuple[str, Path]:
     return kind, Path(path)
 
 
+def _shape(spec: RunSpec, dataset: Dataset) -> tuple[int, int, int]:  # C, H, W
+    """Return the shape of the images that a run scores."""
+    channels, height, width = dataset.input_shape
+    return (channels, spec.resolution or height, spec.resolution or width)
+
+
 def _is_archive(path: Path) -> bool:
     """Whether a file begins as zip files do, which NumPy's archives are and the official batches are not."""
     if not path.is_file():
@@ -177,7 +183,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _name(spec: RunSpec, content: str) -> tuple[object, ...]:
-    return spec.inputs, spec.space, spec.dataset, spec.batch_size, spec.seed, spec.repeats, content
+    return spec.inputs, spec.space, spec.dataset, spec.resolution, spec.batch_size, spec.seed, spec.repeats, content
 
 
 def _stream(spec: RunSpec, repeat: int, purpose: str) -> Stream:

@@ -11,7 +11,7 @@ from zcpipe.ops.batchnorm import batch_norm_train
 from zcpipe.ops.codes import hamming_distances, sign_codes
 from zcpipe.ops.convolution import conv_batch_norm_train
 from zcpipe.ops.convolution_tangent import conv_batch_norm_tangent, conv_batch_norm_tangent_backward
-from zcpipe.ops.moments import covariance, cross_moment
+from zcpipe.ops.moments import covariance, cross_moment, position_gram
 from zcpipe.ops.null import null
 from zcpipe.ops.parameters import ParameterStatistics, parameter_statistics
 from zcpipe.ops.philox import Stream
@@ -35,6 +35,7 @@ __all__ = [
     "largest_singular_values",
     "null",
     "parameter_statistics",
+    "position_gram",
     "product_sums",
     "sign_codes",
     "symmetric_eigenvalues",

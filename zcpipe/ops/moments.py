@@ -32,15 +32,35 @@ def covariance(
     Raises:
         UsageError: `x` has another dtype, neither two nor four dimensions, or no position.
     """
-    check_float("x", x)
-    if x.ndim not in (2, 4):
-        raise UsageError(f"x: got shape {tuple(x.shape)}, expected rows (R, C) or a feature map (N, C, H, W)")
-    if 0 in (x.shape[0], *x.shape[2:]):
-        raise UsageError(f"x: got shape {tuple(x.shape)}, expected at least one position")
+    _check_map(x)
     x = x.detach()
     if not use_native("covariance", x):
         return _covariance(x)
     return torch.ops.zcpipe.covariance(x)  # type: ignore[no-any-return]
+
+
+def position_gram(
+    x: Tensor,  # [N, C, H, W] or [R, C]
+) -> Tensor:  # [R, R] float64
+    """Products of a map's positions, the channels' means taken off, divided by their number.
+
+    What `covariance` is to channels: both have the same eigenvalues but for zeros, and this one is smaller where there
+    are fewer positions than channels. A map that is constant over its positions gives exactly zero. Not differentiated.
+
+    Args:
+        x: a feature map or rows of positions, float32 or float64, of any strides.
+
+    Returns:
+        The products, not finite where the map is not.
+
+    Raises:
+        UsageError: as `covariance`.
+    """
+    _check_map(x)
+    rows = _as_rows(x.detach()).double()
+    shifted = rows - rows[0]
+    deviations = shifted - shifted.mean(0)
+    return deviations @ deviations.T / len(rows)
 
 
 def cross_moment(
@@ -84,6 +104,14 @@ def cross_moment(
     if not use_native("cross_moment", a, b):
         return _cross_moment(a, b)
     return torch.ops.zcpipe.cross_moment(a, b)  # type: ignore[no-any-return]
+
+
+def _check_map(x: Tensor) -> None:
+    check_float("x", x)
+    if x.ndim not in (2, 4):
+        raise UsageError(f"x: got shape {tuple(x.shape)}, expected rows (R, C) or a feature map (N, C, H, W)")
+    if 0 in (x.shape[0], *x.shape[2:]):
+        raise UsageError(f"x: got shape {tuple(x.shape)}, expected at least one position")
 
 
 def _covariance(x: Tensor) -> Tensor:

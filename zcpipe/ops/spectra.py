@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from zcpipe.ops._check import check_float, use_native
 from zcpipe.ops._library import on_load
 
 _MOST_ROWS = 64  # of the matrices that the CUDA kernels take (kMostSpectrum in csrc/cuda/spectra.cuh)
+_LANCZOS_ROWS = 128  # from which the largest eigenvalue alone is found much sooner than all of them
 
 
 def symmetric_eigenvalues(
@@ -46,9 +48,10 @@ def largest_singular_values(
 ) -> list[Tensor]:  # [] each
     """Largest singular value of each matrix, as the root of the largest eigenvalue of its smaller Gram matrix.
 
-    By LAPACK, matrices of one shape together. On a CUDA device those whose smaller side is up to 64 are computed in one
-    launch, by Jacobi rotations in double precision and without waiting for the device; larger ones, and those that
-    require gradients, go to torch.linalg there too.
+    By LAPACK, matrices of one shape together; on the CPU those whose smaller side is 128 or more by ARPACK, to the last
+    digits. On a CUDA device those whose smaller side is up to 64 are computed in one launch, by Jacobi rotations in
+    double precision and without waiting for the device; larger ones, and those that require gradients, go to
+    torch.linalg there too.
 
     Args:
         matrices: float32 or float64, of any shapes. One that is not finite gives NaN.
@@ -135,8 +138,28 @@ def _largest(stack: Tensor) -> Tensor:  # [k, A, B] -> [k]
     scale = stack.abs().flatten(1).amax(1).clamp_min(torch.finfo(stack.dtype).tiny)
     stack = stack / scale[:, None, None]
     gram = stack @ stack.mT if stack.shape[1] <= stack.shape[2] else stack.mT @ stack
-    result: Tensor = scale * torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0.0).sqrt()
+    differentiated = gram.requires_grad and torch.is_grad_enabled()
+    if gram.device.type == "cpu" and gram.shape[1] >= _LANCZOS_ROWS and not differentiated:
+        largest = torch.stack([_largest_eigenvalue(matrix) for matrix in gram.detach()])
+    else:
+        largest = torch.linalg.eigvalsh(gram)[:, -1]
+    result: Tensor = scale * largest.clamp_min(0.0).sqrt()
     return result
+
+
+def _largest_eigenvalue(gram: Tensor) -> Tensor:  # [C, C] -> []
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh  # here, because it imports slowly
+
+    # From a vector that is always the same, and of no matrix an eigenvector: results are, too.
+    start = np.random.default_rng(0).standard_normal(len(gram)).astype(gram.numpy().dtype)
+    try:
+        if not gram.any():
+            return gram.new_zeros(())
+        (value,) = eigsh(gram.numpy(), k=1, which="LA", v0=start, tol=0, return_eigenvectors=False)
+        return gram.new_tensor(value)
+    except ArpackNoConvergence:  # of large eigenvalues that lie very close together
+        everything: Tensor = torch.linalg.eigvalsh(gram)
+        return everything[-1]
 
 
 def _fake_eigenvalues(matrices: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zcpipe.errors import UnsupportedError
-from zcpipe.ops import covariance, cross_moment, largest_singular_values, symmetric_eigenvalues
+from zcpipe.ops import covariance, cross_moment, largest_singular_values, position_gram, symmetric_eigenvalues
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe, positions_of
 
 PAPER = "Lee & Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search, CVPR 2024"
@@ -25,13 +25,23 @@ _LOG_EPSILON = 1e-8  # inside the logarithm of the entropy only
 _RECIPROCAL_EPSILON = 1e-6
 
 
+def moments(feature: Tensor) -> Tensor:  # [N, C, H, W] or [R, C] -> [C, C] or [R, R] float64
+    """Return the channel covariance of a block map (AZ-NAS Eq. 1), or a smaller matrix that has its eigenvalues.
+
+    Deep maps have fewer positions than channels, and the covariance many zeros for eigenvalues, which add nothing to
+    any entropy.
+    """
+    positions = feature.numel() // max(feature.shape[1], 1)
+    return position_gram(feature) if positions < feature.shape[1] else covariance(feature)
+
+
 def spectral_entropies(covariances: Sequence[Tensor]) -> list[float]:  # [C, C] float64 each
     """Entropy of the normalised eigenvalues of each covariance, in nats (AZ-NAS Eq. 2-3).
 
     Eigenvalues that rounding pushed below zero count as zero, so no finite map ever gives NaN.
 
     Args:
-        covariances: channel covariances of block maps, divided by N (AZ-NAS Eq. 1).
+        covariances: channel covariances of block maps, divided by N (AZ-NAS Eq. 1), or what else has their eigenvalues.
 
     Returns:
         The entropies; -inf where a map is constant over its positions (a dead block); NaN where it holds non-finite
@@ -115,7 +125,7 @@ def _mean_of_pairs(statistics: Mapping[str, NDArray[np.float64]]) -> float:
     return float(np.mean(statistics["trainability"]))
 
 
-ENTROPY = MapStatistic("expressivity", "nat", covariance, spectral_entropies)
+ENTROPY = MapStatistic("expressivity", "nat", moments, spectral_entropies)
 _PAIR = JacobianStatistic("trainability", "", local_jacobian, pair_trainabilities)
 
 PROXIES = (

@@ -7,6 +7,7 @@ infinities are data: -inf is the worst score there is, ranked last like any othe
 from zcpipe.rank.aggregate import METHODS, aggregate, linear_rank, log_rank, size_regularised
 from zcpipe.rank.contribution import leave_one_out
 from zcpipe.rank.correlation import Correlation, correlate
+from zcpipe.rank.intervals import Intervals, bootstrap
 from zcpipe.rank.majority import vote, vote_accuracy
 from zcpipe.rank.named import NAMED, Named
 from zcpipe.rank.ranking import ranks
@@ -16,8 +17,10 @@ __all__ = [
     "METHODS",
     "NAMED",
     "Correlation",
+    "Intervals",
     "Named",
     "aggregate",
+    "bootstrap",
     "correlate",
     "leave_one_out",
     "linear_rank",

@@ -12,6 +12,7 @@ from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.proxies import groups, list_proxies
 from zcpipe.rank.aggregate import METHODS, aggregate
 from zcpipe.rank.correlation import correlate
+from zcpipe.rank.intervals import bootstrap
 from zcpipe.rank.majority import vote_accuracy
 from zcpipe.rank.named import NAMED, Named
 from zcpipe.rank.ranking import Floats
@@ -112,7 +113,8 @@ class CorrelationRow:
 
     A vote's ``pair_accuracy`` is that of the votes themselves, which decide more than the ranking made from them.
     ``failed`` counts the architectures with a truth whose value failed, ``missing`` those that were not scored: rows
-    that a column's group lacks. An aggregate fails where one of its proxies does.
+    that a column's group lacks. An aggregate fails where one of its proxies does. The bounds of 95 % intervals
+    are NaN unless they were asked for.
     """
 
     name: str
@@ -122,6 +124,10 @@ class CorrelationRow:
     n: int
     failed: int
     missing: int
+    kendall_low: float = float("nan")
+    kendall_high: float = float("nan")
+    spearman_low: float = float("nan")
+    spearman_high: float = float("nan")
 
 
 def correlate_table(
@@ -129,6 +135,7 @@ def correlate_table(
     truth: Floats,  # [rows of the table in order of index], NaN where unknown
     target: str,
     aggregates: Mapping[str, str],
+    resamples: int | None = None,
 ) -> list[CorrelationRow]:
     """Correlate every proxy of a table, and aggregates of them, with the truth.
 
@@ -137,6 +144,7 @@ def correlate_table(
         truth: the truth of each architecture, aligned with the table.
         target: name of the truth's column, for messages.
         aggregates: name -> proxies of further log-rank aggregates.
+        resamples: of the bootstrap that gives intervals; None for no intervals.
 
     Returns:
         params and macs first, the other proxies in table order, then the named aggregates (`NAMED`) of which the table
@@ -156,7 +164,7 @@ def correlate_table(
     members = dict.fromkeys(member for entry in made for member in entry.proxies)
     values = table.values(names)
     missing = _missing(table, values)
-    return correlate_columns(values, table.directions(list(members)), truth, target, made, missing)
+    return correlate_columns(values, table.directions(list(members)), truth, target, made, missing, resamples)
 
 
 def _missing(table: Table, values: Mapping[str, Floats]) -> dict[str, Bools]:
@@ -183,6 +191,7 @@ def correlate_columns(
     target: str,
     aggregates: Iterable[Named],
     missing: Mapping[str, Bools] | None = None,
+    resamples: int | None = None,
 ) -> list[CorrelationRow]:
     """Correlate columns of one population, and aggregates of them, with the truth: what `correlate_table` reads.
 
@@ -193,6 +202,7 @@ def correlate_columns(
         target: name of the truth, for messages.
         aggregates: what to make of the columns.
         missing: [n] each, where a column has no value because nobody scored it; by default nowhere.
+        resamples: of the bootstrap that gives intervals; None for no intervals.
 
     Returns:
         The columns, then the aggregates, in the order given.
@@ -202,21 +212,35 @@ def correlate_columns(
         DataError: the target is constant, or no architecture has truth.
     """
     unscored = dict.fromkeys(columns, np.zeros(len(truth), dtype=bool)) if missing is None else missing
-    rows = [_row(name, values, truth, target, unscored[name]) for name, values in columns.items()]
+    rows = [_row(name, values, truth, target, unscored[name], resamples) for name, values in columns.items()]
     for entry in aggregates:
         values = {name: columns[name] for name in entry.proxies}
         failed = np.any([np.isnan(values[name]) & ~unscored[name] for name in values], axis=0)
-        row = _row(entry.name, aggregate(entry.method, values, directions), truth, target, ~failed)
+        scores = aggregate(entry.method, values, directions)
+        row = _row(entry.name, scores, truth, target, ~failed, resamples)
         if entry.method == "vote":
             row = replace(row, pair_accuracy=vote_accuracy(values, directions, truth))
         rows.append(row)
     return rows
 
 
-def _row(name: str, scores: Floats, truth: Floats, target: str, missing: Bools) -> CorrelationRow:
+def _row(
+    name: str, scores: Floats, truth: Floats, target: str, missing: Bools, resamples: int | None
+) -> CorrelationRow:
     """Correlate scores; where one is not a number, ``missing`` says that it has not failed."""
     found = correlate(scores, truth, target)
     absent = int(np.count_nonzero(missing & np.isnan(scores) & ~np.isnan(truth)))
-    return CorrelationRow(
+    row = CorrelationRow(
         name, found.kendall, found.spearman, found.pair_accuracy, found.n, found.failed - absent, absent
+    )
+    if resamples is None:
+        return row
+    bounds = bootstrap(scores, truth, resamples)
+    (kendall_low, kendall_high), (spearman_low, spearman_high) = bounds.kendall, bounds.spearman
+    return replace(
+        row,
+        kendall_low=kendall_low,
+        kendall_high=kendall_high,
+        spearman_low=spearman_low,
+        spearman_high=spearman_high,
     )

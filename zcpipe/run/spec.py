@@ -98,6 +98,9 @@ class RunSpec(_Frozen):
     ``inputs_content``, which names the images and labels that the run takes from it, wherever it lies. It is read from
     the file when the spec is made, unless it is given: then the file is held against it when it is used.
 
+    ``resolution`` is the side of the images that are scored where it is not the data set's own. Counts (params, macs)
+    stay those of the data set's images.
+
     How many classes a shard has a table keeps from its first run on; by default that run's size decides
     (`zcpipe.run.work.sized`).
 
@@ -116,6 +119,7 @@ class RunSpec(_Frozen):
     protocol: Literal["paper", "fused"] = "paper"
     inputs: str = NOISE
     inputs_content: str = ""
+    resolution: int | None = Field(default=None, ge=1)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda:\d+)$")
     classes_per_shard: int | None = Field(default=None, ge=1)
 
@@ -138,6 +142,8 @@ class RunSpec(_Frozen):
         recipe = {name: getattr(self, name) for name in ("protocol", "batch_size", "inputs", "repeats")}
         if self.inputs != NOISE:
             recipe["inputs"] = f"{parse(self.inputs)[0]}:{self.inputs_content}"
+        if self.resolution is not None:
+            recipe["resolution"] = self.resolution
         return {"space": self.space, "dataset": self.dataset, "recipe": recipe, "seed": self.seed}
 
     def identity_hash(self) -> str:
