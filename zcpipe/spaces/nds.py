@@ -22,6 +22,8 @@ from zcpipe.spaces.nds_verify import verify
 # A cast, for a protocol's attributes can be set, and those of frozen spaces cannot.
 FAMILIES = cast(tuple[Family, ...], (*GENOTYPE_SPACES, *ANYNET_SPACES))
 
+PAPER = "Radosavovic et al., On Network Design Spaces for Visual Recognition, ICCV 2019"
+
 Network = Any
 """An architecture: of whichever class its sub-space has."""
 
@@ -38,7 +40,7 @@ class NdsSpace:
         self.name = name
         self.families = {family.family: family for family in families}
         self.datasets: Mapping[str, Dataset] = families[0].datasets
-        self.paper = families[0].paper
+        self.paper = families[0].paper if len(families) == 1 else PAPER
 
     def parse(self, text: str) -> Network:
         """Read an architecture, whose first word is the name of its sub-space without ``nds/``.
