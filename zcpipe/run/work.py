@@ -126,7 +126,7 @@ class DrawList:
     def __init__(
         self, space: Space[Architecture], seed: int, n: int, draws_per_shard: int, dataset: str | None = None
     ) -> None:
-        self._draw = _draws(space, seed, dataset)
+        self._draw = _sampler(space, seed, dataset)
         digests = np.fromiter((index_of(str(self._draw(i))) for i in range(n)), np.int64, n)
         self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
         self._space = space
@@ -260,7 +260,7 @@ def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int) -> Wor
             raise UsageError(f"{spec.space} cannot be enumerated; select with --sample N or --archs FILE")
 
 
-def _draws(space: Space[Architecture], seed: int, dataset: str | None) -> Callable[[int], Architecture]:
+def _sampler(space: Space[Architecture], seed: int, dataset: str | None) -> Callable[[int], Architecture]:
     """Return the draws of a seed: those for the data set, where the space has others for each."""
     if dataset is not None and isinstance(space, DrawsByDataset):
         return partial(space.sample_for, dataset, seed)
