@@ -3,12 +3,13 @@
 `zcpipe.spaces.anynet_networks` says what a network is. Its text is the family, the width of its stem, and for each
 stage depth, width and for ResNeXt ratio and groups.
 
-Draws for CIFAR-10 are those of the paper's Table 1: three stages, a stem of 16 channels, and for each number of a
-stage a range with how many values about evenly spaced on a log scale are in it. For ResNeXt that says which values, and
-the files have these and no others. For ResNet and Vanilla (9 depths from 1 to 24, 12 widths from 16 to 256) it does
-not: the values here are ours, in the spacing that the values of the ImageNet files have. Draws for ImageNet have what
-those files have: for ResNet and Vanilla four stages, 12 depths up to 24, 10 widths up to 512 and stems of 16, 32 or 64
-channels, for ResNeXt stems of 64; and all are below 6 million parameters or 600 million ``flops``.
+Draws for CIFAR-10 are those of the paper's Table 1: three stages, a stem of 16 channels (which no file at hand can
+confirm), and for each number of a stage a range with how many values about evenly spaced on a log scale are in it. For
+ResNeXt that says which values, and the files have these and no others. For ResNet and Vanilla (9 depths from 1 to 24,
+12 widths from 16 to 256) it does not: the values here are ours, in the spacing that the values of the ImageNet files
+have. Draws for ImageNet have what those files have: for ResNet and Vanilla four stages, 12 depths up to 24, 10 widths
+up to 512 and stems of 16, 32 or 64 channels, for ResNeXt stems of 64; and all are below 6 million parameters or 600
+million ``flops``.
 
 A member need not be a possible draw: ResNet and Vanilla networks of any depth and width in range are.
 """
