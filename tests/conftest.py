@@ -1,9 +1,10 @@
-"""Shared fixtures: where the benchmarks' data lie, an object store, and one thread per process as in every worker."""
+"""Shared fixtures: where the benchmarks' data lie, the command line, an object store, and one thread per process."""
 
 import logging
 import os
 import secrets
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def data():
         return path
 
     return find
+
+
+@pytest.fixture
+def zcpipe(monkeypatch, capsys):
+    """Run a command; return exit code, standard output and standard error."""
+    from zcpipe.cli import main
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zcpipe", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -17,23 +17,6 @@ from zcpipe.registry import discover
 SPACE = get_space("nasbench201")
 
 
-@pytest.fixture
-def zcpipe(monkeypatch, capsys):
-    """Run a command; return exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["zcpipe", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """A small real table: 12 cells, AZ-NAS at batch 2."""

@@ -33,9 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 truth_app = typer.Typer(no_args_is_help=True, help="Trained accuracies from the benchmarks' official files.")
-import_app = typer.Typer(no_args_is_help=True, help="Turn official files into one Parquet file.")
+spaces_app = typer.Typer()
 app.add_typer(truth_app, name="truth")
-truth_app.add_typer(import_app, name="import")
+app.add_typer(spaces_app, name="spaces")
 app.command(epilog=EXAMPLES)(run)
 app.add_typer(table_app)
 
@@ -162,29 +162,45 @@ def _aggregates(options: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-@import_app.command("nats", epilog="Example: zcpipe truth import nats NATS-tss-v1_0-3ffb9-simple --out truth.parquet")
-def import_nats(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Official directory or single file of NATS-Bench.")],
+@truth_app.command("readers")
+def truth_readers(as_json: Json = False) -> None:
+    """List the benchmarks whose files can be imported."""
+    from zcpipe.truth import readers
+
+    print_records([{"name": one.name, "title": one.title} for one in readers().values()], as_json)
+
+
+@truth_app.command(
+    "import",
+    epilog="Examples: zcpipe truth import nats NATS-tss-v1_0-3ffb9-simple --out truth.parquet | "
+    "zcpipe truth import nds nds_data --out nds.parquet",
+)
+def import_truth(
+    name: Annotated[str, typer.Argument(metavar="READER", help="Whose files: see zcpipe truth readers.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The official file or directory.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to make; nothing is overwritten.")],
     as_json: Json = False,
 ) -> None:
-    """Read NATS-Bench's official files (topology space): mean accuracy over seeds by dataset, split and epochs."""
+    """Turn a benchmark's official files into one Parquet file: a row per architecture, a column per accuracy."""
     from zcpipe.progress import bytes_read
     from zcpipe.truth import reader
 
+    chosen = reader(name)
     with bytes_read(f"reading {path.name}") as progress:
-        table = reader("nats").import_file(path, out, progress)
+        table = chosen.import_file(path, out, progress)
     if as_json:
         print_json({"out": str(out), "architectures": table.num_rows, "columns": table.column_names})
     else:
         typer.echo(f"{out}: {table.num_rows} architectures, columns {', '.join(table.column_names)}")
 
 
-@app.command()
-def spaces(as_json: Json = False) -> None:
+@spaces_app.callback(invoke_without_command=True)
+def spaces(context: typer.Context, as_json: Json = False) -> None:
     """List the search spaces that are installed."""
     from zcpipe.spaces import EnumerableSpace, get_space, list_spaces
 
+    if context.invoked_subcommand is not None:
+        return
     found = [get_space(name) for name in list_spaces()]
     records = [
         {
@@ -196,6 +212,39 @@ def spaces(as_json: Json = False) -> None:
         for space in found
     ]
     print_records(records, as_json)
+
+
+@spaces_app.command(epilog="Example: zcpipe spaces verify nds nds_data/DARTS_in.json")
+def verify(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A space whose files state counts, such as nds.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="An official file, or a directory of them.")],
+    as_json: Json = False,
+) -> None:
+    """Build every architecture of official files and compare its parameters and operations with the file's own.
+
+    Exit code 4 where any differs.
+    """
+    from zcpipe.progress import networks_done
+    from zcpipe.spaces import Verifies, get_space
+
+    chosen = get_space(space)
+    if not isinstance(chosen, Verifies):
+        raise UsageError(f"{space} has no official files that state counts")
+    with networks_done(f"verifying {path.name}") as progress:
+        found = chosen.verify(path, progress)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        typer.echo(
+            f"{path}: {found.n} networks, {found.params_equal} with the file's parameters, "
+            f"{found.macs_equal} with its operations"
+        )
+        for one in found.mismatches:
+            typer.echo(
+                f"{one['file']}, entry {one['entry']}: got {one['got']}, expected {one['expected']}: {one['arch']}"
+            )
+    if found.mismatches:
+        raise typer.Exit(DataError.exit_code)
 
 
 @app.command(

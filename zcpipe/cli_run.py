@@ -14,6 +14,7 @@ from zcpipe.printing import print_json, print_plan, reasons_of
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
+    from zcpipe.spaces import Architecture, Space
 
 EXAMPLES = (
     "Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
@@ -31,8 +32,12 @@ def run(
     ] = None,
     sample: Annotated[int | None, typer.Option(help="Score the first N random draws under the seed.")] = None,
     range_: Annotated[str | None, typer.Option("--range", metavar="A:B", help="Score indices A to B-1.")] = None,
-    archs: Annotated[Path | None, typer.Option(help="Score the architectures of a file, one text a line.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Shape of the task. [default: the space's first]")] = None,
+    archs: Annotated[
+        Path | None, typer.Option(help="Score a file's architectures, one a line; or official JSON files.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Shape of the task. [default: that of official files, or the space's first]")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
     resolution: Annotated[
         int | None, typer.Option(help="Side of the images in pixels. [default: the dataset's own]")
@@ -80,12 +85,13 @@ def run(
 
     chosen, asked = get_space(space), resolve(proxies)
     cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
+    selection, trained_on = _selection(sample, range_, archs, chosen)
     spec = runs.RunSpec.model_validate(
         {
             "space": space,
-            "dataset": next(iter(chosen.datasets)) if dataset is None else dataset,
+            "dataset": dataset or trained_on or next(iter(chosen.datasets)),
             "proxies": tuple(proxy.name for proxy in asked),
-            "selection": _selection(sample, range_, archs),
+            "selection": selection,
             "batch_size": batch_size,
             "resolution": resolution,
             "inputs": inputs,
@@ -159,18 +165,22 @@ def _cluster(
     return Cluster(count, address, actors_per_node, gpus_per_actor, held, simulated=simulate_nodes is not None)
 
 
-def _selection(sample: int | None, range_: str | None, archs: Path | None) -> Any:  # noqa: ANN401 - validated next
+def _selection(
+    sample: int | None, range_: str | None, archs: Path | None, space: Space[Architecture]
+) -> tuple[Any, str | None]:
+    """Return what to score, and the data set that official files are of."""
     from zcpipe.run import All, Archs, Range, Sample
 
     if sum(option is not None for option in (sample, range_, archs)) > 1:
         raise UsageError("--sample, --range and --archs exclude each other; give one")
     if sample is not None:
-        return Sample(n=sample)
+        return Sample(n=sample), None
     if archs is not None:
-        return Archs.from_file(archs)
+        official = archs.suffix == ".json" or archs.is_dir()
+        return Archs.from_official(archs, space) if official else (Archs.from_file(archs), None)
     if range_ is not None:
         start, separator, stop = range_.partition(":")
         if not (separator and start.isdecimal() and stop.isdecimal()):
             raise UsageError(f"--range must be A:B with two indices, got {range_!r}; for example --range 0:1000")
-        return Range(start=int(start), stop=int(stop))
-    return All()
+        return Range(start=int(start), stop=int(stop)), None
+    return All(), None

@@ -35,6 +35,13 @@ def rows_done(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def networks_done(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many networks are done; otherwise as `bytes_read`."""
+    with _bar(title, MofNCompleteColumn()) as update:
+        yield update
+
+
+@contextmanager
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), amount, TimeRemainingColumn())

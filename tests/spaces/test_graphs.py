@@ -193,6 +193,22 @@ def test_correspondence_is_one_for_all_edges_together(either):
     assert correspondence(wiring(DIAMOND), [CONV] * 4, [CONV] * 4) == {0: 0, 1: 1, 2: 2, 3: 3}
 
 
+def test_correspondence_of_cells_of_two_wirings(either):
+    """Each has its own numbering of the same nodes, and its own edges and outputs."""
+    one = wiring([(0, 1), (1, 2), (0, 2), (0, 3)], outputs=(2, 3))
+    other = wiring([(0, 1), (0, 2), (0, 3), (2, 3)], outputs=(1, 3))
+    first, second = [CONV, SEP, POOL, CONV], [CONV, CONV, POOL, SEP]
+    assert canonical_text(one, first) == canonical_text(other, second)
+    assert correspondence(one, first, second, other) == {0: 3, 1: 0, 3: 1}
+    assert correspondence(other, second, first, one) == {0: 1, 1: 3, 3: 0}
+    more = wiring([*other.edges, (0, 1)], outputs=other.outputs)
+    assert correspondence(one, first, [*second, ZERO], more) == {0: 3, 1: 0, 3: 1}
+    with pytest.raises(UsageError, match="different functions"):
+        correspondence(one, first, first, other)
+    with pytest.raises(UsageError, match="member_wiring: expected the operations and inputs"):
+        correspondence(one, first, second, wiring(other.edges, ("y",), other.outputs))
+
+
 def test_cells_without_correspondence_are_named(either):
     with pytest.raises(UsageError, match=r"different functions: 0 and c3\(x\)"):
         correspondence(wiring([(0, 1)]), [ZERO], [CONV])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.inputs import NOISE, content_of, parse
+from zcpipe.spaces.base import Architecture, ReadsEntries, Space
 from zcpipe.table.schema import canonical
 
 
@@ -63,6 +64,25 @@ class Archs(_Frozen):
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text; give one architecture per line") from error
         return cls(texts=texts, source=os.fsencode(path).decode(errors="replace"))
+
+    @classmethod
+    def from_official(cls, path: Path, space: Space[Architecture]) -> tuple[Archs, str | None]:
+        """Read a benchmark's own JSON file, or a directory of them.
+
+        Returns:
+            The architectures, each once, and the data set on which they were trained where the files are of one alone.
+
+        Raises:
+            UsageError: the space's benchmark has no such files.
+            DataError: a file is damaged or foreign; file and entry are named.
+        """
+        if not isinstance(space, ReadsEntries):
+            raise UsageError(f"{space.name} has no official JSON files; make {path} text, one architecture per line")
+        entries = space.entries(path)
+        datasets = {entry.dataset for entry in entries}
+        texts = tuple(dict.fromkeys(str(entry.arch) for entry in entries))
+        listed = cls(texts=texts, source=os.fsencode(path).decode(errors="replace"))
+        return listed, datasets.pop() if len(datasets) == 1 else None
 
 
 Selection = Annotated[All | Range | Sample | Archs, Field(discriminator="kind")]
@@ -132,7 +152,7 @@ class RunSpec(_Frozen):
 
     def default_out(self) -> Path:
         """Return where the table goes unless the user says otherwise."""
-        return Path("runs") / f"{self.space}-{self.identity_hash()[:8]}"
+        return Path("runs") / f"{self.space.replace('/', '-')}-{self.identity_hash()[:8]}"
 
     def record(self) -> dict[str, Any]:
         """Return the spec for a table's metadata: a long list of architectures by its digest only."""

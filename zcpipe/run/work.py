@@ -11,8 +11,9 @@ Listed architectures stand for themselves: what they could share would depend on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import Architecture, EnumerableSpace, Space
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Space
 from zcpipe.spaces.classes import key_classes
 
 Indices = NDArray[np.int64]
@@ -122,11 +123,13 @@ class DrawList:
     among ALL draws of the shard, selected or not, so that rows are the same however far the sample goes.
     """
 
-    def __init__(self, space: Space[Architecture], seed: int, n: int, draws_per_shard: int) -> None:
-        digests = np.fromiter((index_of(str(space.sample(seed, draw))) for draw in range(n)), np.int64, n)
+    def __init__(
+        self, space: Space[Architecture], seed: int, n: int, draws_per_shard: int, dataset: str | None = None
+    ) -> None:
+        self._draw = _sampler(space, seed, dataset)
+        digests = np.fromiter((index_of(str(self._draw(i))) for i in range(n)), np.int64, n)
         self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
         self._space = space
-        self._seed = seed
         self._per_shard = draws_per_shard
 
     def shards(self, present: Indices) -> Iterator[Shard]:
@@ -148,7 +151,7 @@ class DrawList:
 
     def _shard(self, shard: int, wanted: list[int]) -> Shard:
         start = shard * self._per_shard
-        archs = [self._space.sample(self._seed, draw) for draw in range(start, start + self._per_shard)]
+        archs = [self._draw(i) for i in range(start, start + self._per_shard)]
         keys, texts = [self._space.key(arch) for arch in archs], [str(arch) for arch in archs]
         representatives = dict(sorted(zip(keys, texts, strict=True), reverse=True))  # of each key the smallest stays
         members: dict[str, list[str]] = {}
@@ -250,11 +253,18 @@ def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int) -> Wor
     match spec.selection:
         case Sample(n=n):
             _check_sample(n)
-            return DrawList(space, spec.seed, n, per_shard)
+            return DrawList(space, spec.seed, n, per_shard, spec.dataset)
         case Archs() as archs:
             return TextList(map(str, _parse(space, archs)), per_shard)
         case _:
             raise UsageError(f"{spec.space} cannot be enumerated; select with --sample N or --archs FILE")
+
+
+def _sampler(space: Space[Architecture], seed: int, dataset: str | None) -> Callable[[int], Architecture]:
+    """Return the draws of a seed: those for the data set, where the space has others for each."""
+    if dataset is not None and isinstance(space, DrawsByDataset):
+        return partial(space.sample_for, dataset, seed)
+    return partial(space.sample, seed)
 
 
 def _unit(shard: int, representative: str, members: list[str]) -> Unit:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from zcpipe.errors import unknown_name
 from zcpipe.registry import discover
-from zcpipe.spaces.base import Architecture, Built, Dataset, EnumerableSpace, Size, Slots, Space, slot_of
+from zcpipe.spaces.base import (
+    Architecture,
+    Built,
+    Dataset,
+    DrawsByDataset,
+    Entry,
+    EnumerableSpace,
+    ReadsEntries,
+    Size,
+    Slots,
+    Space,
+    Verification,
+    Verifies,
+    slot_of,
+)
 
 __all__ = [
     "Architecture",
     "Built",
     "Dataset",
+    "DrawsByDataset",
+    "Entry",
     "EnumerableSpace",
+    "ReadsEntries",
     "Size",
     "Slots",
     "Space",
+    "Verification",
+    "Verifies",
     "get_space",
     "list_spaces",
     "slot_of",

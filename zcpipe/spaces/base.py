@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -145,6 +146,75 @@ class KeyedAtOnce(Protocol):
 
     def all_keys(self) -> Sequence[str]:
         """Return the key of every member, in the space's own order."""
+        ...
+
+
+@runtime_checkable
+class DrawsByDataset(Space[A], Protocol[A]):
+    """What a space offers besides whose benchmark drew other architectures for other data sets."""
+
+    def sample_for(self, dataset: str, seed: int, i: int) -> A:
+        """Return the ``i``-th random architecture for a data set under ``seed``; it needs no earlier draw."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An architecture of a benchmark's official file."""
+
+    file: Path
+    position: int  # in the file, from 0
+    arch: Architecture
+    dataset: str | None  # on which the file's architectures were trained, None where nothing says so
+    content: Mapping[str, Any]  # what the file holds about it
+
+    @property
+    def where(self) -> str:
+        """Say where the entry is, for messages."""
+        return f"{self.file}, entry {self.position}"
+
+
+@runtime_checkable
+class ReadsEntries(Protocol):
+    """What a space offers besides whose benchmark publishes architectures in JSON files."""
+
+    def entries(self, path: Path, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
+        """Read an official file, or all in a directory.
+
+        Args:
+            path: the file or directory.
+            progress: told (bytes read so far, bytes in all).
+
+        Raises:
+            DataError: a file is missing, damaged or foreign; file and entry are named.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How many of a file's networks have the counts that it states; the mismatches are records that JSON can hold."""
+
+    n: int
+    params_equal: int
+    macs_equal: int
+    mismatches: tuple[dict[str, Any], ...]
+
+
+@runtime_checkable
+class Verifies(Protocol):
+    """What a space offers besides whose benchmark states how large its networks are."""
+
+    def verify(self, path: Path, progress: Callable[[int, int], None] | None = None) -> Verification:
+        """Build every architecture of official files and compare its counts with those that the files state.
+
+        Args:
+            path: an official file, or a directory of them.
+            progress: told (networks done, networks in all).
+
+        Raises:
+            DataError: a file is missing, damaged or foreign; file and entry are named.
+        """
         ...
 
 

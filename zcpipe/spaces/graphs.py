@@ -152,58 +152,70 @@ def live_edges(wiring: Wiring, cells: ArrayLike) -> NDArray[np.bool_]:
     return live
 
 
-def correspondence(wiring: Wiring, representative: Sequence[int], member: Sequence[int]) -> dict[int, int]:
+def correspondence(
+    wiring: Wiring, representative: Sequence[int], member: Sequence[int], member_wiring: Wiring | None = None
+) -> dict[int, int]:
     """Match the live weighted edges of two cells that compute the same function.
 
-    Giving each edge of the member the weights of its match makes both cells the same function of them. Where symmetries
-    allow several ways, one is chosen that holds for all edges together, always the same.
+    Giving each edge of the member the weights of its match makes both cells the same function of them, but for the
+    order of concatenated nodes. Where symmetries allow several ways, one is chosen that holds for all edges together,
+    always the same.
 
     Edges are matched one by one: an edge of the member and a candidate get one mark, an operation that no other edge
     has, and match if the cells' texts agree. They keep their marks, so that what follows fits what is settled.
 
     Args:
-        wiring: what the cells have in common.
+        wiring: what the cells have in common, or that of the representative.
         representative: the number of each edge's operation.
         member: likewise.
+        member_wiring: that of the member where it has one of its own, of the same operations and inputs.
 
     Returns:
         For each live weighted edge of the member, in order, one of the representative with the same operation.
 
     Raises:
-        UsageError: the cells have different texts, or as for :func:`canonical_texts`; also where the wiring has so many
-            operations that there is none left for the marks (256 less its edges suffices).
+        UsageError: the cells have different texts, or as for :func:`canonical_texts`; also where the wirings differ in
+            operations or inputs, or have so many operations that there is none left for the marks (256 less the edges
+            suffices).
     """
-    cells = _check_cells(wiring, [representative, member])
-    first, second = canonical_texts(wiring, cells)
+    other = member_wiring or wiring
+    if (other.operations, other.inputs) != (wiring.operations, wiring.inputs):
+        raise UsageError("member_wiring: expected the operations and inputs of the representative's wiring")
+    theirs, ours = _check_cells(wiring, [representative])[0], _check_cells(other, [member])[0]
+    first, second = canonical_text(wiring, theirs), canonical_text(other, ours)
     if first != second:
         raise UsageError(f"the cells compute different functions: {first} and {second}")
-    weighted = [number for number, operation in enumerate(wiring.operations) if operation.kind == "weighted"]
-    places = live_edges(wiring, cells) & np.isin(cells, weighted)
-    free, edges = (np.flatnonzero(row).tolist() for row in places)
-    marking, operations = _with_marks(wiring), cells.tolist()
-    theirs, ours = cells
+    free, edges = _live_weighted(wiring, theirs), _live_weighted(other, ours)
+    marks = len(edges)
+    marking, marking_other = _with_marks(wiring, marks), _with_marks(other, marks)
+    given, asked = theirs.tolist(), ours.tolist()
     matches: dict[int, int] = {}
     for mark, edge in enumerate(edges, start=len(wiring.operations)):
-        candidates = [other for other in free if operations[0][other] == operations[1][edge]]
+        candidates = [place for place in free if given[place] == asked[edge]]
         ours[edge] = mark
         match = candidates[0]
         if len(candidates) > 1:
             marked = np.repeat(theirs[None], len(candidates), axis=0)
             marked[np.arange(len(candidates)), candidates] = mark
-            text, *texts = canonical_texts(marking, np.vstack([ours, marked]))
-            match = candidates[texts.index(text)]
+            match = candidates[canonical_texts(marking, marked).index(canonical_text(marking_other, ours))]
         theirs[match] = mark
         free.remove(match)
         matches[edge] = match
     return matches
 
 
+def _live_weighted(wiring: Wiring, cell: NDArray[np.uint8]) -> list[int]:
+    weighted = [number for number, operation in enumerate(wiring.operations) if operation.kind == "weighted"]
+    places: list[int] = np.flatnonzero(live_edges(wiring, [cell])[0] & np.isin(cell, weighted)).tolist()
+    return places
+
+
 @lru_cache(maxsize=64)
-def _with_marks(wiring: Wiring) -> Wiring:
-    """The wiring with one more weighted operation for each edge; their symbols are longer than all others."""
+def _with_marks(wiring: Wiring, marks: int) -> Wiring:
+    """The wiring with so many weighted operations more; their symbols are longer than all others."""
     stem = "m" * max(len(operation.symbol) + 1 for operation in wiring.operations)
-    marks = tuple(Operation("weighted", f"{stem}{edge}") for edge in range(len(wiring.edges)))
-    return replace(wiring, operations=wiring.operations + marks)
+    added = tuple(Operation("weighted", f"{stem}{mark}") for mark in range(marks))
+    return replace(wiring, operations=wiring.operations + added)
 
 
 NASBENCH101_OPERATIONS = ("conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3")  # in the order of the benchmark's hash

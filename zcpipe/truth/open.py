@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from zcpipe.errors import DataError, unknown_name
+from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.untrusted.stream import reading
 
 ARCH = "arch"
+
+NOT_FOR_RANKING = "not for ranking"
+"""Field metadata of a column that orders no architectures: the reason."""
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -29,7 +32,7 @@ def read_truth(path: Path | str, target: str) -> tuple[list[str], Floats]:
         The architectures' texts and, in the same order, the target as float64 (the nearest one), NaN where it is null.
 
     Raises:
-        UsageError: the file has no such column (the message names near ones).
+        UsageError: the file has no such column (the message names near ones), or one that orders no architectures.
         DataError: the file is missing, no Parquet, lacks ``arch``, names an architecture twice, or the target is not
             numeric.
     """
@@ -84,6 +87,9 @@ def _check(schema: pa.Schema, place: Path, target: str) -> None:
         raise unknown_name("column", target, numeric)
     if target not in numeric:
         raise DataError(f"{place}: column {target!r} is {schema.field(target).type}, not numeric")
+    reason = (schema.field(target).metadata or {}).get(NOT_FOR_RANKING.encode())
+    if reason is not None:
+        raise UsageError(f"{place}: column {target!r} is not for ranking: {reason.decode()}")
     if not _is_text(schema.field(ARCH).type):
         raise DataError(f"{place}: column {ARCH!r} is {schema.field(ARCH).type}, not text")
 
