@@ -107,7 +107,7 @@ class GenotypeSpace:
         return self._network(_field(net, "width", int), _field(net, "depth", int), cells[0], cells[1], aux)
 
     def sample(self, seed: int, i: int, dataset: str | None = None) -> CellNetwork:
-        """Return the ``i``-th random architecture under ``seed``.
+        """Return the ``i``-th random architecture under ``seed``; every choice is uniform, and draws may repeat.
 
         Args:
             seed: any integer.
