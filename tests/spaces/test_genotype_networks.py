@@ -1,5 +1,6 @@
 """Networks of cells are the published ones: in size, in what they compute, in their nodes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zcpipe import initialise
+from zcpipe import initialise, score
 from zcpipe.errors import UsageError
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.rewrite import fast_operations
@@ -134,6 +135,18 @@ class TestFunction:
         for ours, theirs in zip(*outcomes, strict=True):
             assert torch.equal(ours, theirs)
 
+    @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+    def test_fast_operations_compute_the_same(self, space):
+        arch, x = small(space.sample(11, 0), "cifar10", depth=4)
+        model = drawn_weights(space.build(arch, "cifar10").model, 0).to(memory_format=torch.channels_last)
+        modules = dict(model.named_modules())
+        outcomes = []
+        for fast in (False, True):
+            with untouched(modules), fast_operations(modules if fast else {}):
+                y = model(x.contiguous(memory_format=torch.channels_last))
+                outcomes.append((y, *torch.autograd.grad((y * y).sum(), x)))
+        torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-7, atol=1e-10)
+
     @settings(max_examples=10)
     @given(drawn(st.just(DARTS)), st.booleans())
     def test_dead_layers_get_no_gradient(self, case, aux):
@@ -173,18 +186,12 @@ def inputs_of(model, x):
     """What each weighted layer of a network reads."""
     seen, hooks = {}, []
     for name, module in leaves(model, WEIGHTED).items():
-        hooks.append(module.register_forward_hook(lambda m, i, _y, name=name: seen.update({name: halved(m, i[0])})))
+        hooks.append(module.register_forward_hook(lambda _m, i, _y, name=name: seen.update({name: i[0]})))
     with torch.no_grad():
         model(x)
     for hook in hooks:
         hook.remove()
     return {name: seen[name] for name in leaves(model, WEIGHTED)}
-
-
-def halved(module, x):
-    """What a pointwise layer with a stride reads of a map, which the reference takes before."""
-    strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride == (2, 2)
-    return x[:, :, ::2, ::2] if strided else x
 
 
 def cells_that_count(arch):
@@ -264,3 +271,20 @@ class TestCorrespondence:
             DARTS.correspondence(first, replace(first, depth=9), "cifar10")
         with pytest.raises(UsageError, match="different functions"):
             DARTS.correspondence(first, replace(first, normal=second.normal), "cifar10")
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet"])
+def test_scoring_reads_every_block(space, dataset):
+    """AZ-NAS and a proxy of the loss; a cell that reads only the older input has no slope to the newer one."""
+    if dataset not in space.datasets:
+        return
+    arch, _ = small(space.sample(2, 0), dataset, depth=4, width=16)
+    built = space.build(arch, dataset)
+    scores = score(
+        initialise(built.model), [torch.randn(2, 3, 64, 64)], targets=torch.tensor([0, 1]), proxies=["aznas", "snip"]
+    )
+    assert len(scores.statistics["expressivity@block"]) == len(built.blocks)
+    sigma = scores.statistics["trainability@block"]
+    assert [bool(value < -1e5) for value in sigma[-4:]] == [not arch.cell(i).read[1] and i > 0 for i in range(4)]
+    assert all(math.isfinite(value) for value in dict(scores).values())

@@ -1,9 +1,11 @@
 """NAS-Bench-301: DARTS's cells at the benchmark's own scale, and a run over them."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from genotype_cases import relabelled
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 import zcpipe
 from zcpipe.errors import UsageError
 from zcpipe.run import RunSpec, run
+from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces.base import slot_of
 from zcpipe.spaces.nasbench301 import NASBENCH301
 from zcpipe.table import open_table
@@ -92,3 +95,20 @@ def test_a_run_fills_rows_and_puts_statistics_into_their_slots(tmp_path):
         assert sum(values.values()) == pytest.approx(row["grad_norm"], rel=1e-5)
         assert {slot for slot, value in values.items() if value} <= filled
         assert values["stem.0"] and values["classifier"]
+
+
+def test_members_of_a_key_share_their_scores_in_slots_of_their_own():
+    arch = NASBENCH301.sample(0, 0)
+    shuffle = random.Random(2)
+    other = replace(arch, normal=relabelled(arch.normal, shuffle), reduce=relabelled(arch.reduce, shuffle))
+    spec = RunSpec(space="nasbench301", dataset="cifar10", proxies=AZNAS, batch_size=2)
+    ours, theirs = ClassScorer(spec).score(arch, [arch, other])
+    assert all(ours[name] == theirs[name] for name in (*AZNAS, "params", "macs"))
+    values = [
+        dict(zip(NASBENCH301.slots(member, "cifar10").layers, row["grad_norm@layer"].tolist(), strict=True))
+        for member, row in ((arch, ours), (other, theirs))
+    ]
+    moved = NASBENCH301.correspondence(arch, other, "cifar10")
+    assert any(slot != origin for slot, origin in moved.items())
+    assert {slot: values[1][slot] for slot in moved} == {slot: values[0][origin] for slot, origin in moved.items()}
+    assert not any(value for slot, value in values[1].items() if slot not in moved)

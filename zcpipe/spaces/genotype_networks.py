@@ -181,18 +181,23 @@ def _layer_names(operation: str, halves: bool) -> tuple[str, ...]:
 
 
 class _HalvingSkip(nn.Module):
-    """ReLU, two convolutions of every other pixel that see different ones, batch norm; for maps of even sides."""
+    """ReLU, two pointwise convolutions of the pixels at even places and of those at odd ones, batch norm.
+
+    The published layer gives its convolutions a stride. Here they get the pixels: oneDNN's strided pointwise
+    convolution of eight channels writes beyond its memory in the backward (torch 2.13).
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv_1 = Conv2d(inputs, outputs // 2, 1, 2, bias=False)
-        self.conv_2 = Conv2d(inputs, outputs // 2, 1, 2, bias=False)
+        self.conv_1 = Conv2d(inputs, outputs // 2, 1, bias=False)
+        self.conv_2 = Conv2d(inputs, outputs // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C', H/2, W/2]
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] of even sides -> [N, C', H/2, W/2]
         x = self.relu(x)
-        y: Tensor = self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
+        halves = [self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])]
+        y: Tensor = self.bn(torch.cat(halves, dim=1))
         return y
 
 

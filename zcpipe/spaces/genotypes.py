@@ -25,7 +25,7 @@ from zcpipe.spaces.base import Built, Dataset, Size, Slots
 from zcpipe.spaces.genotype_cells import INPUTS, Cell, CellNetwork, Edge, loose_ends, split_text
 from zcpipe.spaces.genotype_networks import GenotypeNetwork, published_flops, size_of, slots_of
 
-MAX_WIDTH, MAX_DEPTH = 1024, 64  # far beyond what was published
+WIDTHS, DEPTHS = range(8, 1026, 2), range(1, 65)  # far beyond what was published; skips that halve need even ones
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class GenotypeSpace:
         return self._network(_field(net, "width", int), _field(net, "depth", int), cells[0], cells[1], aux)
 
     def sample(self, seed: int, i: int, dataset: str | None = None) -> CellNetwork:
-        """Return the ``i``-th random architecture under ``seed``.
+        """Return the ``i``-th random architecture under ``seed``; every choice is uniform, and draws may repeat.
 
         Args:
             seed: any integer.
@@ -231,10 +231,10 @@ class GenotypeSpace:
             got = f"w{width} d{depth}" + " aux" * aux
             if got not in known:
                 raise UsageError(f"got {got}, expected {' or '.join(known)}")
-        if width % 2 or not 2 <= width <= MAX_WIDTH:
-            raise UsageError(f"width: got {width}, expected an even number from 2 to {MAX_WIDTH}")
-        if not 1 <= depth <= MAX_DEPTH:
-            raise UsageError(f"depth: got {depth}, expected 1 to {MAX_DEPTH}")
+        if width not in WIDTHS:
+            raise UsageError(f"width: got {width}, expected an even number from {WIDTHS[0]} to {WIDTHS[-1]}")
+        if depth not in DEPTHS:
+            raise UsageError(f"depth: got {depth}, expected {DEPTHS[0]} to {DEPTHS[-1]}")
         return CellNetwork(self.family, width, depth, normal, reduce, aux)
 
     def _cell(self, kind: str, edges: list[Any], concat: list[Any]) -> Cell:
