@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import termios
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 
 from zcpipe.errors import CapabilityError
@@ -137,3 +142,75 @@ def test_what_the_system_does_not_give_is_named(number: int, monkeypatch: pytest
         made.submit(Lease((unit(0),)))
     made.close()
     assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+
+
+def test_the_rows_that_a_worker_sends_in_pieces_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.channel._CHUNK", 100)
+    made = executor(1)
+    made.submit(Lease(tuple(map(unit, range(12)))))
+    assert computed(outcomes(made, 12)) == Counter(map(unit, range(12)))
+    made.close()
+
+
+# -- workers that are frozen
+
+
+def frozen(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
+def test_one_that_is_frozen_between_two_leases_is_replaced_without_blame(
+    one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.submit(Lease((unit(0),)))
+    outcomes(one, 1)
+    (pid,) = processes(one)
+    monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 0.5)
+    frozen(pid)
+    one.submit(Lease((unit(1), unit(2))))
+    one.submit(Lease((unit(3),)))
+    assert computed(outcomes(one, 3)) == Counter(map(unit, (1, 2, 3)))
+    assert processes(one) != [pid] and not psutil.pid_exists(pid)
+
+
+def test_one_that_takes_no_message_holds_nobody(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.submit(Lease((unit(0),)))
+    outcomes(one, 1)
+    (pid,) = processes(one)
+    monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 0.5)
+    frozen(pid)
+    long = "x" * (4 << 20)  # more than the socket takes
+    one.submit(Lease((replace(unit(1), texts=(long,)),)))
+    one.submit(Lease((unit(2),)))
+    assert len(computed(outcomes(one, 2))) == 2
+    assert processes(one) != [pid]
+
+
+def test_one_that_stops_half_way_through_its_rows_is_replaced_without_blame(
+    one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 1.0)
+    many = Unit(0, 0, tuple(range(24)) * 2000)  # rows of megabytes, of which the socket takes a part
+    one.submit(Lease((many,)))
+    (worker,) = one._workers
+    descriptor, _ = worker.interests[0]
+    waiting = array("i", [0])
+    while waiting[0] < 100_000:
+        time.sleep(0.05)
+        fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
+    frozen(worker.pid)
+    assert computed(outcomes(one, 1)) == Counter([many])
+    assert processes(one) != [worker.pid]
+
+
+def test_one_that_is_frozen_as_it_starts_is_replaced(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.submit(Lease((unit(0),)))
+    (pid,) = processes(one)
+    frozen(pid)
+    with monkeypatch.context() as patch:
+        patch.setattr("zcpipe.run.workers._START_LIMIT", 0.1)
+        while pid in processes(one):
+            one.collect(patience=0.1)
+    assert computed(outcomes(one, 1)) == Counter([unit(0)])

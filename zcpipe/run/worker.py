@@ -18,13 +18,13 @@ import sys
 import threading
 import time
 import traceback
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 import torch
 
 from zcpipe.errors import ZcpipeError
 from zcpipe.run.cell import Cell
+from zcpipe.run.channel import WorkerEnd
 from zcpipe.run.executor import Lease
 from zcpipe.run.rows import Row, UnitScorer, build
 from zcpipe.run.spec import RunSpec
@@ -52,20 +52,18 @@ def main(descriptor: int, memory: int, scorer: str) -> None:
     os.close(memory)
     gc.freeze()  # what was imported stays, and is not looked at again
     gc.enable()
-    connection = Connection(descriptor)
+    connection = WorkerEnd(socket.socket(fileno=descriptor))
     inbox: SimpleQueue[Lease] = SimpleQueue()
     torch.set_num_threads(1)
     try:
-        spec = RunSpec.model_validate_json(connection.recv())
+        spec = RunSpec.model_validate_json(connection.receive())
         threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
         _serve(connection, spec, pkgutil.resolve_name(scorer), inbox, cell)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
 
 
-def _serve(
-    connection: Connection, spec: RunSpec, kind: type[UnitScorer], inbox: SimpleQueue[Lease], cell: Cell
-) -> None:
+def _serve(connection: WorkerEnd, spec: RunSpec, kind: type[UnitScorer], inbox: SimpleQueue[Lease], cell: Cell) -> None:
     try:
         scorer = kind(spec)
     except ZcpipeError as error:
@@ -89,11 +87,11 @@ def _serve(
         cell.rest()
 
 
-def _listen(connection: Connection, inbox: SimpleQueue[Lease]) -> None:
+def _listen(connection: WorkerEnd, inbox: SimpleQueue[Lease]) -> None:
     """Take leases off the socket at once, so that neither side ever waits for the other to read."""
     try:
         while True:
-            inbox.put(connection.recv())
+            inbox.put(connection.receive())
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:
