@@ -74,7 +74,7 @@ class WorkerProcess:
         self._received = 0  # units whose rows have
         self.build = ""  # what computes in it, once it is ready
         self.started = self._asked = time.monotonic()
-        self._send(spec.model_dump_json())
+        self._send(spec.for_workers())
 
     @property
     def pid(self) -> int:

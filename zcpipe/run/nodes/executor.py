@@ -177,7 +177,7 @@ class NodesExecutor:
                 max_concurrency=_LEASES_PER_ACTOR * placement.actors + 2,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             )
-            .remote(self._spec.model_dump_json(), placement, self._timeout)
+            .remote(self._spec.for_workers(), placement, self._timeout)
         )
         host = self._hosts[node["NodeID"]] = _Host(node["NodeID"], name, placement, agent)
         self._hellos[agent.hello.remote()] = host
