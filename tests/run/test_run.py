@@ -365,6 +365,19 @@ def test_exceptions_end_as_rows_in_this_process_too(
     assert_like(content(tmp_path), undisturbed, {14, 15, 16, 17})
 
 
+def test_a_lost_device_costs_the_process_and_only_who_lost_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"6": "lose device"}))
+    out = tmp_path / "table"
+    assert run(spec(), out, workers=1).by_status == {"ok": 22, "error": 2}
+    assert outcomes(out)[6] == ("error", "AcceleratorError: CUDA error: device-side assert triggered, twice")
+    assert_like(content(out), undisturbed, {6, 7})
+    with pytest.raises(CapabilityError, match=r"device-side assert triggered; the GPU is lost .* --workers"):
+        run(spec(), tmp_path / "here")
+    assert len(open_table(tmp_path / "here")) == 0
+
+
 def test_counts_that_cannot_be_made_are_null_and_never_asked_of_the_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

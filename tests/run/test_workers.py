@@ -14,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,6 +29,7 @@ from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
 
 SPEC = RunSpec.model_validate({"space": "hazards", "dataset": "tiny", "proxies": ("params",)})
+EXPRESSIVITY = SPEC.model_copy(update={"proxies": ("expressivity",)})
 MIB = 1 << 20
 
 
@@ -66,8 +68,7 @@ def processes(made: WorkersExecutor) -> list[int]:
 
 def test_only_the_unit_that_was_executing_is_blamed(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"4": "exit"}))
-    spec = SPEC.model_copy(update={"proxies": ("expressivity",)})
-    made = WorkersExecutor(spec, [{}], 600.0)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0)
     made.submit(Lease(tuple(map(unit, range(4)))))
     made.submit(Lease((unit(5),)))
     found = outcomes(made, 5)
@@ -75,6 +76,51 @@ def test_only_the_unit_that_was_executing_is_blamed(one: WorkersExecutor, monkey
     assert computed(found) == Counter(map(unit, (0, 1, 3, 5)))
     (died,) = (each for each in found if isinstance(each, Died))
     assert died.unit == unit(2) and died.failed.kind == "died" and "exited with code 7" in died.failed.message
+
+
+def test_a_unit_that_loses_the_device_ends_its_worker_after_the_rows_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "lose device"}))
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0)
+    made.submit(Lease(tuple(map(unit, range(4)))))
+    made.submit(Lease((unit(5),)))
+    (before,) = processes(made)
+    found = outcomes(made, 5)
+    assert processes(made) != [before]
+    made.close()
+    assert computed(found) == Counter(map(unit, (0, 1, 3, 5)))
+    (died,) = (each for each in found if isinstance(each, Died))
+    assert died.unit == unit(2) and (died.failed.status, died.failed.kind) == ("error", "died")
+    assert died.failed.message == "AcceleratorError: CUDA error: device-side assert triggered"
+
+
+def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "greedy once", "6": "greedy"}))
+    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, scorer="crowded:CrowdedScorer")
+    made.submit(Lease(tuple(map(unit, range(5)))))
+    (before,) = processes(made)
+    found = outcomes(made, 5)
+    assert computed(found) == Counter(map(unit, (0, 1, 4))) and processes(made) == [before]
+    died = [each for each in found if isinstance(each, Died)]
+    assert [(each.unit, each.failed.status) for each in died] == [(unit(2), "memory"), (unit(3), "memory")]
+    assert "DefaultCPUAllocator" in died[0].failed.message
+    for number in (2, 3):
+        made.submit(Lease((unit(number),), alone=True))
+    rows = [row for done in outcomes(made, 2) if isinstance(done, Done) for row in done.rows.to_pylist()]
+    made.close()
+    assert {row["index"]: row["status"] for row in rows} == {4: "ok", 5: "ok", 6: "memory", 7: "memory"}
+
+
+def test_a_process_warms_up_before_any_unit_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARM_UP", "4")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 2.0, scorer="crowded:ColdScorer")
+    made.submit(Lease((unit(0),)))
+    assert computed(outcomes(made, 1)) == Counter([unit(0)])
+    made.close()
 
 
 def test_the_rows_of_a_failure_are_made_by_a_worker_of_its_own(one: WorkersExecutor) -> None:
@@ -100,8 +146,7 @@ def test_workers_that_die_idle_are_replaced_without_blame(one: WorkersExecutor) 
 
 def test_what_exceeds_its_memory_is_ended_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"2": "bloat"}))
-    spec = SPEC.model_copy(update={"proxies": ("expressivity",)})
-    made = WorkersExecutor(spec, [{}], 600.0, memory=1200 * MIB)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, memory=1200 * MIB)
     made.submit(Lease((unit(0), unit(1), unit(2))))
     found = outcomes(made, 3)
     made.close()

@@ -15,9 +15,9 @@ _STREAK = 20  # units that failed before any did otherwise
 class Blame:
     """Judges deaths.
 
-    A unit whose worker dies is tried once more, in a fresh worker and if possible elsewhere; what ends that one too is
-    a failure of the unit. One that exceeds its timeout has failed at once. The rows of a failure are made by a worker,
-    since asking the space what it knows about an architecture can kill as well.
+    A unit whose worker dies or sets it aside is tried once more, in a fresh worker and if possible elsewhere; what ends
+    that one too is a failure of the unit. One that exceeds its timeout has failed at once. The rows of a failure are
+    made by a worker, since asking the space what it knows about an architecture can kill as well.
     """
 
     def __init__(self) -> None:

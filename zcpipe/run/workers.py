@@ -160,6 +160,9 @@ class WorkersExecutor:
                         count, rows, seconds = content
                         self._futile_starts = 0
                         outcomes.append(Done(worker.receive(count), rows, seconds, worker.build))
+                    case "aside":
+                        (unit,) = worker.receive(1)
+                        outcomes.append(Died(unit, content))
         except EOFError:
             outcomes += self._bury(worker)
         return outcomes

@@ -142,6 +142,10 @@ def _act(behaviour: str | None, arch: Member) -> None:
             raise ValueError(f"told to raise for {arch}\nwith a second line")
         case "greedy":
             torch.empty(1 << 55)
+        case "greedy once" if _first_time(arch):
+            torch.empty(1 << 55)
+        case "lose device":
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nand more of that")
         case "bloat":
             held = []
             while True:
@@ -159,11 +163,15 @@ def _act(behaviour: str | None, arch: Member) -> None:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
             (Path(os.environ["HAZARD_MARKS"]) / f"devices-{os.getpid()}").write_text(seen)
             time.sleep(0.5)
-        case "exit once":
-            marker = Path(os.environ["HAZARD_MARKS"]) / str(arch)
-            if not marker.exists():
-                marker.touch()
-                os._exit(7)
+        case "exit once" if _first_time(arch):
+            os._exit(7)
+
+
+def _first_time(arch: Member) -> bool:
+    marker = Path(os.environ["HAZARD_MARKS"]) / str(arch)
+    known = marker.exists()
+    marker.touch()
+    return not known
 
 
 SPACES = (Endless(), Hazards(), Crowd())

@@ -1,0 +1,31 @@
+"""Scorers of worker processes on a GPU that this machine need not have."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import zcpipe.run.rows
+from zcpipe.run.rows import UnitScorer
+from zcpipe.run.spec import RunSpec
+
+
+class CrowdedScorer(UnitScorer):
+    """Others always hold much of the memory."""
+
+    def _crowded(self) -> bool:
+        return True
+
+
+class ColdScorer(UnitScorer):
+    """The first use of the device takes as many seconds as WARM_UP says."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        warm_up = zcpipe.run.rows._warm_up
+
+        def slowly(device: str) -> None:
+            time.sleep(float(os.environ["WARM_UP"]))
+            warm_up(device)
+
+        zcpipe.run.rows._warm_up = slowly
+        super().__init__(spec)
