@@ -129,7 +129,7 @@ class RunSpec(_Frozen):
         return Path("runs") / f"{self.space}-{self.identity_hash()[:8]}"
 
     def for_workers(self) -> str:
-        """Return the spec as JSON for those that are given units one by one: without the selection, which may be long."""
+        """Return the spec as JSON for whom units are given: without the selection, which may be long."""
         return self.model_copy(update={"selection": All()}).model_dump_json()
 
     def record(self) -> dict[str, Any]:
