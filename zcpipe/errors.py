@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _GPU_MEMORY = ("CUDA error: out of memory", "CUDA: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -79,6 +80,27 @@ def is_device_lost(error: BaseException) -> bool:
 def reason_of(error: BaseException) -> str:
     """Say in one line what an exception that is not ours says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")
+
+
+@contextmanager
+def asking(space: str, what: str) -> Iterator[None]:
+    """Name a space, which may be anybody's, in whatever it raises that is not an error of ours.
+
+    Args:
+        space: its name.
+        what: it is asked for ("the key of its architecture 7").
+
+    Raises:
+        ZcpipeError: it raised something else.
+    """
+    try:
+        yield
+    except ZcpipeError:
+        raise
+    except Exception as error:
+        raise ZcpipeError(
+            f"the space {space} cannot give {what}: {reason_of(error)}; mend the space, or choose another"
+        ) from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -20,7 +20,7 @@ from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import Unit, architectures
+from zcpipe.run.work import Unit, architectures, text_of
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, get_space
@@ -88,7 +88,7 @@ class UnitScorer:
             scored = self._scorer.score(representative, members)
             if self._spec.device != "cpu":
                 torch.cuda.synchronize(self._spec.device)  # what a kernel did wrong is known by now
-            rows = [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
+            rows: list[Row] = [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
         except Exception as error:
             seconds = time.perf_counter() - started
             if is_device_lost(error):
@@ -143,18 +143,33 @@ class RowFrame:
         """Return index, architecture, key and space of the rows of a unit."""
         _, members = architectures(self._space, unit)
         return [
-            {"index": index, "arch": str(arch), "key": self._space.key(arch), "space": self._space.name}
-            for index, arch in zip(unit.members, members, strict=True)
+            self._row(index, arch, self._space.key(arch)) for index, arch in zip(unit.members, members, strict=True)
         ]
 
     def failed(self, unit: Unit, failed: Failed) -> list[Row]:
-        """Return the rows of a class without scores; ``*`` in their failures stands for all that needs the network."""
+        """Return the rows of a class without scores; ``*`` in their failures stands for all that needs the network.
+
+        Where the space raises for a key the architecture stands for itself.
+        """
         outcome = {
             "status": failed.status,
             "failures": [{"proxy": "*", "kind": failed.kind, "message": failed.message}],
             "seconds": failed.seconds / len(unit.members),
         }
-        return [{**frame, **outcome} for frame in self.of(unit)]
+        _, members = architectures(self._space, unit)
+        return [
+            {**self._row(index, arch, self._key(arch)), **outcome}
+            for index, arch in zip(unit.members, members, strict=True)
+        ]
+
+    def _row(self, index: int, arch: Architecture, key: str) -> Row:
+        return {"index": index, "arch": text_of(self._space, arch), "key": key, "space": self._space.name}
+
+    def _key(self, arch: Architecture) -> str:
+        try:
+            return self._space.key(arch)
+        except Exception:  # a failure of the row that has a reason already
+            return text_of(self._space, arch)
 
 
 def _short_of_memory(rows: Sequence[Row]) -> str:
@@ -168,7 +183,7 @@ def _warm_up(device: str) -> None:
     images = torch.ones(2, 3, 8, 8, device=device)
     weight = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
     maps = F.relu(F.batch_norm(F.conv2d(images, weight), None, None, training=True))
-    F.linear(maps.flatten(1), torch.ones(5, 144, device=device)).sum().backward()
+    torch.autograd.grad(F.linear(maps.flatten(1), torch.ones(5, 144, device=device)).sum(), weight)
     if device != "cpu":
         torch.cuda.synchronize(device)
 
