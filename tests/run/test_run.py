@@ -351,6 +351,17 @@ def test_retrying_touches_only_what_was_selected_and_what_failed(
     assert {index for index in seconds if now[index] != seconds[index]} <= {2, 3}
 
 
+def test_a_retry_of_which_nothing_succeeds_is_no_sign_of_a_fault_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcpipe.run.blame._STREAK", 2)
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "hang", "4": "hang"}))
+    few = spec(selection=Range(start=0, stop=6))
+    for retry, new in ((False, 6), (True, 4)):
+        summary = run(few, tmp_path, workers=1, timeout=1.5, retry_errors=retry)
+        assert (summary.new, summary.by_status) == (new, {"ok": 2, "timeout": 4})
+
+
 def test_rows_of_a_compacted_table_are_retried_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
 ) -> None:

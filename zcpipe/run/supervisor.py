@@ -114,7 +114,8 @@ def run(
                     amended = there.holders(np.isin(there.status, RETRIED)) if retry_errors else {}
                     assembly = Assembly(job.spec, own, amended, on_event)
                     leases = Leases(plan.work.shards(index), planned - had)
-                    _compute(executor_for(job.spec), leases, assembly, there.builds, on_event)
+                    blame = Blame(known=amended.keys())
+                    _compute(executor_for(job.spec), leases, assembly, blame, there.builds, on_event)
         by_status = _count_by_status(plan)
     return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
 
@@ -204,20 +205,25 @@ def _compute(
     executor: Executor,
     leases: Leases,
     assembly: Assembly,
+    blame: Blame,
     builds: Sequence[Mapping[str, Any]],
     on_event: Callable[[Event], None],
 ) -> None:
     with closing(executor), assembly:
         try:
-            _drive(executor, leases, assembly, {canonical(build) for build in builds}, on_event)
+            _drive(executor, leases, assembly, blame, {canonical(build) for build in builds}, on_event)
         finally:  # also what an interruption or an error leaves complete
             assembly.settle()
 
 
 def _drive(
-    executor: Executor, leases: Leases, assembly: Assembly, builds: set[str], on_event: Callable[[Event], None]
+    executor: Executor,
+    leases: Leases,
+    assembly: Assembly,
+    blame: Blame,
+    builds: set[str],
+    on_event: Callable[[Event], None],
 ) -> None:
-    blame = Blame()
     while True:
         while executor.wants() and (following := leases.next(executor.capacity)):
             shard, lease = following
