@@ -351,6 +351,20 @@ def test_retrying_touches_only_what_was_selected_and_what_failed(
     assert {index for index in seconds if now[index] != seconds[index]} <= {2, 3}
 
 
+def test_a_long_retry_shows_what_it_has_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise", "20": "raise"}))
+    run(spec(), tmp_path / "many")
+    compact(tmp_path / "many", tmp_path / "one")
+    monkeypatch.delenv("HAZARDS")
+    monkeypatch.setattr("zcpipe.run.assembly._AMENDING", 0.0)
+    events = list[Event]()
+    run(spec(), tmp_path / "one", retry_errors=True, on_event=events.append)
+    assert [event.rows for event in events if isinstance(event, Committed)] == [2, 2, 2]
+    assert content(tmp_path / "one").equals(undisturbed)
+
+
 def test_a_retry_of_which_nothing_succeeds_is_no_sign_of_a_fault_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,10 +379,12 @@ def test_a_retry_of_which_nothing_succeeds_is_no_sign_of_a_fault_elsewhere(
 def test_rows_of_a_compacted_table_are_retried_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
 ) -> None:
-    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise", "20": "raise"}))
     run(spec(), tmp_path / "many")
     compact(tmp_path / "many", tmp_path / "one")
     monkeypatch.delenv("HAZARDS")
-    assert run(spec(), tmp_path / "one", retry_errors=True).by_status == {"ok": 24}
+    events = list[Event]()
+    assert run(spec(), tmp_path / "one", retry_errors=True, on_event=events.append).by_status == {"ok": 24}
+    assert [event.rows for event in events if isinstance(event, Committed)] == [6], "the one file is written once"
     assert content(tmp_path / "one").equals(undisturbed)
     assert len(list((tmp_path / "one").glob("rows-*"))) == 1 and not list((tmp_path / "one").glob("shard-*"))

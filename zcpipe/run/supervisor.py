@@ -111,7 +111,8 @@ def run(
                 with writing(store, job.group) as own:
                     total = len(np.union1d(there.index, plan.work.indices))
                     note(own, planned=total, selection=job.spec.record()["selection"])
-                    amended = there.holders(np.isin(there.status, RETRIED)) if retry_errors else {}
+                    again = np.isin(there.status, RETRIED) & np.isin(there.index, plan.work.indices)
+                    amended = there.holders(again) if retry_errors else {}
                     assembly = Assembly(job.spec, own, amended, on_event)
                     leases = Leases(plan.work.shards(index), planned - had)
                     blame = Blame(known=amended.keys())
