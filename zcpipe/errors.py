@@ -12,10 +12,12 @@ _GPU_MEMORY = ("CUDA error: out of memory", "CUDA: out of memory", "CUDA error: 
 class ZcpipeError(Exception):
     """Base of every error zcpipe raises on purpose.
 
-    ``exit_code`` is what the command line ends with when the error reaches it.
+    ``exit_code`` is what the command line ends with when the error reaches it. ``abrupt`` says that a library which the
+    error comes from cannot be trusted to let the process end by itself.
     """
 
     exit_code = 1
+    abrupt = False
 
 
 class UsageError(ZcpipeError):

@@ -100,7 +100,7 @@ def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
 ) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"4": "greedy once", "6": "greedy"}))
     monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
-    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, scorer="crowded:CrowdedScorer")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, scorer="zcpipe_substitutes:CrowdedScorer")
     made.submit(Lease(tuple(map(unit, range(5)))))
     (before,) = processes(made)
     found = outcomes(made, 5)
@@ -117,7 +117,7 @@ def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
 
 def test_a_process_warms_up_before_any_unit_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARM_UP", "4")
-    made = WorkersExecutor(EXPRESSIVITY, [{}], 2.0, scorer="crowded:ColdScorer")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 2.0, scorer="zcpipe_substitutes:ColdScorer")
     made.submit(Lease((unit(0),)))
     assert computed(outcomes(made, 1)) == Counter([unit(0)])
     made.close()

@@ -1,11 +1,14 @@
-"""Scorers of worker processes on a GPU that this machine need not have."""
+"""Scorers on a GPU that this machine need not have, and an agent with a fault."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import zcpipe.run.rows
+from zcpipe.run.executor import Lease, Outcome
+from zcpipe.run.nodes.agent import Agent
 from zcpipe.run.rows import UnitScorer
 from zcpipe.run.spec import RunSpec
 
@@ -29,3 +32,14 @@ class ColdScorer(UnitScorer):
 
         zcpipe.run.rows._warm_up = slowly
         super().__init__(spec)
+
+
+class FaultyAgent(Agent):
+    """The first lease that any of them is given raises what no agent should."""
+
+    def work(self, lease: Lease) -> list[Outcome]:
+        marker = Path(os.environ["HAZARD_MARKS"]) / "faulty"
+        if not marker.exists():
+            marker.touch()
+            raise ValueError("a fault of the agent")
+        return super().work(lease)
