@@ -6,11 +6,9 @@ import os
 import time
 from pathlib import Path
 
-import zcpipe.run.rows
 from zcpipe.run.executor import Lease, Outcome
 from zcpipe.run.nodes.agent import Agent
 from zcpipe.run.rows import UnitScorer
-from zcpipe.run.spec import RunSpec
 
 
 class CrowdedScorer(UnitScorer):
@@ -23,15 +21,8 @@ class CrowdedScorer(UnitScorer):
 class ColdScorer(UnitScorer):
     """The first use of the device takes as many seconds as WARM_UP says."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        warm_up = zcpipe.run.rows._warm_up
-
-        def slowly(device: str) -> None:
-            time.sleep(float(os.environ["WARM_UP"]))
-            warm_up(device)
-
-        zcpipe.run.rows._warm_up = slowly
-        super().__init__(spec)
+    def warm_up(self) -> None:
+        time.sleep(float(os.environ["WARM_UP"]))
 
 
 class FaultyAgent(Agent):

@@ -115,9 +115,9 @@ def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
     assert {row["index"]: row["status"] for row in rows} == {4: "ok", 5: "ok", 6: "memory", 7: "memory"}
 
 
-def test_a_process_warms_up_before_any_unit_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WARM_UP", "4")
-    made = WorkersExecutor(EXPRESSIVITY, [{}], 2.0, scorer="zcpipe_substitutes:ColdScorer")
+def test_a_process_warms_up_before_any_unit_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARM_UP", "3")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 1.0, scorer="zcpipe_substitutes:ColdScorer")
     made.submit(Lease((unit(0),)))
     assert computed(outcomes(made, 1)) == Counter([unit(0)])
     made.close()

@@ -54,7 +54,7 @@ class DeviceLostError(SetAsideError):
 
 
 class UnitScorer:
-    """Scores units of a run in the process it lives in, whose device is warm when this is made.
+    """Scores units of a run in the process it lives in.
 
     Raises:
         DataError: the run's images are not here, or others are.
@@ -67,9 +67,19 @@ class UnitScorer:
         self._scorer = ClassScorer(spec)
         if spec.inputs != NOISE:
             batch_of(spec, 0)  # what is wrong with the file must not end as rows
-        _warm_up(spec.device)
         self._static = [p for p in resolve(spec.proxies) if not p.statistics and p.name not in COUNTS]
         self.schema = Header(self._scorer.columns, spec.record(), spec.identity()).schema
+
+    def warm_up(self) -> None:
+        """Pay what the first use of the device and its libraries costs, seconds on a GPU that are no architecture's."""
+        device = self._spec.device
+        images = torch.ones(2, 3, 8, 8, device=device)
+        weight = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
+        maps = F.relu(F.batch_norm(F.conv2d(images, weight), None, None, training=True))
+        scores = F.linear(maps.flatten(1), torch.ones(5, 144, device=device))
+        torch.autograd.grad(scores.sum(), weight)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
 
     def score(self, unit: Unit, final: bool = True) -> list[Row]:
         """Return one row per member; an exception ends as error rows, only the death of the process goes further.
@@ -176,16 +186,6 @@ def _short_of_memory(rows: Sequence[Row]) -> str:
     """Return for which want of memory a unit lacks values, nothing where it is not that."""
     failures = (failure for row in rows for failure in row["failures"])
     return next((failure["message"] for failure in failures if failure["kind"] == "memory"), "")
-
-
-def _warm_up(device: str) -> None:
-    """Pay what the first use of a device and its libraries costs, seconds on a GPU that are no architecture's."""
-    images = torch.ones(2, 3, 8, 8, device=device)
-    weight = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
-    maps = F.relu(F.batch_norm(F.conv2d(images, weight), None, None, training=True))
-    torch.autograd.grad(F.linear(maps.flatten(1), torch.ones(5, 144, device=device)).sum(), weight)
-    if device != "cpu":
-        torch.cuda.synchronize(device)
 
 
 @contextmanager

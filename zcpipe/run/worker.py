@@ -66,6 +66,7 @@ def main(descriptor: int, memory: int, scorer: str) -> None:
 def _serve(connection: WorkerEnd, spec: RunSpec, kind: type[UnitScorer], inbox: SimpleQueue[Lease], cell: Cell) -> None:
     try:
         scorer = kind(spec)
+        scorer.warm_up()
         gc.freeze()  # the scorer stays too
         gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
         connection.send(("ready", canonical(build(spec.device))))

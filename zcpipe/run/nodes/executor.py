@@ -46,7 +46,7 @@ class _Host:
     ready: bool = False
     told: bool = False  # that it does not start
     pulse: Any = None  # a reference: the last question whether it is there
-    felt: float = 0.0  # when that was asked
+    silent: float = 0.0  # seconds since that was asked in which this process ran
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)  # by reference: when it was given
 
     @property
@@ -136,15 +136,17 @@ class NodesExecutor:
 
     def _reconcile(self) -> None:
         """Leave the nodes that are gone and use others in their place."""
-        if time.monotonic() < self._glanced + _GLANCE:
+        now = time.monotonic()
+        passed = now - self._glanced
+        if passed < _GLANCE:
             return
-        self._glanced = time.monotonic()
+        self._glanced = now
         nodes = {node["NodeID"]: node for node in self._watch.nodes()}
         for host in list(self._hosts.values()):
             if host.node not in nodes:
                 self._lose(host, "the node is gone")
             elif host.ready:
-                self._feel(host)
+                self._feel(host, min(passed, 2 * _GLANCE))  # not what this process was stopped for, as by Ctrl-Z
         spare = [node for name, node in nodes.items() if name not in self._hosts and name not in self._barred]
         for node in spare[: self._cluster.nodes - len(self._hosts)]:
             self._start(node)
@@ -167,11 +169,12 @@ class NodesExecutor:
                 "goes on when the cluster is back or free"
             )
 
-    def _feel(self, host: _Host) -> None:
+    def _feel(self, host: _Host, passed: float) -> None:
         """Leave an agent that does not answer: its node may be well, and others need not be there to notice."""
+        host.silent += passed
         if host.pulse is None or self._ray.wait([host.pulse], timeout=0)[0]:
-            host.pulse, host.felt = host.agent.answer.remote(), time.monotonic()
-        elif time.monotonic() > host.felt + _FROZEN:
+            host.pulse, host.silent = host.agent.answer.remote(), 0.0
+        elif host.silent > _FROZEN:
             self._lose(host, f"its agent has not answered for {_FROZEN:.0f} s")
 
     def _end(self, host: _Host) -> None:
