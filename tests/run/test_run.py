@@ -372,7 +372,7 @@ def test_a_retry_of_which_nothing_succeeds_is_no_sign_of_a_fault_elsewhere(
     monkeypatch.setenv("HAZARDS", json.dumps({"2": "hang", "4": "hang"}))
     few = spec(selection=Range(start=0, stop=6))
     for retry, new in ((False, 6), (True, 4)):
-        summary = run(few, tmp_path, workers=1, timeout=1.5, retry_errors=retry)
+        summary = run(few, tmp_path, workers=1, timeout=5.0, retry_errors=retry)
         assert (summary.new, summary.by_status) == (new, {"ok": 2, "timeout": 4})
 
 
