@@ -312,6 +312,9 @@ def main() -> None:
         app()
     except ZcpipeError as error:
         typer.echo(f"error: {error}", err=True)
+        if error.abrupt:
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -84,7 +84,8 @@ def run(
     from zcpipe.spaces import get_space
 
     chosen, asked = get_space(space), resolve(proxies)
-    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, memory, simulate_nodes)
+    held = None if memory is None else parse_bytes(memory)
+    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, held, simulate_nodes)
     selection, trained_on = _selection(sample, range_, archs, chosen)
     spec = runs.RunSpec.model_validate(
         {
@@ -122,7 +123,7 @@ def run(
                 timeout,
                 tell,
                 cluster=cluster,
-                memory=None if memory is None else parse_bytes(memory),
+                memory=held,
                 retry_errors=retry_errors,
             )
     except KeyboardInterrupt:
@@ -146,11 +147,10 @@ def _cluster(
     address: str | None,
     actors_per_node: int | None,
     gpus_per_actor: float,
-    memory: str | None,
+    memory: int | None,
     simulate_nodes: int | None,
 ) -> Cluster | None:
     """Return the cluster that a run is to use, None where it uses this machine."""
-    from zcpipe.run.memory import parse_bytes
     from zcpipe.run.nodes.cluster import Cluster
 
     if nodes is not None and simulate_nodes is not None:
@@ -161,8 +161,7 @@ def _cluster(
         if alone := [name for name, value in given.items() if value]:
             raise UsageError(f"{alone[0]} is for runs on nodes; give --nodes N as well")
         return None
-    held = None if memory is None else parse_bytes(memory)
-    return Cluster(count, address, actors_per_node, gpus_per_actor, held, simulated=simulate_nodes is not None)
+    return Cluster(count, address, actors_per_node, gpus_per_actor, memory, simulated=simulate_nodes is not None)
 
 
 def _selection(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_GPU_MEMORY = ("CUDA error: out of memory", "CUDA: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class ZcpipeError(Exception):
     """Base of every error zcpipe raises on purpose.
 
-    ``exit_code`` is what the command line ends with when the error reaches it.
+    ``exit_code`` is what the command line ends with when the error reaches it. ``abrupt`` says that a library which the
+    error comes from cannot be trusted to let the process end by itself.
     """
 
     exit_code = 1
+    abrupt = False
 
 
 class UsageError(ZcpipeError):
@@ -50,10 +55,54 @@ class NonfiniteError(ZcpipeError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out; torch's CPU allocator says so only in its message."""
+    """Whether an exception means that memory ran out; only torch's GPU allocator has a type for that."""
     import torch  # slow to import
 
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error)
+    return "DefaultCPUAllocator" in said or said.startswith(_GPU_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an exception means that this process can use its GPU no more.
+
+    After a failed assertion or an illegal access in a kernel every later call of CUDA in the process fails as well.
+    Errors that would pass cannot be told from those.
+    """
+    import torch  # slow to import
+
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith(("CUDA error: ", "CUDA: "))
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in one line what an exception that is not ours says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")
+
+
+@contextmanager
+def asking(space: str, what: str) -> Iterator[None]:
+    """Name a space, which may be anybody's, in whatever it raises that is not an error of ours.
+
+    Args:
+        space: its name.
+        what: it is asked for ("the key of its architecture 7").
+
+    Raises:
+        ZcpipeError: it raised something else.
+    """
+    try:
+        yield
+    except ZcpipeError:
+        raise
+    except Exception as error:
+        raise ZcpipeError(
+            f"the space {space} cannot give {what}: {reason_of(error)}; mend the space, or choose another"
+        ) from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -96,7 +96,10 @@ class Pretender:
         self.schema = Header(columns, spec.record(), spec.identity()).schema
         self._random = np.random.default_rng(0)
 
-    def score(self, unit: Unit) -> list[int]:
+    def warm_up(self) -> None:
+        """Do nothing: there is no device."""
+
+    def score(self, unit: Unit, final: bool = True) -> list[int]:
         """Return the indices of the rows."""
         time.sleep(self.seconds) if self.seconds else None
         return list(unit.members)

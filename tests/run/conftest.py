@@ -12,6 +12,8 @@ from small_runs import content, spec
 from zcpipe.registry import discover
 from zcpipe.run import run
 
+os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray looks when it is imported; only tests do without tokens
+os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # print stays Python's own, also in other tests
 PLUGINS = Path(__file__).parents[1] / "plugins"
 
 

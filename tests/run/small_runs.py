@@ -23,3 +23,18 @@ def spec(**fields: object) -> RunSpec:
 
 def content(out: str | Path) -> pa.Table:
     return open_table(out).to_arrow().drop_columns(["seconds"])
+
+
+def outcomes(out: Path) -> dict[int, tuple[str, str]]:
+    rows = open_table(out).to_arrow().to_pylist()
+    return {
+        row["index"]: (row["status"], row["failures"][0]["message"])
+        for row in rows
+        if row["status"] != "ok" or row["failures"]
+    }
+
+
+def assert_like(rows: pa.Table, undisturbed: pa.Table, indices: set[int]) -> None:
+    """The rows but for those at ``indices`` are those of a run in which nothing happened."""
+    kept = [index for index in range(24) if index not in indices]
+    assert rows.take(kept).equals(undisturbed.take(kept))

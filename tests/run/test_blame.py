@@ -67,3 +67,17 @@ def test_where_anything_succeeds_any_number_of_failures_is_the_architectures() -
     blame.acquit((unit(99),))
     for number in range(40):
         assert isinstance(blame.judge(Died(unit(number), HANG)), Lease)
+
+
+@pytest.mark.parametrize("failed", [HANG, DEATH])
+def test_units_that_failed_before_say_nothing_about_the_others(failed: Failed) -> None:
+    blame = Blame(known=range(100))
+    for number in range(40):
+        for _ in range(1 if failed is HANG else 2):
+            verdict = blame.judge(Died(unit(number), failed))
+        assert isinstance(verdict, Lease) and verdict.failed is not None
+        blame.acquit((unit(number),))
+    for number in range(200, 219):
+        blame.judge(Died(unit(number), HANG))
+    with pytest.raises(UsageError, match="the first 20 architectures"):
+        blame.judge(Died(unit(300), HANG))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,16 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+from small_runs import content, spec
 
-os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray looks when it is imported; only tests do without tokens
-os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # print stays Python's own, also in other tests
-ray = pytest.importorskip("ray")
+from zcpipe.errors import CapabilityError, UsageError
+from zcpipe.ops import available
+from zcpipe.run import Sample, run
+from zcpipe.run.events import Event, Joined, Left, Scored, Warned
+from zcpipe.run.nodes.cluster import Cluster, connected
+from zcpipe.table import open_table
 
-from ray.cluster_utils import Cluster as Nodes  # noqa: E402
-from small_runs import content, spec  # noqa: E402
-
-from zcpipe.errors import CapabilityError, UsageError  # noqa: E402
-from zcpipe.ops import available  # noqa: E402
-from zcpipe.run import Sample, run  # noqa: E402
-from zcpipe.run.events import Event, Joined, Left, Scored, Warned  # noqa: E402
-from zcpipe.run.nodes.cluster import Cluster  # noqa: E402
-from zcpipe.table import open_table  # noqa: E402
+cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 MIB = 1 << 20
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
@@ -50,7 +46,9 @@ def nodes(told: Path) -> Iterator[Any]:
             patch.setenv(f"RAY_health_check_{name}", str(value))  # a frozen node is given up in seconds
         patch.setenv("RAY_worker_niceness", "0")  # other tests run beside this one
         size = {"num_cpus": 1, "object_store_memory": 80 * MIB}
-        made: Any = Nodes(initialize_head=True, head_node_args={**size, "num_cpus": 0, "include_dashboard": False})
+        made: Any = cluster_utils.Cluster(
+            initialize_head=True, head_node_args={**size, "num_cpus": 0, "include_dashboard": False}
+        )
         for _ in range(2):
             made.add_node(**size, num_gpus=2)
         yield made
@@ -164,6 +162,38 @@ def test_a_node_that_is_lost_loses_nothing_and_a_spare_one_takes_its_place(
     assert how != "removed" or sum(isinstance(event, Joined) for event in events) == 3, "others are noticed later"
 
 
+def test_an_agent_that_is_frozen_is_replaced_where_there_is_no_other_node(
+    nodes: Any, told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    slow(told)
+    monkeypatch.setattr("zcpipe.run.nodes.executor._FROZEN", 4.0)
+    events, stopped = list[Event](), list[psutil.Process]()
+
+    def freeze() -> None:
+        stopped.extend(agents(nodes))
+        stopped[0].suspend()
+
+    act = during(freeze)
+    one = on(nodes, nodes=1)
+    summary = run(spec(), tmp_path, cluster=one, on_event=lambda event: (events.append(event), act(event))[0])
+    assert summary.by_status == {"ok": 24} and content(tmp_path).equals(undisturbed)
+    assert len(stopped) == 1 and not stopped[0].is_running()
+    assert [event.reason for event in events if isinstance(event, Left)] == ["its agent has not answered for 4 s"]
+
+
+def test_an_agent_with_a_fault_is_replaced(
+    nodes: Any, told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    from zcpipe_substitutes import FaultyAgent  # a plugin, which the cluster's processes have too
+
+    monkeypatch.setattr("zcpipe.run.nodes.executor.Agent", FaultyAgent)
+    events = list[Event]()
+    summary = run(spec(), tmp_path, cluster=on(nodes, nodes=1), on_event=events.append)
+    assert summary.by_status == {"ok": 24} and content(tmp_path).equals(undisturbed)
+    assert [event.reason for event in events if isinstance(event, Left)] == ["ValueError: a fault of the agent"]
+    assert (told.parent / "faulty").exists()
+
+
 def test_actors_that_share_a_gpu_see_the_same_one(nodes: Any, told: Path, tmp_path: Path) -> None:
     told.write_text(json.dumps({str(i): "show devices" for i in range(0, 24, 2)}))
     run(spec(), tmp_path, cluster=on(nodes, nodes=1, actors_per_node=4, gpus_per_actor=0.5))
@@ -183,6 +213,18 @@ def test_what_the_cluster_lacks_is_said_in_one_line(
     with pytest.raises(CapabilityError, match=r"has zcpipe .* on Python .*, this process 9.9 on .*install the same"):
         run(spec(), tmp_path, cluster=on(nodes))
     assert not list(tmp_path.glob("shard-*"))
+
+
+def test_what_ray_raises_is_said_in_one_line(nodes: Any) -> None:
+    ray = pytest.importorskip("ray")
+
+    @ray.remote
+    def slow() -> None:
+        time.sleep(2.0)
+
+    said = r"the Ray cluster fails: Get timed out.*; finished shards are committed, and the same command goes on"
+    with pytest.raises(CapabilityError, match=said), connected(on(nodes)):
+        ray.get(slow.remote(), timeout=0.1)
 
 
 @pytest.mark.skipif(not available(), reason="the native library is not built")

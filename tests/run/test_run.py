@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_runs import content, spec
+from small_runs import assert_like, content, outcomes, spec
 
 from zcpipe.errors import CapabilityError, DataError, IdentityMismatch, UsageError
 from zcpipe.ops import available
-from zcpipe.run import All, Archs, Range, RunSummary, Sample, describe, run
+from zcpipe.run import All, Archs, Range, Sample, describe, run
 from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
-from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import build
 from zcpipe.spaces import get_space
 from zcpipe.table import compact, open_table, status
@@ -315,89 +314,6 @@ def test_a_worker_whose_interpreter_is_held_ends_with_its_supervisor(
             os.kill(worker, signal.SIGKILL)
 
 
-# -- architectures that do not behave
-
-
-def outcomes(out: Path) -> dict[int, tuple[str, str]]:
-    rows = open_table(out).to_arrow().to_pylist()
-    return {
-        row["index"]: (row["status"], row["failures"][0]["message"])
-        for row in rows
-        if row["status"] != "ok" or row["failures"]
-    }
-
-
-def assert_like(rows: pa.Table, undisturbed: pa.Table, indices: set[int]) -> None:
-    """The rows but for those at ``indices`` are those of a run in which nothing happened."""
-    kept = [index for index in range(24) if index not in indices]
-    assert rows.take(kept).equals(undisturbed.take(kept))
-
-
-def test_poison_hangs_and_exceptions_end_as_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
-) -> None:
-    told = {"6": "segv", "10": "hang", "14": "raise", "16": "greedy", "20": "exit once"}
-    monkeypatch.setenv("HAZARDS", json.dumps(told))
-    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
-    out = tmp_path / "table"
-    summary = run(spec(), out, workers=2, timeout=5.0)
-
-    assert summary.by_status == {"ok": 16, "error": 4, "timeout": 2, "memory": 2}
-    assert summary.failed == 8
-    found = outcomes(out)
-    assert found[6] == found[7] == ("error", "its process was killed by SIGSEGV, twice")
-    assert found[10] == ("timeout", "no result within 5 s")
-    assert found[14] == ("error", "ValueError: told to raise for member-14")
-    assert found[16][0] == "memory"
-    assert set(found) == {6, 7, 10, 11, 14, 15, 16, 17}
-    assert_like(content(out), undisturbed, set(found))
-    for bad in open_table(out).lookup(["member-6", "member-10", "member-14", "member-16"]).to_pylist():
-        assert bad["expressivity"] is None and bad["expressivity@block"] is None
-        assert bad["macs"] == bad["index"] and bad["params"] == undisturbed["params"][bad["index"]].as_py()
-    assert run(spec(), out).new == 0, "failed rows are rows; retrying them is another command"
-
-
-def test_exceptions_end_as_rows_in_this_process_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
-) -> None:
-    monkeypatch.setenv("HAZARDS", json.dumps({"14": "raise", "16": "greedy"}))
-    assert run(spec(), tmp_path).by_status == {"ok": 20, "error": 2, "memory": 2}
-    assert_like(content(tmp_path), undisturbed, {14, 15, 16, 17})
-
-
-def test_counts_that_cannot_be_made_are_null_and_never_asked_of_the_supervisor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = {"0": "size exit", "1": "size raise", "4": "raise"}
-    monkeypatch.setenv("HAZARDS", json.dumps(told))
-    assert run(spec(selection=Range(start=0, stop=6), repeats=2), tmp_path, workers=1).by_status == {
-        "ok": 2,
-        "error": 4,
-    }
-    rows = open_table(tmp_path).to_arrow(["params", "expressivity_sd"]).to_pylist()
-    assert [row["params"] is None for row in rows] == [True, True, False, False, False, False]
-
-
-def test_workers_that_do_not_start_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import os; os.write(2, b'no luck today\\n'); os._exit(9)")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CapabilityError, match=r"do not start: 3 in a row .*code 9.*no luck today"):
-        run(spec(), tmp_path / "table", workers=1)
-
-
-def test_a_summary_counts_failures() -> None:
-    assert RunSummary(Path("x"), 5, 0, 5, {"ok": 3, "partial": 2}, 1.0).failed == 2
-
-
-def test_a_worker_that_was_never_heard_of_says_how_it_ended() -> None:
-    worker = WorkerProcess(spec())
-    worker.kill()
-    with pytest.raises(EOFError):
-        while True:
-            worker.messages()
-    assert worker.end().startswith("its process was killed by SIGKILL")
-
-
 # -- retrying
 
 
@@ -435,13 +351,40 @@ def test_retrying_touches_only_what_was_selected_and_what_failed(
     assert {index for index in seconds if now[index] != seconds[index]} <= {2, 3}
 
 
-def test_rows_of_a_compacted_table_are_retried_too(
+def test_a_long_retry_shows_what_it_has_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
 ) -> None:
-    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise", "20": "raise"}))
     run(spec(), tmp_path / "many")
     compact(tmp_path / "many", tmp_path / "one")
     monkeypatch.delenv("HAZARDS")
-    assert run(spec(), tmp_path / "one", retry_errors=True).by_status == {"ok": 24}
+    monkeypatch.setattr("zcpipe.run.assembly._AMENDING", 0.0)
+    events = list[Event]()
+    run(spec(), tmp_path / "one", retry_errors=True, on_event=events.append)
+    assert [event.rows for event in events if isinstance(event, Committed)] == [2, 2, 2]
+    assert content(tmp_path / "one").equals(undisturbed)
+
+
+def test_a_retry_of_which_nothing_succeeds_is_no_sign_of_a_fault_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcpipe.run.blame._STREAK", 2)
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "hang", "4": "hang"}))
+    few = spec(selection=Range(start=0, stop=6))
+    for retry, new in ((False, 6), (True, 4)):
+        summary = run(few, tmp_path, workers=1, timeout=5.0, retry_errors=retry)
+        assert (summary.new, summary.by_status) == (new, {"ok": 2, "timeout": 4})
+
+
+def test_rows_of_a_compacted_table_are_retried_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise", "20": "raise"}))
+    run(spec(), tmp_path / "many")
+    compact(tmp_path / "many", tmp_path / "one")
+    monkeypatch.delenv("HAZARDS")
+    events = list[Event]()
+    assert run(spec(), tmp_path / "one", retry_errors=True, on_event=events.append).by_status == {"ok": 24}
+    assert [event.rows for event in events if isinstance(event, Committed)] == [6], "the one file is written once"
     assert content(tmp_path / "one").equals(undisturbed)
     assert len(list((tmp_path / "one").glob("rows-*"))) == 1 and not list((tmp_path / "one").glob("shard-*"))

@@ -86,3 +86,9 @@ def test_architectures_from_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
         Archs.from_file(file)
+
+
+def test_workers_get_all_of_it_but_the_selection() -> None:
+    listed = spec(selection=Archs(texts=("member-1",) * 100_000), batch_size=5)
+    got = RunSpec.model_validate_json(listed.for_workers())
+    assert got == spec(batch_size=5) and len(listed.for_workers()) < 1000

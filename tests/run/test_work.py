@@ -22,6 +22,7 @@ class Partition:
     """The part of an enumerable space that a work list reads: its members are numbers, their keys given."""
 
     keys: tuple[int, ...]
+    name = "partition"
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -91,6 +92,7 @@ class Unending:
 
     texts: int
     keys: int
+    name = "unending"
 
     def sample(self, seed: int, i: int) -> str:
         return f"text-{(seed + 17 * i * i + i) % self.texts}"

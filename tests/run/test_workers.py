@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import termios
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from zcpipe.errors import CapabilityError
@@ -23,6 +29,7 @@ from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
 
 SPEC = RunSpec.model_validate({"space": "hazards", "dataset": "tiny", "proxies": ("params",)})
+EXPRESSIVITY = SPEC.model_copy(update={"proxies": ("expressivity",)})
 MIB = 1 << 20
 
 
@@ -61,8 +68,7 @@ def processes(made: WorkersExecutor) -> list[int]:
 
 def test_only_the_unit_that_was_executing_is_blamed(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"4": "exit"}))
-    spec = SPEC.model_copy(update={"proxies": ("expressivity",)})
-    made = WorkersExecutor(spec, [{}], 600.0)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0)
     made.submit(Lease(tuple(map(unit, range(4)))))
     made.submit(Lease((unit(5),)))
     found = outcomes(made, 5)
@@ -70,6 +76,51 @@ def test_only_the_unit_that_was_executing_is_blamed(one: WorkersExecutor, monkey
     assert computed(found) == Counter(map(unit, (0, 1, 3, 5)))
     (died,) = (each for each in found if isinstance(each, Died))
     assert died.unit == unit(2) and died.failed.kind == "died" and "exited with code 7" in died.failed.message
+
+
+def test_a_unit_that_loses_the_device_ends_its_worker_after_the_rows_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "lose device"}))
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0)
+    made.submit(Lease(tuple(map(unit, range(4)))))
+    made.submit(Lease((unit(5),)))
+    (before,) = processes(made)
+    found = outcomes(made, 5)
+    assert processes(made) != [before]
+    made.close()
+    assert computed(found) == Counter(map(unit, (0, 1, 3, 5)))
+    (died,) = (each for each in found if isinstance(each, Died))
+    assert died.unit == unit(2) and (died.failed.status, died.failed.kind) == ("error", "died")
+    assert died.failed.message == "AcceleratorError: CUDA error: device-side assert triggered"
+
+
+def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "greedy once", "6": "greedy"}))
+    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, scorer="zcpipe_substitutes:CrowdedScorer")
+    made.submit(Lease(tuple(map(unit, range(5)))))
+    (before,) = processes(made)
+    found = outcomes(made, 5)
+    assert computed(found) == Counter(map(unit, (0, 1, 4))) and processes(made) == [before]
+    died = [each for each in found if isinstance(each, Died)]
+    assert [(each.unit, each.failed.status) for each in died] == [(unit(2), "memory"), (unit(3), "memory")]
+    assert "DefaultCPUAllocator" in died[0].failed.message
+    for number in (2, 3):
+        made.submit(Lease((unit(number),), alone=True))
+    rows = [row for done in outcomes(made, 2) if isinstance(done, Done) for row in done.rows.to_pylist()]
+    made.close()
+    assert {row["index"]: row["status"] for row in rows} == {4: "ok", 5: "ok", 6: "memory", 7: "memory"}
+
+
+def test_a_process_warms_up_before_any_unit_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARM_UP", "3")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 1.0, scorer="zcpipe_substitutes:ColdScorer")
+    made.submit(Lease((unit(0),)))
+    assert computed(outcomes(made, 1)) == Counter([unit(0)])
+    made.close()
 
 
 def test_the_rows_of_a_failure_are_made_by_a_worker_of_its_own(one: WorkersExecutor) -> None:
@@ -95,8 +146,7 @@ def test_workers_that_die_idle_are_replaced_without_blame(one: WorkersExecutor) 
 
 def test_what_exceeds_its_memory_is_ended_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"2": "bloat"}))
-    spec = SPEC.model_copy(update={"proxies": ("expressivity",)})
-    made = WorkersExecutor(spec, [{}], 600.0, memory=1200 * MIB)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, memory=1200 * MIB)
     made.submit(Lease((unit(0), unit(1), unit(2))))
     found = outcomes(made, 3)
     made.close()
@@ -137,3 +187,75 @@ def test_what_the_system_does_not_give_is_named(number: int, monkeypatch: pytest
         made.submit(Lease((unit(0),)))
     made.close()
     assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+
+
+def test_the_rows_that_a_worker_sends_in_pieces_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.channel._CHUNK", 100)
+    made = executor(1)
+    made.submit(Lease(tuple(map(unit, range(12)))))
+    assert computed(outcomes(made, 12)) == Counter(map(unit, range(12)))
+    made.close()
+
+
+# -- workers that are frozen
+
+
+def frozen(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
+def test_one_that_is_frozen_between_two_leases_is_replaced_without_blame(
+    one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.submit(Lease((unit(0),)))
+    outcomes(one, 1)
+    (pid,) = processes(one)
+    monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 0.5)
+    frozen(pid)
+    one.submit(Lease((unit(1), unit(2))))
+    one.submit(Lease((unit(3),)))
+    assert computed(outcomes(one, 3)) == Counter(map(unit, (1, 2, 3)))
+    assert processes(one) != [pid] and not psutil.pid_exists(pid)
+
+
+def test_one_that_takes_no_message_holds_nobody(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.submit(Lease((unit(0),)))
+    outcomes(one, 1)
+    (pid,) = processes(one)
+    monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 0.5)
+    frozen(pid)
+    long = "x" * (4 << 20)  # more than the socket takes
+    one.submit(Lease((replace(unit(1), texts=(long,)),)))
+    one.submit(Lease((unit(2),)))
+    assert len(computed(outcomes(one, 2))) == 2
+    assert processes(one) != [pid]
+
+
+def test_one_that_stops_half_way_through_its_rows_is_replaced_without_blame(
+    one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 1.0)
+    many = Unit(0, 0, tuple(range(24)) * 2000)  # rows of megabytes, of which the socket takes a part
+    one.submit(Lease((many,)))
+    (worker,) = one._workers
+    descriptor, _ = worker.interests[0]
+    waiting = array("i", [0])
+    while waiting[0] < 100_000:
+        time.sleep(0.05)
+        fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
+    frozen(worker.pid)
+    assert computed(outcomes(one, 1)) == Counter([many])
+    assert processes(one) != [worker.pid]
+
+
+def test_one_that_is_frozen_as_it_starts_is_replaced(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.submit(Lease((unit(0),)))
+    (pid,) = processes(one)
+    frozen(pid)
+    with monkeypatch.context() as patch:
+        patch.setattr("zcpipe.run.workers._START_LIMIT", 0.1)
+        while pid in processes(one):
+            one.collect(patience=0.1)
+    assert computed(outcomes(one, 1)) == Counter([unit(0)])

@@ -6,8 +6,7 @@ import itertools
 import math
 import os
 import struct
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -335,19 +334,7 @@ def test_a_damaged_source_leaves_no_trace(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=192k", "none", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["192k"], indirect=True)
 def test_a_full_disk_leaves_no_trace(small_disk: Path, tmp_path: Path) -> None:
     with locked(tmp_path / "old", header()) as store:
         commit(store, 0, [row(index, arch=os.urandom(150).hex(), c=None) for index in range(900)], BUILD)

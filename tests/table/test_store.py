@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
-from collections.abc import Iterator
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -324,19 +323,7 @@ def test_foreign_parquet_in_the_directory_is_named(table: Table, tmp_path: Path)
         open_table(tmp_path / "t")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["128k"], indirect=True)
 def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     directory = small_disk / "t"
     with locked(directory, header()) as store:
@@ -351,6 +338,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     assert len(open_table(directory)) == 899
 
 
+@pytest.mark.parametrize("small_disk", ["128k"], indirect=True)
 def test_a_read_only_disk_is_named(small_disk: Path) -> None:
     make(small_disk / "t", [row(1)])
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

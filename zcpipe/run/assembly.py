@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,6 +26,7 @@ from zcpipe.table.store import Store
 
 _COMMITTERS = 2  # encoding and writing do not hold the interpreter
 _IN_FLIGHT = 8  # shards that may wait for the disk before the supervisor waits too
+_AMENDING = 60.0  # seconds between two times that a file is written again, unless all that it waits for is there
 
 
 @dataclass
@@ -33,13 +36,29 @@ class _Open:
     builds: set[str] = field(default_factory=set)
 
 
+@dataclass
+class _Amendment:
+    """Rows that are to take the place of those in a file, which holds rows of many shards once it was compacted."""
+
+    missing: int  # rows
+    rows: list[pa.Table] = field(default_factory=list)
+    builds: list[Mapping[str, Any]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)  # the file was last written, or would have been
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write the file."""
+        return bool(self.rows) and (not self.missing or time.monotonic() > self.since + _AMENDING)
+
+
 class Assembly:
     """The shards of a run that are not visible yet. Leave its context to wait for what is being committed.
 
     Args:
         spec: of the run.
         store: the table, or the group of columns, opened for writing.
-        amended: rows that are there and computed anew, by index, with the files that hold them.
+        amended: rows that are there and computed anew, by index, with the files that hold them. A file is written when
+            all of them have come, and now and then before.
         on_event: told of rows that come in and of shards that become visible.
     """
 
@@ -48,6 +67,7 @@ class Assembly:
     ) -> None:
         self._store = store
         self._amended = amended
+        self._amendments = {path: _Amendment(missing) for path, missing in Counter(amended.values()).items()}
         self._on_event = on_event
         self._frame = RowFrame(spec)
         self._schema = store.header.schema
@@ -102,20 +122,36 @@ class Assembly:
         for number in [number for number, shard in self._open.items() if not shard.missing]:
             shard = self._open.pop(number)
             builds = [json.loads(build) for build in sorted(shard.builds) if build]
-            rows = pa.concat_tables(shard.rows)
-            self._committing[self._pool.submit(self._commit, number, rows, builds)] = len(rows)
+            for holder, rows in self._by_holder(pa.concat_tables(shard.rows)).items():
+                if holder is None:
+                    self._begin(len(rows), self._store.commit, number, rows, builds)
+                else:
+                    amendment = self._amendments[holder]
+                    amendment.missing -= len(rows)
+                    amendment.rows.append(rows)
+                    amendment.builds += builds
+        self._amend([path for path, amendment in self._amendments.items() if amendment.due])
         self._report(len(self._committing) > _IN_FLIGHT)
 
-    def _commit(self, number: int, rows: pa.Table, builds: list[dict[str, Any]]) -> Place:
-        """Write rows: in the place of those that are computed anew, the others to a file of their own."""
-        index = rows["index"].to_pylist() if self._amended else []
-        holders = [self._amended.get(i) for i in index]
-        for path in {holder for holder in holders if holder is not None}:
-            self._store.amend(path, rows.filter(pa.array([holder == path for holder in holders])), builds)
-        if index and None not in holders:
-            return path
-        new = rows.filter(pa.array([holder is None for holder in holders])) if index else rows
-        return self._store.commit(number, new, builds)
+    def _by_holder(self, rows: pa.Table) -> dict[Place | None, pa.Table]:
+        """Tell rows that are computed anew, by the file that holds them, from those that no file has."""
+        if not self._amended:
+            return {None: rows}
+        holders = [self._amended.get(index) for index in rows["index"].to_pylist()]
+        return {
+            holder: rows.filter(pa.array([other == holder for other in holders])) for holder in dict.fromkeys(holders)
+        }
+
+    def _amend(self, paths: Sequence[Place]) -> None:
+        """Begin to write files again, with the rows that have come for them."""
+        for path in paths:
+            amendment = self._amendments[path]
+            rows = pa.concat_tables(amendment.rows)
+            self._begin(len(rows), self._store.amend, path, rows, amendment.builds)
+            self._amendments[path] = _Amendment(amendment.missing)
+
+    def _begin(self, rows: int, write: Callable[..., Place], *arguments: Any) -> None:  # noqa: ANN401 - passed on
+        self._committing[self._pool.submit(write, *arguments)] = rows
 
     def settle(self) -> None:
         """Commit every shard that is complete and wait until they are visible.
@@ -124,6 +160,7 @@ class Assembly:
             DataError: the disk is full or unwritable.
         """
         self.commit_finished()
+        self._amend([path for path, amendment in self._amendments.items() if amendment.rows])
         while self._committing:
             self._report(patient=True)
 

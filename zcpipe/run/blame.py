@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from zcpipe.errors import CapabilityError, UsageError
@@ -15,12 +16,16 @@ _STREAK = 20  # units that failed before any did otherwise
 class Blame:
     """Judges deaths.
 
-    A unit whose worker dies is tried once more, in a fresh worker and if possible elsewhere; what ends that one too is
-    a failure of the unit. One that exceeds its timeout has failed at once. The rows of a failure are made by a worker,
-    since asking the space what it knows about an architecture can kill as well.
+    A unit whose worker dies or sets it aside is tried once more, in a fresh worker and if possible elsewhere; what ends
+    that one too is a failure of the unit. One that exceeds its timeout has failed at once. The rows of a failure are
+    made by a worker, since asking the space what it knows about an architecture can kill as well.
+
+    Args:
+        known: indices of rows that failed in an earlier run: that they fail again says nothing about the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Container[int] = ()) -> None:
+        self._known = known
         self._once: set[Unit] = set()
         self._failed: dict[Unit, Failed] = {}
         self._streak: list[Failed] = []
@@ -40,7 +45,8 @@ class Blame:
             self._once.add(unit)
             return Lease((unit,), alone=True, avoid=died.place)
         self._once.discard(unit)
-        self._count(failed)
+        if not any(member in self._known for member in unit.members):
+            self._count(failed)
         if failed.status != "timeout":
             failed = replace(failed, message=f"{failed.message}, twice")
         self._failed[unit] = failed

@@ -50,7 +50,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Died:
-    """A unit that had its worker end, or be ended, without rows.
+    """A unit that had its worker end, or be ended, without rows, or that its worker set aside.
 
     Attributes:
         unit: the one that was being executed, and the only one that is suspected.

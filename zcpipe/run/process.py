@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,10 +14,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from multiprocessing.connection import Connection
 from typing import Any
 
 from zcpipe.run.cell import make_cell
+from zcpipe.run.channel import SupervisorEnd
 from zcpipe.run.executor import Lease
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
@@ -64,7 +65,7 @@ class WorkerProcess:
                 )
             finally:
                 os.close(descriptor)
-            self.connection = Connection(ours.detach())
+            self._end = SupervisorEnd(socket.socket(fileno=ours.detach()))
         assert self._process.stdout is not None  # noqa: S101 - states a type
         self._output = self._process.stdout
         os.set_blocking(self._output.fileno(), False)
@@ -72,8 +73,8 @@ class WorkerProcess:
         self._given: deque[Lease] = deque()  # of each the units whose rows have not come
         self._received = 0  # units whose rows have
         self.build = ""  # what computes in it, once it is ready
-        self.started = time.monotonic()
-        self._send(spec.model_dump_json())
+        self.started = self._asked = time.monotonic()
+        self._send(spec.for_workers())
 
     @property
     def pid(self) -> int:
@@ -97,20 +98,30 @@ class WorkerProcess:
 
     @property
     def executing(self) -> tuple[Unit, float] | None:
-        """The unit that it executes and since when."""
-        if (found := self._cell.read()) is None or found[0] < self._received:
+        """The unit that it executes and since when; one that sends rows has executed what they are of."""
+        if self._end.halfway or (found := self._cell.read()) is None or found[0] < self._received:
             return None
         units = (unit for lease in self._given for unit in lease.units)
         unit = next(islice(units, found[0] - self._received, None), None)
         return None if unit is None else (unit, found[1])
 
     @property
-    def channels(self) -> list[Any]:
-        """What becomes readable when there is news."""
-        return [self.connection] if self._output.closed else [self.connection, self._output]
+    def quiet(self) -> float:
+        """For how many seconds it has had something to do and has neither sent anything nor said that it executes."""
+        if not self._given or self.executing is not None:
+            return 0.0
+        return time.monotonic() - max(self._asked, self._end.heard)
+
+    @property
+    def interests(self) -> list[tuple[int, int]]:
+        """The file descriptors, with events of `select.poll`, at which there is something to do."""
+        output = [] if self._output.closed else [(self._output.fileno(), select.POLLIN)]
+        return [self._end.interest, *output]
 
     def give(self, lease: Lease) -> None:
         """Send it a lease."""
+        if not self._given:
+            self._asked = time.monotonic()
         self._given.append(lease)
         self._send(lease)
 
@@ -136,20 +147,21 @@ class WorkerProcess:
             EOFError: it is dead and everything it sent was returned before.
         """
         self._read_output()
-        received: list[tuple[str, Any]] = []
-        try:
-            while self.connection.poll():
-                received.append(self.connection.recv())
-        except (EOFError, OSError):
-            if not received:
-                raise EOFError from None
-        if not received and self._process.poll() is not None and not self.connection.poll():
+        with suppress(OSError):  # it is dead, as what follows finds
+            self._end.flush()
+        dead = self._process.poll() is not None  # asked first: what it has sent is then there
+        received = self._end.receive()
+        if dead and not received:  # a process that it forked keeps the socket open
             raise EOFError
         return received
 
+    def close(self) -> None:
+        """Have it end, if it can notice."""
+        self._end.close()
+
     def end(self) -> str:
         """Kill it if it is still alive, and say how it ended."""
-        self.connection.close()
+        self.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=1.0)  # closing the socket ends it
         self._process.kill()
@@ -175,7 +187,7 @@ class WorkerProcess:
 
     def _send(self, message: object) -> None:
         with suppress(OSError):  # it is dead: reading will say so
-            self.connection.send(message)
+            self._end.send(message)
 
     def _read_output(self) -> None:
         while not self._output.closed:

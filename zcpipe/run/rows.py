@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
-from zcpipe.errors import CapabilityError, is_out_of_memory
+from zcpipe.errors import CapabilityError, is_device_lost, is_out_of_memory, reason_of
 from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import Unit, architectures
+from zcpipe.run.work import Unit, architectures, text_of
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, get_space
 from zcpipe.table.schema import Header, package_version, to_arrow
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
+
+_CROWDED = 0.1  # of the GPU's memory, this process's own kernels included
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,18 @@ class Failed:
     kind: str
     message: str
     seconds: float
+
+
+class SetAsideError(CapabilityError):
+    """A unit that this process cannot judge and another may; ``failed`` says why."""
+
+    def __init__(self, failed: Failed, mend: str) -> None:
+        super().__init__(f"{failed.message}; {mend}")
+        self.failed = failed
+
+
+class DeviceLostError(SetAsideError):
+    """The same, and this process can use its GPU no more."""
 
 
 class UnitScorer:
@@ -55,19 +70,47 @@ class UnitScorer:
         self._static = [p for p in resolve(spec.proxies) if not p.statistics and p.name not in COUNTS]
         self.schema = Header(self._scorer.columns, spec.record(), spec.identity()).schema
 
-    def score(self, unit: Unit) -> list[Row]:
-        """Return one row per member; an exception ends as error rows, only the death of the process goes further."""
+    def warm_up(self) -> None:
+        """Pay what the first use of the device and its libraries costs, seconds on a GPU that are no architecture's."""
+        device = self._spec.device
+        images = torch.ones(2, 3, 8, 8, device=device)
+        weight = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
+        maps = F.relu(F.batch_norm(F.conv2d(images, weight), None, None, training=True))
+        scores = F.linear(maps.flatten(1), torch.ones(5, 144, device=device))
+        torch.autograd.grad(scores.sum(), weight)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    def score(self, unit: Unit, final: bool = True) -> list[Row]:
+        """Return one row per member; an exception ends as error rows, only the death of the process goes further.
+
+        Args:
+            unit: what to score.
+            final: whether its rows are wanted although the GPU's memory ran out while others held some of it.
+
+        Raises:
+            SetAsideError: they are not; another time there may be enough.
+            DeviceLostError: the unit has made the GPU useless for this process.
+        """
         started = time.perf_counter()
         representative, members = architectures(self._space, unit)
         try:
             scored = self._scorer.score(representative, members)
+            if self._spec.device != "cpu":
+                torch.cuda.synchronize(self._spec.device)  # what a kernel did wrong is known by now
+            rows: list[Row] = [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
         except Exception as error:
-            kind = "memory" if is_out_of_memory(error) else "error"
-            reason = (str(error).splitlines() or [""])[0]
-            message = f"{type(error).__name__}: {reason}".rstrip(": ")
             seconds = time.perf_counter() - started
-            return self.fail(unit, Failed(kind, kind, message, seconds))
-        return [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
+            if is_device_lost(error):
+                mend = "the GPU is lost to this process: score with --workers, which replaces such processes"
+                raise DeviceLostError(Failed("error", "died", reason_of(error), seconds), mend) from error
+            kind = "memory" if is_out_of_memory(error) else "error"
+            rows = self.fail(unit, Failed(kind, kind, reason_of(error), seconds))
+        short = _short_of_memory(rows)
+        if short and not final and self._crowded():
+            seconds = time.perf_counter() - started
+            raise SetAsideError(Failed("memory", "memory", short, seconds), "others hold memory of the GPU")
+        return rows
 
     def fail(self, unit: Unit, failed: Failed) -> list[Row]:
         """Return the rows of a class without scores: what they have whatever becomes of its network, and the reason."""
@@ -77,6 +120,13 @@ class UnitScorer:
     def tabulate(self, rows: Sequence[Row]) -> pa.Table:
         """Return rows in the columns of the table."""
         return to_arrow(rows, self.schema)
+
+    def _crowded(self) -> bool:
+        """Whether others hold a good part of the GPU's memory."""
+        if self._spec.device == "cpu":
+            return False
+        free, whole = torch.cuda.mem_get_info(self._spec.device)
+        return whole - free - torch.cuda.memory_reserved(self._spec.device) > _CROWDED * whole
 
     def _count(self, member: Architecture) -> Row:
         try:
@@ -103,18 +153,39 @@ class RowFrame:
         """Return index, architecture, key and space of the rows of a unit."""
         _, members = architectures(self._space, unit)
         return [
-            {"index": index, "arch": str(arch), "key": self._space.key(arch), "space": self._space.name}
-            for index, arch in zip(unit.members, members, strict=True)
+            self._row(index, arch, self._space.key(arch)) for index, arch in zip(unit.members, members, strict=True)
         ]
 
     def failed(self, unit: Unit, failed: Failed) -> list[Row]:
-        """Return the rows of a class without scores; ``*`` in their failures stands for all that needs the network."""
+        """Return the rows of a class without scores; ``*`` in their failures stands for all that needs the network.
+
+        Where the space raises for a key the architecture stands for itself.
+        """
         outcome = {
             "status": failed.status,
             "failures": [{"proxy": "*", "kind": failed.kind, "message": failed.message}],
             "seconds": failed.seconds / len(unit.members),
         }
-        return [{**frame, **outcome} for frame in self.of(unit)]
+        _, members = architectures(self._space, unit)
+        return [
+            {**self._row(index, arch, self._key(arch)), **outcome}
+            for index, arch in zip(unit.members, members, strict=True)
+        ]
+
+    def _row(self, index: int, arch: Architecture, key: str) -> Row:
+        return {"index": index, "arch": text_of(self._space, arch), "key": key, "space": self._space.name}
+
+    def _key(self, arch: Architecture) -> str:
+        try:
+            return self._space.key(arch)
+        except Exception:  # a failure of the row that has a reason already
+            return text_of(self._space, arch)
+
+
+def _short_of_memory(rows: Sequence[Row]) -> str:
+    """Return for which want of memory a unit lacks values, nothing where it is not that."""
+    failures = (failure for row in rows for failure in row["failures"])
+    return next((failure["message"] for failure in failures if failure["kind"] == "memory"), "")
 
 
 @contextmanager

@@ -154,6 +154,10 @@ class RunSpec(_Frozen):
         """Return where the table goes unless the user says otherwise."""
         return Path("runs") / f"{self.space.replace('/', '-')}-{self.identity_hash()[:8]}"
 
+    def for_workers(self) -> str:
+        """Return the spec as JSON for whom units are given: without the selection, which may be long."""
+        return self.model_copy(update={"selection": All()}).model_dump_json()
+
     def record(self) -> dict[str, Any]:
         """Return the spec for a table's metadata: a long list of architectures by its digest only."""
         record: dict[str, Any] = self.model_dump(mode="json")

@@ -106,15 +106,19 @@ def run(
         on_event(Planned(planned * len(plan.jobs), sum(present)))
         if done < planned:
             note(store)  # whose process it is that holds the lock
-        for job, there, index, had in zip(plan.jobs, rows, kept, present, strict=True):
-            if had < planned:
-                with writing(store, job.group) as own:
-                    total = len(np.union1d(there.index, plan.work.indices))
-                    note(own, planned=total, selection=job.spec.record()["selection"])
-                    amended = there.holders(np.isin(there.status, RETRIED)) if retry_errors else {}
-                    assembly = Assembly(job.spec, own, amended, on_event)
-                    leases = Leases(plan.work.shards(index), planned - had)
-                    _compute(executor_for(job.spec), leases, assembly, there.builds, on_event)
+        lacking = [entry for entry in zip(plan.jobs, rows, kept, present, strict=True) if entry[3] < planned]
+        for job, there, _, _ in lacking:  # all of them ahead, so that a run that dies between two is seen to lack one
+            with writing(store, job.group) as own:
+                total = len(np.union1d(there.index, plan.work.indices))
+                note(own, planned=total, selection=job.spec.record()["selection"])
+        for job, there, index, had in lacking:
+            with writing(store, job.group) as own:
+                again = np.isin(there.status, RETRIED) & np.isin(there.index, plan.work.indices)
+                amended = there.holders(again) if retry_errors else {}
+                assembly = Assembly(job.spec, own, amended, on_event)
+                leases = Leases(plan.work.shards(index), planned - had)
+                blame = Blame(known=amended.keys())
+                _compute(executor_for(job.spec), leases, assembly, blame, there.builds, on_event)
         by_status = _count_by_status(plan)
     return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
 
@@ -204,20 +208,25 @@ def _compute(
     executor: Executor,
     leases: Leases,
     assembly: Assembly,
+    blame: Blame,
     builds: Sequence[Mapping[str, Any]],
     on_event: Callable[[Event], None],
 ) -> None:
     with closing(executor), assembly:
         try:
-            _drive(executor, leases, assembly, {canonical(build) for build in builds}, on_event)
+            _drive(executor, leases, assembly, blame, {canonical(build) for build in builds}, on_event)
         finally:  # also what an interruption or an error leaves complete
             assembly.settle()
 
 
 def _drive(
-    executor: Executor, leases: Leases, assembly: Assembly, builds: set[str], on_event: Callable[[Event], None]
+    executor: Executor,
+    leases: Leases,
+    assembly: Assembly,
+    blame: Blame,
+    builds: set[str],
+    on_event: Callable[[Event], None],
 ) -> None:
-    blame = Blame()
     while True:
         while executor.wants() and (following := leases.next(executor.capacity)):
             shard, lease = following

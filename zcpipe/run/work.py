@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import UsageError, unknown_name
+from zcpipe.errors import UsageError, asking, unknown_name
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Space
@@ -126,11 +126,11 @@ class DrawList:
     def __init__(
         self, space: Space[Architecture], seed: int, n: int, draws_per_shard: int, dataset: str | None = None
     ) -> None:
-        self._draw = _sampler(space, seed, dataset)
-        digests = np.fromiter((index_of(str(self._draw(i))) for i in range(n)), np.int64, n)
-        self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
         self._space = space
+        self._sample = _sampler(space, seed, dataset)
         self._per_shard = draws_per_shard
+        digests = np.fromiter((index_of(self._draw(draw)[1]) for draw in range(n)), np.int64, n)
+        self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
 
     def shards(self, present: Indices) -> Iterator[Shard]:
         """Yield what is missing, shard by shard."""
@@ -151,13 +151,22 @@ class DrawList:
 
     def _shard(self, shard: int, wanted: list[int]) -> Shard:
         start = shard * self._per_shard
-        archs = [self._draw(i) for i in range(start, start + self._per_shard)]
-        keys, texts = [self._space.key(arch) for arch in archs], [str(arch) for arch in archs]
+        archs, texts = zip(*map(self._draw, range(start, start + self._per_shard)), strict=True)
+        keys = [self._key(arch, text) for arch, text in zip(archs, texts, strict=True)]
         representatives = dict(sorted(zip(keys, texts, strict=True), reverse=True))  # of each key the smallest stays
         members: dict[str, list[str]] = {}
         for draw in wanted:
             members.setdefault(keys[draw - start], []).append(texts[draw - start])
         return Shard(shard, tuple(_unit(shard, representatives[key], its) for key, its in members.items()))
+
+    def _draw(self, draw: int) -> tuple[Architecture, str]:
+        with asking(self._space.name, f"its random architecture {draw}"):
+            arch = self._sample(draw)
+            return arch, str(arch)
+
+    def _key(self, arch: Architecture, text: str) -> str:
+        with asking(self._space.name, f"the key of {text}"):
+            return self._space.key(arch)
 
 
 class TextList:
@@ -192,11 +201,26 @@ def index_of(text: str) -> int:
 
 
 def architectures(space: Space[Architecture], unit: Unit) -> tuple[Architecture, list[Architecture]]:
-    """Return the representative of a unit and the members whose rows are wanted."""
-    if isinstance(space, EnumerableSpace):
-        return space[unit.representative], [space[index] for index in unit.members]
-    representative, *members = (space.parse(text) for text in unit.texts)
-    return representative, members
+    """Return the representative of a unit and the members whose rows are wanted.
+
+    Raises:
+        ZcpipeError: the space raises.
+    """
+    with asking(space.name, f"its architectures {', '.join(map(str, (unit.texts or unit.members)[:9]))}"):
+        if isinstance(space, EnumerableSpace):
+            return space[unit.representative], [space[index] for index in unit.members]
+        representative, *members = (space.parse(text) for text in unit.texts)
+        return representative, members
+
+
+def text_of(space: Space[Architecture], arch: Architecture) -> str:
+    """Return the canonical text of an architecture.
+
+    Raises:
+        ZcpipeError: the space raises.
+    """
+    with asking(space.name, "the text of one of its architectures"):
+        return str(arch)
 
 
 def sized(spec: RunSpec) -> RunSpec:
@@ -221,6 +245,7 @@ def plan(spec: RunSpec) -> WorkList:
 
     Raises:
         UsageError: unknown space or dataset, a selection that is empty or does not fit the space, malformed texts.
+        ZcpipeError: the space raises for one of its architectures.
     """
     space, per_shard = get_space(spec.space), sized(spec).classes_per_shard
     assert per_shard is not None  # noqa: S101 - states a type
@@ -244,9 +269,12 @@ def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
             _check_sample(n)
             if n > length:
                 raise UsageError(f"sample of {n} is larger than {spec.space}, which has {length}; leave --sample out")
-            return np.fromiter((space.index(space.sample(spec.seed, i)) for i in range(n)), np.int64, n)
+            with asking(space.name, f"the indices of {n} random architectures"):
+                return np.fromiter((space.index(space.sample(spec.seed, i)) for i in range(n)), np.int64, n)
         case Archs():
-            return np.array([space.index(arch) for arch in _parse(space, selection)], np.int64)
+            parsed = _parse(space, selection)
+            with asking(space.name, "the indices of the listed architectures"):
+                return np.array([space.index(arch) for arch in parsed], np.int64)
 
 
 def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int) -> WorkList:
@@ -255,7 +283,7 @@ def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int) -> Wor
             _check_sample(n)
             return DrawList(space, spec.seed, n, per_shard, spec.dataset)
         case Archs() as archs:
-            return TextList(map(str, _parse(space, archs)), per_shard)
+            return TextList((text_of(space, arch) for arch in _parse(space, archs)), per_shard)
         case _:
             raise UsageError(f"{spec.space} cannot be enumerated; select with --sample N or --archs FILE")
 
@@ -286,7 +314,8 @@ def _parse(space: Space[Architecture], archs: Archs) -> list[Architecture]:
     for line, text in enumerate(archs.texts, start=1):
         if text.strip():
             try:
-                parsed.setdefault(space.parse(text.strip()))
+                with asking(space.name, f"the architecture of {origin}line {line}"):
+                    parsed.setdefault(space.parse(text.strip()))
             except UsageError as error:
                 raise UsageError(f"{origin}line {line}: {error}") from error
     if not parsed:

@@ -18,15 +18,15 @@ import sys
 import threading
 import time
 import traceback
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 import torch
 
 from zcpipe.errors import ZcpipeError
 from zcpipe.run.cell import Cell
+from zcpipe.run.channel import WorkerEnd
 from zcpipe.run.executor import Lease
-from zcpipe.run.rows import Row, UnitScorer, build
+from zcpipe.run.rows import DeviceLostError, Row, SetAsideError, UnitScorer, build
 from zcpipe.run.spec import RunSpec
 from zcpipe.table.schema import canonical
 
@@ -52,48 +52,62 @@ def main(descriptor: int, memory: int, scorer: str) -> None:
     os.close(memory)
     gc.freeze()  # what was imported stays, and is not looked at again
     gc.enable()
-    connection = Connection(descriptor)
+    connection = WorkerEnd(socket.socket(fileno=descriptor))
     inbox: SimpleQueue[Lease] = SimpleQueue()
     torch.set_num_threads(1)
     try:
-        spec = RunSpec.model_validate_json(connection.recv())
+        spec = RunSpec.model_validate_json(connection.receive())
         threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
         _serve(connection, spec, pkgutil.resolve_name(scorer), inbox, cell)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
 
 
-def _serve(
-    connection: Connection, spec: RunSpec, kind: type[UnitScorer], inbox: SimpleQueue[Lease], cell: Cell
-) -> None:
+def _serve(connection: WorkerEnd, spec: RunSpec, kind: type[UnitScorer], inbox: SimpleQueue[Lease], cell: Cell) -> None:
     try:
         scorer = kind(spec)
+        scorer.warm_up()
+        gc.freeze()  # the scorer stays too
+        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+        connection.send(("ready", canonical(build(spec.device))))
+        begun = 0
+        while True:
+            lease = inbox.get()
+            _work(connection, scorer, lease, cell, begun)
+            begun += len(lease.units)
+            cell.rest()
     except ZcpipeError as error:
         connection.send(("refused", error))
-        return
-    gc.freeze()  # the scorer stays too
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    connection.send(("ready", canonical(build(spec.device))))
-    begun = 0
-    while True:
-        lease = inbox.get()
-        done, rows, started = 0, list[Row](), time.perf_counter()
-        for last, unit in enumerate(lease.units, 1):
-            cell.begin(begun)
-            begun += 1
-            rows += scorer.score(unit) if lease.failed is None else scorer.fail(unit, lease.failed)
-            seconds = time.perf_counter() - started
-            if last == len(lease.units) or seconds > _SENT_AFTER:
-                connection.send(("done", (last - done, scorer.tabulate(rows), seconds)))
-                done, rows, started = last, [], time.perf_counter()
-        cell.rest()
 
 
-def _listen(connection: Connection, inbox: SimpleQueue[Lease]) -> None:
+def _work(connection: WorkerEnd, scorer: UnitScorer, lease: Lease, cell: Cell, begun: int) -> None:
+    """Score a lease. A unit that is set aside is told of by itself, after the rows of those before it."""
+    unsent, rows, started = 0, list[Row](), time.perf_counter()
+    for ordinal, unit in enumerate(lease.units, begun):
+        cell.begin(ordinal)
+        aside: SetAsideError | None = None
+        try:
+            rows += scorer.score(unit, final=lease.alone) if lease.failed is None else scorer.fail(unit, lease.failed)
+            unsent += 1
+        except SetAsideError as error:
+            aside = error
+        last = ordinal == begun + len(lease.units) - 1
+        seconds = time.perf_counter() - started
+        if unsent and (aside or last or seconds > _SENT_AFTER):
+            connection.send(("done", (unsent, scorer.tabulate(rows), seconds)))
+            unsent, rows, started = 0, [], time.perf_counter()
+        if aside:
+            connection.send(("aside", aside.failed))
+            started = time.perf_counter()
+        if isinstance(aside, DeviceLostError):
+            os._exit(1)
+
+
+def _listen(connection: WorkerEnd, inbox: SimpleQueue[Lease]) -> None:
     """Take leases off the socket at once, so that neither side ever waits for the other to read."""
     try:
         while True:
-            inbox.put(connection.recv())
+            inbox.put(connection.receive())
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:

@@ -6,9 +6,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import wait
 
 from zcpipe.errors import CapabilityError
+from zcpipe.run.channel import wait
 from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.memory import format_bytes, resident
 from zcpipe.run.process import SCORER, WorkerProcess
@@ -17,6 +17,7 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
 _START_LIMIT = 600.0  # seconds until a worker must be ready
+_QUIET_LIMIT = 60.0  # seconds until one that has something to do must begin it, or go on sending
 _FUTILE_STARTS = 3  # deaths in a row of workers that were never ready, or as many as there are workers
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
 _GLANCE = 0.25  # seconds between two looks at what no channel tells: memory, deadlines
@@ -85,7 +86,7 @@ class WorkersExecutor:
         while not outcomes:
             self._hand_out()
             left = min(_GLANCE, limit - time.monotonic())
-            wait([channel for worker in self._workers for channel in worker.channels], timeout=max(0.0, left))
+            wait([interest for worker in self._workers for interest in worker.interests], max(0.0, left))
             for worker in list(self._workers):
                 outcomes += self._read(worker)
             if time.monotonic() > self._glanced + _GLANCE:
@@ -99,7 +100,7 @@ class WorkersExecutor:
     def close(self) -> None:
         """Stop all workers."""
         for worker in self._workers:
-            worker.connection.close()
+            worker.close()
         for worker in self._workers:
             worker.end()
         self._workers.clear()
@@ -159,6 +160,9 @@ class WorkersExecutor:
                         count, rows, seconds = content
                         self._futile_starts = 0
                         outcomes.append(Done(worker.receive(count), rows, seconds, worker.build))
+                    case "aside":
+                        (unit,) = worker.receive(1)
+                        outcomes.append(Died(unit, content))
         except EOFError:
             outcomes += self._bury(worker)
         return outcomes
@@ -171,6 +175,10 @@ class WorkersExecutor:
             self._tired.add(worker)
         if executing is None:
             if not worker.ready and time.monotonic() > worker.started + _START_LIMIT:
+                worker.kill()
+                return self._bury(worker, f"its process was not ready within {_START_LIMIT:g} s")
+            if worker.ready and worker.quiet > _QUIET_LIMIT:
+                worker.kill()
                 return self._bury(worker)
             if worker in self._tired and not worker.leases:
                 self._end(worker)
@@ -189,14 +197,14 @@ class WorkersExecutor:
         self._end(worker)
         return [Died(unit, Failed(kind, kind, message, time.monotonic() - since))]
 
-    def _bury(self, worker: WorkerProcess) -> list[Outcome]:
+    def _bury(self, worker: WorkerProcess, why: str | None = None) -> list[Outcome]:
         """Take back what a dead worker was given and blame the unit that it was executing."""
         executing = worker.executing
         self._put_back(worker, executing and executing[0])
         ended = self._end(worker)
         if executing is None:
             if not worker.ready:  # one that was is replaced if need be: it was killed from outside
-                self._count_futile_start(worker, ended)
+                self._count_futile_start(worker, why or ended)
             return []
         unit, since = executing
         return [Died(unit, Failed("error", "died", ended, time.monotonic() - since))]

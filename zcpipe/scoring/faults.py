@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from zcpipe.errors import UsageError, is_out_of_memory
+from zcpipe.errors import UsageError, is_out_of_memory, reason_of
 from zcpipe.proxies.base import Proxy, tensor_of
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.measure import Failure, Measurement, Subject, measure
@@ -73,7 +73,7 @@ def _fault(network: ScoredNetwork, training: bool, with_loss: bool) -> str | Non
                 return None
             half = any(parameter.dtype in _HALVES for parameter in network.model.parameters())
             mend = "score in float32: call model.float()" if half else "check their shape and dtype"
-            return f"the model fails on these inputs: {_reason(error)}; {mend}"
+            return f"the model fails on these inputs: {reason_of(error)}; {mend}"
         if not with_loss:
             return None
         try:
@@ -82,10 +82,5 @@ def _fault(network: ScoredNetwork, training: bool, with_loss: bool) -> str | Non
         except UsageError:
             return None  # it says itself what is wrong, and has been raised if it was met
         except Exception as error:
-            return None if is_out_of_memory(error) else f"the loss fails: {_reason(error)}"
+            return None if is_out_of_memory(error) else f"the loss fails: {reason_of(error)}"
     return None
-
-
-def _reason(error: Exception) -> str:
-    line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line}".rstrip(": ")

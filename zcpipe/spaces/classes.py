@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zcpipe.errors import asking
 from zcpipe.spaces.base import Architecture, EnumerableSpace, KeyedAtOnce
 
 
@@ -21,14 +23,29 @@ class KeyClasses:
 
 @lru_cache(maxsize=4)
 def key_classes(space: EnumerableSpace[Architecture]) -> KeyClasses:
-    """Compute the key classes of the whole space, once in a process."""
+    """Compute the key classes of the whole space, once in a process.
+
+    Raises:
+        ZcpipeError: the space raises for one of its architectures.
+    """
     numbers: dict[str, int] = {}
     representative: list[int] = []
     class_of = np.empty(len(space), np.int32)
-    keys = space.all_keys() if isinstance(space, KeyedAtOnce) else (space.key(space[i]) for i in range(len(space)))
-    for index, key in enumerate(keys):
+    for index, key in enumerate(_keys(space)):
         number = numbers.setdefault(key, len(numbers))
         if number == len(representative):
             representative.append(index)
         class_of[index] = number
     return KeyClasses(class_of, np.array(representative, np.int32))
+
+
+def _keys(space: EnumerableSpace[Architecture]) -> Iterator[str]:
+    if isinstance(space, KeyedAtOnce):
+        with asking(space.name, "all its keys"):
+            keys = space.all_keys()
+        yield from keys
+        return
+    for index in range(len(space)):
+        with asking(space.name, f"the key of its architecture {index}"):
+            key = space.key(space[index])
+        yield key

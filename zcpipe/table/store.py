@@ -280,7 +280,7 @@ class Store:
             publish(path, self._file(table, builds, shard=shard))
         return path
 
-    def amend(self, path: Place, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> None:
+    def amend(self, path: Place, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
         """Put rows in the place of those of the same index in one of the table's files, all at once.
 
         Args:
@@ -299,6 +299,7 @@ class Store:
             table = in_order(pa.concat_tables([kept, rows]))
             self._check()
             publish(path, self._file(table, list(both.values()), **own))
+        return path
 
     def write_rows(self, number: int, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
         """Make rows of many shards visible, all or none, as a file of a table that is made from others.

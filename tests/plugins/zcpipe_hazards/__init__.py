@@ -2,8 +2,8 @@
 the file that HAZARDS_FILE names.
 
 It is JSON: index of a class's representative -> behaviour (see ``_act``), or index of a member -> "size ...", which is
-what counting it does. The enumerable space `hazards` has 24 members, each key shared by two neighbours; `endless` has
-no enumeration.
+what counting it does. HAZARD_ASKED names a member that raises when it is asked for its key or its text. The enumerable
+space `hazards` has 24 members, each key shared by two neighbours; `endless` has no enumeration.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Member:
     number: int
 
     def __str__(self) -> str:
+        _ask("text", self)
         return f"member-{self.number}"
 
 
@@ -54,6 +55,7 @@ class Endless:
         return [Member(arch.number + 1)]
 
     def key(self, arch: Member) -> str:
+        _ask("key", arch)
         return f"width-{2 + arch.number // 2}"
 
     def _width(self, arch: Member) -> int:
@@ -142,6 +144,10 @@ def _act(behaviour: str | None, arch: Member) -> None:
             raise ValueError(f"told to raise for {arch}\nwith a second line")
         case "greedy":
             torch.empty(1 << 55)
+        case "greedy once" if _first_time(arch):
+            torch.empty(1 << 55)
+        case "lose device":
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nand more of that")
         case "bloat":
             held = []
             while True:
@@ -159,11 +165,21 @@ def _act(behaviour: str | None, arch: Member) -> None:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
             (Path(os.environ["HAZARD_MARKS"]) / f"devices-{os.getpid()}").write_text(seen)
             time.sleep(0.5)
-        case "exit once":
-            marker = Path(os.environ["HAZARD_MARKS"]) / str(arch)
-            if not marker.exists():
-                marker.touch()
-                os._exit(7)
+        case "exit once" if _first_time(arch):
+            os._exit(7)
+
+
+def _ask(what: str, arch: Member) -> None:
+    """Raise where a member has no key or no text, which HAZARD_ASKED says like ``key 31``."""
+    if os.environ.get("HAZARD_ASKED") == f"{what} {arch.number}":
+        raise ValueError(f"no {what} for {arch.number}")
+
+
+def _first_time(arch: Member) -> bool:
+    marker = Path(os.environ["HAZARD_MARKS"]) / str(arch)
+    known = marker.exists()
+    marker.touch()
+    return not known
 
 
 SPACES = (Endless(), Hazards(), Crowd())

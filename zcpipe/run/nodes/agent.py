@@ -114,6 +114,9 @@ class Agent:
         native = bool(build_info()["native"])
         return Hello(socket.gethostname(), os.getpid(), package_version(), platform.python_version(), native)
 
+    def answer(self) -> None:
+        """Show that this is not frozen."""
+
     def work(self, lease: Lease) -> list[Outcome]:
         """Return the outcomes of a lease's units when all are known. Calls run side by side.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from zcpipe.errors import CapabilityError, UsageError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _CONNECTION = 10.0  # seconds in which the head must answer
 _ADMISSION = 30.0  # seconds in which the nodes must be there
+_FAREWELL = 10.0  # seconds in which a cluster with a head is left
 _LEAST_MEMORY = 1 << 30  # bytes for each actor, unless it may hold more
 
 
@@ -104,8 +107,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
     """Be connected with the cluster, which has all the nodes that were asked for.
 
     Raises:
-        CapabilityError: Ray is not installed, there is no cluster at the address, it does not take us, or it has too
-            few nodes.
+        CapabilityError: Ray is not installed, there is no cluster at the address, it does not take us, it has too few
+            nodes, or it fails while it is used.
     """
     if cluster.simulated and not os.environ.get("RAY_AUTH_MODE"):  # Ray looks when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -125,8 +128,13 @@ def connected(cluster: Cluster) -> Iterator[None]:
         try:
             _admit(ray, cluster.nodes)
             yield
+        except ray.exceptions.RayError as error:
+            raise CapabilityError(
+                f"the Ray cluster fails: {_in_one_line(error)}; finished shards are committed, and the same command "
+                "goes on when the cluster is well"
+            ) from error
         finally:
-            ray.shutdown()
+            _leave(ray)
 
 
 def alive(ray: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - a module
@@ -191,6 +199,19 @@ def _admit(ray: Any, wanted: int) -> None:  # noqa: ANN401 - a module
                 f"ray start --address, or use --nodes {max(1, len(there))}"
             )
         time.sleep(0.5)
+
+
+def _leave(ray: Any) -> None:  # noqa: ANN401 - a module
+    """Leave a cluster, which without its head may take for ever."""
+    leaving = Thread(target=ray.shutdown, name="leave", daemon=True)
+    leaving.start()
+    leaving.join(_FAREWELL)
+    if leaving.is_alive():
+        atexit.unregister(ray.shutdown)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:200]
 
 
 def _refused(address: str, error: Exception) -> str:

@@ -7,6 +7,7 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +18,9 @@ from zcpipe.ops import build_info
 from zcpipe.run.events import Event, Joined, Left, Warned
 from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.nodes.agent import Agent, Hello, Placement
-from zcpipe.run.nodes.cluster import Cluster, alive
+from zcpipe.run.nodes.cluster import Cluster
 from zcpipe.run.nodes.metrics import Metrics
+from zcpipe.run.nodes.watch import Watch
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 from zcpipe.table.schema import package_version
@@ -28,6 +30,7 @@ _GLANCE = 2.0  # seconds between two looks at which nodes there are
 _DEATHS = 3  # of agents of one node, with no result in between, after which the node is left alone
 _STRAGGLING = 10.0  # seconds after which a lease is given to an idle node as well
 _SLOW = 20.0  # seconds after which an agent that has not started is told of
+_FROZEN = 60.0  # seconds in which an agent that is ready must answer
 _DESERTED = 600.0  # seconds without any node after which a run ends
 
 
@@ -42,6 +45,8 @@ class _Host:
     since: float = field(default_factory=time.monotonic)
     ready: bool = False
     told: bool = False  # that it does not start
+    pulse: Any = None  # a reference: the last question whether it is there
+    silent: float = 0.0  # seconds since that was asked in which this process ran
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)  # by reference: when it was given
 
     @property
@@ -74,6 +79,7 @@ class NodesExecutor:
         self._timeout = timeout
         self._on_event = on_event
         self._metrics = Metrics()
+        self._watch = Watch(ray)
         self._hosts: dict[str, _Host] = {}
         self._hellos: dict[Any, _Host] = {}
         self._queue: deque[Lease] = deque()
@@ -103,7 +109,7 @@ class NodesExecutor:
         """Wait ``patience`` seconds at most for one or more outcomes.
 
         Raises:
-            CapabilityError: no node can be used, or none has been there for ten minutes.
+            CapabilityError: no node can be used, none has been there for ten minutes, or the cluster's head was lost.
             ZcpipeError: what agents say of every node.
         """
         self._reconcile()
@@ -119,8 +125,9 @@ class NodesExecutor:
 
     def close(self) -> None:
         """End all agents."""
+        self._watch.close()
         for host in self._hosts.values():
-            self._ray.kill(host.agent)
+            self._end(host)
         self._hosts.clear()
         self._hellos.clear()
         self._queue.clear()
@@ -129,13 +136,17 @@ class NodesExecutor:
 
     def _reconcile(self) -> None:
         """Leave the nodes that are gone and use others in their place."""
-        if time.monotonic() < self._glanced + _GLANCE:
+        now = time.monotonic()
+        passed = now - self._glanced
+        if passed < _GLANCE:
             return
-        self._glanced = time.monotonic()
-        nodes = {node["NodeID"]: node for node in alive(self._ray)}
+        self._glanced = now
+        nodes = {node["NodeID"]: node for node in self._watch.nodes()}
         for host in list(self._hosts.values()):
             if host.node not in nodes:
                 self._lose(host, "the node is gone")
+            elif host.ready:
+                self._feel(host, min(passed, 2 * _GLANCE))  # not what this process was stopped for, as by Ctrl-Z
         spare = [node for name, node in nodes.items() if name not in self._hosts and name not in self._barred]
         for node in spare[: self._cluster.nodes - len(self._hosts)]:
             self._start(node)
@@ -158,6 +169,19 @@ class NodesExecutor:
                 "goes on when the cluster is back or free"
             )
 
+    def _feel(self, host: _Host, passed: float) -> None:
+        """Leave an agent that does not answer: its node may be well, and others need not be there to notice."""
+        host.silent += passed
+        if host.pulse is None or self._ray.wait([host.pulse], timeout=0)[0]:
+            host.pulse, host.silent = host.agent.answer.remote(), 0.0
+        elif host.silent > _FROZEN:
+            self._lose(host, f"its agent has not answered for {_FROZEN:.0f} s")
+
+    def _end(self, host: _Host) -> None:
+        """Have Ray end an agent; one that it cannot reach ends with its node or with this process."""
+        with suppress(self._ray.exceptions.RayError):
+            self._ray.kill(host.agent)
+
     def _start(self, node: dict[str, Any]) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -177,7 +201,7 @@ class NodesExecutor:
                 max_concurrency=_LEASES_PER_ACTOR * placement.actors + 2,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             )
-            .remote(self._spec.model_dump_json(), placement, self._timeout)
+            .remote(self._spec.for_workers(), placement, self._timeout)
         )
         host = self._hosts[node["NodeID"]] = _Host(node["NodeID"], name, placement, agent)
         self._hellos[agent.hello.remote()] = host
@@ -206,7 +230,7 @@ class NodesExecutor:
         """Give back what an agent had; its node may get another."""
         self._hosts.pop(host.node, None)
         self._hellos = {reference: other for reference, other in self._hellos.items() if other is not host}
-        self._ray.kill(host.agent)
+        self._end(host)
         for lease, _ in reversed(list(host.flying.values())):
             self._requeue(lease)
         host.flying.clear()
@@ -264,7 +288,6 @@ class NodesExecutor:
             return
         for host in list(self._hosts.values()):
             if reference in host.flying:
-                lease, _ = host.flying[reference]
                 found = self._get(host, reference)
                 host.flying.pop(reference, None)
                 if found is not None:
@@ -273,24 +296,18 @@ class NodesExecutor:
                         for first in self._first(outcome, host):
                             self._metrics.count(first, host.name)
                             yield first
-                elif host.node in self._hosts:
-                    self._requeue(lease)
                 return
 
     def _get(self, host: _Host, reference: Any) -> Any:  # noqa: ANN401 - what an agent's method returns
-        """Return what a call returned, None where that was the agent's end."""
+        """Return what a call returned, None where the agent cannot be used any more."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference)
-        except errors.RayActorError as error:
-            self._lose(host, _last_line(error))
-        except errors.RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, ZcpipeError):
-                raise
-            self._bar(host.node, host.name, cause)
-        except errors.RayError as error:  # the result was lost on its way
-            self._on_event(Warned(f"a result of node {host.name} was lost and is computed again: {_last_line(error)}"))
+        except errors.RayError as error:
+            if isinstance(error, errors.RayTaskError) and isinstance(error.cause, ZcpipeError):
+                self._bar(host.node, host.name, error.cause)
+            else:  # its end, a fault of its own, or a result that was lost on its way
+                self._lose(host, _last_line(error))
         return None
 
     def _first(self, outcome: Outcome, host: _Host) -> Iterable[Outcome]:
