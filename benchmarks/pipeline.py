@@ -7,6 +7,7 @@
   the first row that comes in to the last shard that is on the disk, everything on this machine's cores: workers,
   supervisor, encoding, fsync. ``driver_mib`` is what the supervisor held at a quarter of the run and at its end,
   ``ten_million_s`` how long ten million rows would take at that rate (extrapolated).
+- ``rows_per_second_ray``: the same, the rows coming through Ray from an agent on each of two simulated nodes.
 - ``scheduling_overhead``: of architectures that take 0.3 s (asleep), the share of the workers' time between the first
   row and the last in which none was being scored.
 - ``scaling_2``: AZ-NAS of the same cells of NAS-Bench-201, rows a second of two workers over those of one, the median
@@ -19,6 +20,7 @@ in every column but ``seconds``.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -26,6 +28,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
@@ -35,6 +38,7 @@ import psutil
 from benchmarks.aznas import print_result
 from zcpipe.run import Event, Range, RunSpec, Sample, run
 from zcpipe.run.events import Committed, Scored
+from zcpipe.run.nodes.cluster import Cluster
 from zcpipe.run.workers import WorkersExecutor
 from zcpipe.table import open_table
 
@@ -73,30 +77,45 @@ class Clock:
         return sum(seconds for *_, seconds in self.scored[1:]) / (self.scored[-1][0] - self.scored[0][0])
 
 
-def timed(spec: RunSpec, out: Path, workers: int, scorer: str | None = None) -> Clock:
-    """Run and take the time."""
+def timed(spec: RunSpec, out: Path, workers: int | None, scorer: str | None = None, nodes: int | None = None) -> Clock:
+    """Run and take the time, in worker processes or on simulated nodes."""
     clock = Clock()
+    cluster = None if nodes is None else Cluster(nodes, simulated=True)
     with ExitStack() as stack:
         if scorer is not None:
             stack.enter_context(
                 patch("zcpipe.run.supervisor.WorkersExecutor", partial(WorkersExecutor, scorer=f"zcpipe_wide:{scorer}"))
             )
-        summary = run(spec, out, workers=workers, on_event=clock)
+            if nodes is not None:
+                agent = import_module("zcpipe_wide").PretendingAgent  # as a worker that Ray starts finds it, too
+                stack.enter_context(patch("zcpipe.run.nodes.executor.Agent", agent))
+        summary = run(spec, out, workers=workers, on_event=clock, cluster=cluster)
     if summary.by_status != {"ok": summary.planned}:
         raise SystemExit(f"not every row is ok: {summary.by_status}")
     return clock
 
 
-def throughput(out: Path, rows: int) -> dict[str, object]:
-    """Measure rows a second that one supervisor commits."""
-    spec = RunSpec(
+def wide(rows: int) -> RunSpec:
+    """Return a run of rows as wide as real ones."""
+    return RunSpec(
         space="wide",
         dataset="none",
         proxies=(*LISTS, *SCALARS),
         repeats=2,
         selection=Range(start=0, stop=rows),
     )
-    clock = timed(spec, out, CORES, "Pretender")
+
+
+def through_ray(out: Path, rows: int) -> float:
+    """Measure rows a second that one supervisor commits of what comes from the nodes of a cluster."""
+    clock = timed(wide(rows), out, None, "Pretender", nodes=CORES)
+    assert np.array_equal(open_table(out).to_arrow(["index"])["index"].to_numpy(), np.arange(rows))
+    return rows / (clock.committed - clock.scored[0][0])
+
+
+def throughput(out: Path, rows: int) -> dict[str, object]:
+    """Measure rows a second that one supervisor commits."""
+    clock = timed(wide(rows), out, CORES, "Pretender")
     table = open_table(out)
     kinds = [str(field.type) for field in table.schema]
     assert kinds.count("double") == 31 and sum("list<" in kind and "float" in kind for kind in kinds) == len(LISTS)
@@ -151,9 +170,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     sys.path.insert(0, PLUGINS)  # workers import what this process does
+    # So do the processes that Ray starts, which it makes nice unless it is told not to.
+    os.environ |= {"PYTHONPATH": PLUGINS, "RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory)
         result = throughput(base / "wide", options.rows)
+        result["rows_per_second_ray"] = through_ray(base / "ray", options.rows)
         result["scheduling_overhead"] = overhead(base / "slow", options.architectures)
         result |= scaling(base / "cells", options.cells, options.batch_size)
     print_result(result, options.json)

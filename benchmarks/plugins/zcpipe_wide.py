@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import UsageError
 from zcpipe.proxies import resolve
+from zcpipe.run.nodes.agent import Agent
 from zcpipe.run.rows import Failed
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
@@ -132,6 +133,12 @@ class Pretender:
         if pa.types.is_integer(field.type):
             return pa.array(index)
         return pa.array(self._random.random(count))
+
+
+class PretendingAgent(Agent):
+    """Minds workers that only pretend."""
+
+    scorer = "zcpipe_wide:Pretender"
 
 
 class Sleeper(Pretender):

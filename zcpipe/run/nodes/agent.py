@@ -19,6 +19,7 @@ from threading import Thread
 from zcpipe.ops import build_info
 from zcpipe.run import memory
 from zcpipe.run.executor import Died, Lease, Outcome
+from zcpipe.run.process import SCORER
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
@@ -98,6 +99,8 @@ class Agent:
         timeout: seconds that an architecture may take.
     """
 
+    scorer = SCORER  # what its workers score with; benchmarks have one that only pretends
+
     def __init__(self, spec: str, placement: Placement, timeout: float) -> None:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         self._executor = WorkersExecutor(
@@ -105,6 +108,7 @@ class Agent:
             placement.environments(visible),
             timeout,
             placement.memory or memory.share(placement.actors),
+            self.scorer,
         )
         self._inbox: SimpleQueue[_Ticket] = SimpleQueue()
         Thread(target=self._serve, name="supervisor", daemon=True).start()
