@@ -65,6 +65,22 @@ def test_the_files_data_set_is_the_default(zcpipe, data, tmp_path):
     assert json.loads(zcpipe(*plan, "--sample", "3")[1])["spec"]["dataset"] == "cifar10"
 
 
+def test_files_of_several_data_sets_are_said_to_be(zcpipe, files, tmp_path):
+    plan = ("run", "--space", "nds", "--proxies", "params", "--out", tmp_path / "t", "--dry-run", "--json")
+    assert "note" not in zcpipe(*plan, "--archs", files)[2]
+    write(files / "ResNet_in.json", [entry(0, net={**RESNETS[0], "ss": [4, 1, 2, 2]})])
+    for options, dataset in (((), "cifar10"), (("--dataset", "imagenet"), "imagenet")):
+        code, text, err = zcpipe(*plan, *options, "--archs", files)
+        assert (code, json.loads(text)["spec"]["dataset"]) == (0, dataset)
+        assert f"nds_data is of cifar10 and imagenet; all are built for {dataset}" in err
+
+
+def test_a_plan_of_draws_counts_no_classes(zcpipe, tmp_path):
+    plan = ("run", "--space", "nds", "--proxies", "params", "--sample", "70", "--out", tmp_path / "t", "--dry-run")
+    text = zcpipe(*plan)[1]
+    assert text.count(" 70 in 2 shards") == 2 and "None" not in text
+
+
 def test_damaged_and_foreign_files_stop_before_any_work(zcpipe, files, tmp_path):
     run = (*CHEAP, "--out", tmp_path / "t", "--space", "nds")
     broken = write(files / "ResNet_rng3.json", [entry(0), entry(1, net={"block_type": "res_basic_block"})])

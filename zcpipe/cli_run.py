@@ -90,7 +90,7 @@ def run(
     spec = runs.RunSpec.model_validate(
         {
             "space": space,
-            "dataset": dataset or trained_on or next(iter(chosen.datasets)),
+            "dataset": dataset or (trained_on[0] if len(trained_on) == 1 else next(iter(chosen.datasets))),
             "proxies": tuple(proxy.name for proxy in asked),
             "selection": selection,
             "batch_size": batch_size,
@@ -102,6 +102,8 @@ def run(
             "device": resolve_device(device) if cluster is None else cluster.device(device),
         }
     )
+    if len(trained_on) > 1:
+        typer.echo(f"note: {archs} is of {' and '.join(trained_on)}; all are built for {spec.dataset}", err=True)
     if spec.inputs_content and not reads_data(asked, spec.protocol):
         names = ", ".join(spec.proxies)
         typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
@@ -166,20 +168,20 @@ def _cluster(
 
 def _selection(
     sample: int | None, range_: str | None, archs: Path | None, space: Space[Architecture]
-) -> tuple[Any, str | None]:
-    """Return what to score, and the data set that official files are of."""
+) -> tuple[Any, tuple[str, ...]]:
+    """Return what to score, and the data sets that official files are of."""
     from zcpipe.run import All, Archs, Range, Sample
 
     if sum(option is not None for option in (sample, range_, archs)) > 1:
         raise UsageError("--sample, --range and --archs exclude each other; give one")
     if sample is not None:
-        return Sample(n=sample), None
+        return Sample(n=sample), ()
     if archs is not None:
         official = archs.suffix == ".json" or archs.is_dir()
-        return Archs.from_official(archs, space) if official else (Archs.from_file(archs), None)
+        return Archs.from_official(archs, space) if official else (Archs.from_file(archs), ())
     if range_ is not None:
         start, separator, stop = range_.partition(":")
         if not (separator and start.isdecimal() and stop.isdecimal()):
             raise UsageError(f"--range must be A:B with two indices, got {range_!r}; for example --range 0:1000")
-        return Range(start=int(start), stop=int(stop)), None
-    return All(), None
+        return Range(start=int(start), stop=int(stop)), ()
+    return All(), ()

@@ -29,9 +29,9 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         typer.echo(f"content          {plan['identity']['recipe']['inputs']}")
     typer.echo(f"recipe           {spec['protocol']} protocol on {spec['device']}")
     typer.echo(f"out              {plan['out']} ({'exists' if plan['exists'] else 'new'})")
-    typer.echo(f"architectures    {plan['architectures']} in {plan['classes']} classes, {plan['shards']} shards")
+    typer.echo(f"architectures    {_amount(plan)}")
     typer.echo(f"done             {plan['done']}")
-    typer.echo(f"to do            {todo['architectures']} in {todo['classes']} classes, {todo['shards']} shards")
+    typer.echo(f"to do            {_amount(todo)}")
     if plan["exists"]:
         for group in plan["groups"]:
             what = "rows for" if group["exists"] else "new columns:"
@@ -41,6 +41,12 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         recipe = f"init {one['init']}, inputs {one['inputs']}, norm {one['norm']}, {one['network']} network"
         typer.echo(f"pass             {one['pass']}: {one['runs']}; {recipe}")
         typer.echo(f"  feeds          {', '.join(one['proxies'])}")
+
+
+def _amount(work: Mapping[str, Any]) -> str:
+    """Say how much work there is; how many classes draws have only the scoring finds out."""
+    classes = "" if work["classes"] is None else f"{work['classes']} classes, "
+    return f"{work['architectures']} in {classes}{work['shards']} shards"
 
 
 def print_records(records: Sequence[dict[str, Any]], as_json: bool, short: Sequence[str] | None = None) -> None:

@@ -99,7 +99,7 @@ class Edge(nn.Module):
 
 
 class Factorized(nn.Module):
-    """Half of the channels from the pixels at even places, half from those at odd ones."""
+    """Half of the channels from the pixels at even places, half from those at odd ones, beyond the border zero."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -109,7 +109,8 @@ class Factorized(nn.Module):
 
     def forward(self, x):
         x = F.relu(x)
-        return self.norm(torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(x[:, :, 1::2, 1::2])], dim=1))
+        shifted = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(shifted[:, :, ::2, ::2])], dim=1))
 
 
 def conv_norm(inputs, outputs, kernel, stride):

@@ -116,6 +116,20 @@ class TestFunction:
             gradients = [torch.autograd.grad(out, x, cotangent)[0] for out in (y, expected)]
             torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
 
+    @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+    @pytest.mark.parametrize("i", range(2))
+    def test_odd_sides_are_halved_as_published(self, space, i):
+        """Resolutions may be such: 14 pixels make 7 and 4. A skip that halves sees zeros beyond the border."""
+        for dataset, side in (("cifar10", 14), ("imagenet", 56)):
+            if dataset not in space.datasets:
+                continue
+            arch = replace(space.sample(11, i), width=4, depth=6)
+            ours = drawn_weights(space.build(arch, dataset, full=True).model, i)
+            theirs = Reference(arch, space.datasets[dataset]).double()
+            copy_weights(ours, theirs)
+            x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-9, atol=1e-9)
+
     @settings(max_examples=20)
     @given(drawn(st.sampled_from([DARTS, *SPACES])), st.booleans(), st.booleans())
     def test_pruned_network_is_the_full_one(self, case, fast, aux):
@@ -171,6 +185,8 @@ class TestFunction:
             assert torch.equal(model(x), model.classifier.bias.expand(3, 10))
             assert [tuple(maps[f"cells.{i}"].shape) for i in range(3)] == [(3, 8, 16, 16), (3, 16, 8, 8), (3, 32, 4, 4)]
             assert not any(maps[f"cells.{i}"].any() for i in range(3))
+            model(x[:, :, :14, :14])
+            assert [tuple(maps[f"cells.{i}"].shape[2:]) for i in range(3)] == [(14, 14), (7, 7), (4, 4)]
 
 
 def watch(built):

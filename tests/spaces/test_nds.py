@@ -200,6 +200,14 @@ GENOTYPE = {"normal": CELL, "normal_concat": [2, 3, 4, 5], "reduce": CELL, "redu
 TRUE_ENTRIES = [entry(0), {**entry(1), "net": {"genotype": GENOTYPE, "width": 16, "depth": 4, "aux": False}}]
 
 
+@pytest.mark.parametrize("strides", [5, [], None, [1], [4, 1, 2]])
+def test_what_a_cell_network_states_besides_says_nothing_of_its_data_set(tmp_path, strides):
+    """The strides of the standard families have no place in one."""
+    net = {**TRUE_ENTRIES[1]["net"], "ss": strides}
+    (found,) = NDS.entries(write(tmp_path / "DARTS_in.json", [{**entry(0), "net": net}]))
+    assert (found.arch.family, found.dataset) == ("darts", "imagenet")
+
+
 class TestVerify:
     """Networks are built and counted, and held against the files."""
 
@@ -244,7 +252,7 @@ class TestVerify:
         found = NDS.verify(file)
         assert (found.params_equal, found.macs_equal, len(found.mismatches)) == (1, 0, 1)
 
-    @pytest.mark.parametrize("value", [None, -1, "12", 1.5, True])
+    @pytest.mark.parametrize("value", [None, -1, "12", 1.5, True, 1 << 63])
     def test_entries_without_counts_are_named(self, tmp_path, value):
         file = write(tmp_path / "ResNet.json", [entry(0), entry(1, flops=value)])
         with pytest.raises(DataError, match=r"ResNet.json, entry 1: flops is"):

@@ -92,6 +92,7 @@ def test_mixed_recipes_have_columns_of_their_own_that_are_not_for_ranking(tmp_pa
         ({"test_ep_top1": [1.0, 2.0]}, "errors after 2 epochs, where its recipe says 3"),
         ({"optim": {"base_lr": True, "wd": 0, "max_ep": 3}}, "True is no error or part of a recipe"),
         ({"params": None}, "params is None, no count"),
+        ({"flops": 1 << 63}, "flops is 9223372036854775808, no count"),
         ({"net": {"block_type": 3}}, "is no network of nds/resnet"),
     ],
 )

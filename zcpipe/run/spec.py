@@ -66,11 +66,11 @@ class Archs(_Frozen):
         return cls(texts=texts, source=os.fsencode(path).decode(errors="replace"))
 
     @classmethod
-    def from_official(cls, path: Path, space: Space[Architecture]) -> tuple[Archs, str | None]:
+    def from_official(cls, path: Path, space: Space[Architecture]) -> tuple[Archs, tuple[str, ...]]:
         """Read a benchmark's own JSON file, or a directory of them.
 
         Returns:
-            The architectures, each once, and the data set on which they were trained where the files are of one alone.
+            The architectures, each once, and the data sets on which they were trained; none where a file does not say.
 
         Raises:
             UsageError: the space's benchmark has no such files.
@@ -82,7 +82,8 @@ class Archs(_Frozen):
         datasets = {entry.dataset for entry in entries}
         texts = tuple(dict.fromkeys(str(entry.arch) for entry in entries))
         listed = cls(texts=texts, source=os.fsencode(path).decode(errors="replace"))
-        return listed, datasets.pop() if len(datasets) == 1 else None
+        known = {dataset for dataset in datasets if dataset is not None}
+        return listed, tuple(sorted(known)) if known == datasets else ()
 
 
 Selection = Annotated[All | Range | Sample | Archs, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zcpipe.spaces.base import Dataset, Size, Slots
@@ -119,14 +120,16 @@ def _cost(arch: CellNetwork, dataset: Dataset) -> _Cost:
         total += _conv(9 * width * width, eighth, width)
     else:
         total = _conv(27 * colours * width, height**2, 3 * width)
+    of_edges: dict[tuple[bool, int], _Cost] = {}  # those of one kind and width cost the same
     for position, place in enumerate(_places(arch, dataset)):
-        channels, side = place.channels, place.side
+        cell, channels, side = arch.cell(position), place.channels, place.side
         before = side * 2 if place.reduction else side
         for inputs, halves in ((place.older, place.older_halves), (place.newer, False)):
             total += _conv(inputs * channels, before**2, channels) + _Cost(other=inputs * (before * (1 + halves)) ** 2)
-        for operation, source in arch.cell(position).edges:
-            total += _edge_cost(operation, channels, 2 if place.reduction and source < INPUTS else 1, side)
-        outputs = len(arch.cell(position).concat) * channels
+        if (place.reduction, channels) not in of_edges:
+            of_edges[place.reduction, channels] = _cell_cost(cell, place)
+        total += of_edges[place.reduction, channels]
+        outputs = len(cell.concat) * channels
         if arch.aux and position == arch.branch:
             total += _auxiliary_cost(outputs, side, dataset)
     return total + _linear(outputs, dataset.classes) + _Cost(other=outputs * side**2)
@@ -138,6 +141,14 @@ def _conv(weights: int, pixels: int, normed: int = 0) -> _Cost:
 
 def _linear(inputs: int, outputs: int) -> _Cost:
     return _Cost((inputs + 1) * outputs, inputs * outputs, outputs)
+
+
+def _cell_cost(cell: Cell, place: _Place) -> _Cost:
+    """Cost of a cell's edges."""
+    total = _Cost()
+    for operation, source in cell.edges:
+        total += _edge_cost(operation, place.channels, 2 if place.reduction and source < INPUTS else 1, place.side)
+    return total
 
 
 @lru_cache(maxsize=1 << 14)
@@ -194,8 +205,12 @@ class _HalvingSkip(nn.Module):
         self.conv_2 = Conv2d(inputs, outputs // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] of even sides -> [N, C', H/2, W/2]
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C', ceil(H/2), ceil(W/2)]
+        """Join the halves; the pixel beyond the border, where an odd side needs one, is zero."""
         x = self.relu(x)
+        odd = [side % 2 for side in x.shape[2:]]
+        if any(odd):
+            x = F.pad(x, (0, odd[1], 0, odd[0]))
         halves = [self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])]
         y: Tensor = self.bn(torch.cat(halves, dim=1))
         return y
@@ -281,7 +296,7 @@ class _Cell(nn.Module):
 
     def _zeros(self, newer: Tensor) -> Tensor:
         images, _, height, width = newer.shape
-        return newer.new_zeros(images, self.channels, height // self.stride, width // self.stride)
+        return newer.new_zeros(images, self.channels, -(-height // self.stride), -(-width // self.stride))
 
     @torch.no_grad()
     def _run_dead(self, live: dict[int, Tensor], older: Tensor, newer: Tensor) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.spaces.anynet_networks import AnyNet
 from zcpipe.spaces.base import Architecture, Entry, Space
 from zcpipe.untrusted.plain import shown
 from zcpipe.untrusted.stream import reading
@@ -146,7 +147,7 @@ def _entry(file: Path, position: int, content: object, family: Family, title: Ti
     except UsageError as error:
         raise DataError(f"{where}: is no network of nds/{family.family}: {error}") from error
     dataset = title.dataset
-    if "ss" in net:  # the stride of the stem
+    if isinstance(arch, AnyNet):  # the stride of its stem, which `from_entry` checked
         dataset = "cifar10" if net["ss"][0] == 1 else "imagenet"
         if title.dataset not in (None, dataset):
             raise DataError(f"{where}: is a network for {dataset}, where the file's name says {title.dataset}")
@@ -160,7 +161,7 @@ def count_of(entry: Entry, field: str) -> int:
         DataError: it has none.
     """
     value = entry.content.get(field)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 63:
         raise DataError(f"{entry.where}: {field} is {shown(value)}, no count")
     return value
 
