@@ -149,6 +149,15 @@ class TestFunction:
         for ours, theirs in zip(*outcomes, strict=True):
             assert torch.equal(ours, theirs)
 
+    @pytest.mark.parametrize(
+        ("dataset", "images", "side"), [("cifar10", 1, 32), ("cifar10", 2, 16), ("imagenet", 2, 64)]
+    )
+    def test_auxiliary_classifier_that_cannot_run_is_left_out(self, dataset, images, side):
+        """Of one image, which synflow_bn sees, and of small ones."""
+        arch = replace(DARTS.sample(0, 0), depth=4, aux=True)
+        model = initialise(DARTS.build(arch, dataset, full=True).model).train()
+        assert model(torch.randn(images, 3, side, side)).shape == (images, DARTS.datasets[dataset].classes)
+
     @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
     def test_fast_operations_compute_the_same(self, space):
         arch, x = small(space.sample(11, 0), "cifar10", depth=4)

@@ -353,7 +353,8 @@ class GenotypeNetwork(nn.Module):
             older = newer = self.stem(x)
         for position, cell in enumerate(self.cells):
             older, newer = newer, cell(older, newer)
-            if position == self.branch:
+            # Its second norm has one value a channel of one image, its pool and convolution want seven pixels or eight.
+            if position == self.branch and len(x) > 1 and newer.shape[-1] >= (7 if self.large else 8):
                 with torch.no_grad():
                     self.auxiliary_head(newer.detach())
         logits: Tensor = self.classifier(self.global_pooling(newer).flatten(1))
