@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zcpipe.errors import DataError, IdentityMismatch
+from zcpipe.errors import CapabilityError, DataError, IdentityMismatch
+from zcpipe.proxies import list_proxies
 from zcpipe.rank.population import correlate_table, rank_table
 from zcpipe.run import All, Archs, Range, RunSpec, Sample, describe, run
 from zcpipe.run.events import Committed, Event, Planned, Scored
@@ -289,6 +290,19 @@ def test_groups_of_another_identity_are_refused(tmp_path: Path) -> None:
     companion(tmp_path / "b").rename(companion(tmp_path / "a"))
     with pytest.raises(DataError, match=r"a.columns/0001 holds columns of a table of another identity"):
         open_table(tmp_path / "a")
+
+
+def test_a_table_with_a_proxy_that_is_not_installed_does_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "table"
+    run(spec(("params", "progressivity"), selection=Range(start=0, stop=4)), out)
+    before = files(out)
+    left = [name for name in list_proxies() if name != "progressivity"]
+    monkeypatch.setattr("zcpipe.run.job.list_proxies", lambda: left)
+    with pytest.raises(CapabilityError, match=r"proxies that are not installed here \(progressivity\); install"):
+        run(spec(("params",)), out)
+    assert files(out) == before
 
 
 def test_one_supervisor_writes_a_table_and_its_groups(tmp_path: Path) -> None:

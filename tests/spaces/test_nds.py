@@ -126,6 +126,11 @@ class TestFiles:
         with pytest.raises(DataError, match=r"some\.json: its name tells no sub-space"):
             NDS.entries(file)
 
+    @pytest.mark.parametrize("name", ["absent", "some.json", "ResNet.json"])
+    def test_that_are_absent_are_told_so(self, tmp_path, name):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read \(No such file or directory\)"):
+            NDS.entries(tmp_path / name)
+
     @pytest.mark.parametrize(
         ("name", "content", "says"),
         [

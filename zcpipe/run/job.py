@@ -9,7 +9,8 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import DataError
+from zcpipe.errors import CapabilityError, DataError
+from zcpipe.proxies import list_proxies
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import WorkList, plan, sized
 from zcpipe.scoring.columns import COUNTS, Column
@@ -83,6 +84,7 @@ def prepare(spec: RunSpec, out: str | Place | None) -> Plan:
         if held:
             asked = {name: None for name in asked if name not in held}
             adopted = _adopt(spec, group.header, group.header.spec["proxies"])
+            _check_installed(group)
             _check_same_columns(group, ClassScorer(adopted).columns)
             jobs.append(Job(adopted, group, exists=True))
     if asked:
@@ -96,6 +98,15 @@ def _adopt(spec: RunSpec, header: Header, proxies: Sequence[str]) -> RunSpec:
     """Return a spec with the proxies of a group and the table's size of shards, by which rows share a network."""
     own = {"proxies": proxies, "classes_per_shard": header.spec["classes_per_shard"]}
     return RunSpec.model_validate({**spec.model_dump(), **own})
+
+
+def _check_installed(group: Group) -> None:
+    """New rows of a group have all of its proxies, also those that the run does not ask for."""
+    if absent := sorted(set(group.proxies) - {*list_proxies()}):
+        raise CapabilityError(
+            f"the table {group.directory} has columns of proxies that are not installed here ({', '.join(absent)}); "
+            "install their package, or score into another --out"
+        )
 
 
 def _check_same_columns(group: Group, computed: Sequence[Column]) -> None:

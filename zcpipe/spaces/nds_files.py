@@ -98,6 +98,7 @@ def read(path: Path, families: Mapping[str, Family], progress: Progress | None =
 
 def _files(path: Path, families: Mapping[str, Family]) -> list[Path]:
     with reading(path):
+        path.stat()  # a file that is absent is told so, whatever its name
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: holds no JSON files; give the directory that has DARTS_in.json and the others")
