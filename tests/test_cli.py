@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 
 import numpy
 import pyarrow as pa
@@ -161,6 +162,31 @@ def test_correlate_lists_baselines_first_and_aggregates_last(zcpipe, table, trut
     assert rows["macs"]["pair_accuracy"] == 1
     assert (rows["macs"]["n"], rows["macs"]["failed"]) == (12, 0)
     assert "aznas_linear" in zcpipe("correlate", table, "--truth", truth, "--target", "acc")[1]
+
+
+def test_sigterm_interrupts_like_ctrl_c(tmp_path):
+    """What batch systems send: what is finished is committed, and nobody sees a traceback."""
+    command = ("run", "--space", "nasbench201", "--proxies", "aznas", "--workers", "1", "--out", tmp_path / "t")
+    told = tmp_path / "events.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zcpipe", *map(str, command), "--batch-size", "2", "--events", str(told), "--quiet"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (told.exists() and '"scored"' in told.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "interrupted: finished shards are committed; the same command goes on\n"
+
+
+@pytest.mark.parametrize("option", [("--timeout", "5"), ("--memory", "4GiB")])
+def test_limits_of_worker_processes_need_some(zcpipe, tmp_path, option):
+    code, _, err = zcpipe("run", *RUN, "--out", tmp_path / "t", *option)
+    assert code == 2 and f"{option[0]} is for worker processes" in err
+    assert not (tmp_path / "t").exists()
 
 
 def test_correlate_gives_intervals_on_request(zcpipe, table, truth):

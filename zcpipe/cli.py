@@ -61,6 +61,8 @@ def status(directory: TableDir, as_json: Json = False) -> None:
     identity = found.identity
     typer.echo(f"{found.path}: {identity['space']} on {identity['dataset']}, seed {identity['seed']}")
     state = "complete" if found.complete else f"{found.missing} to go"
+    if found.missing and found.rows == found.planned:
+        state = f"{found.missing} lack the proxies of a group"
     typer.echo(f"{found.rows} of {found.planned} rows in {found.shards} shards: {state}")
     if len(found.groups) > 1:
         for group in found.groups:

@@ -11,6 +11,7 @@ import typer
 from zcpipe.cli_table import Json
 from zcpipe.errors import UsageError
 from zcpipe.printing import print_json, print_plan, reasons_of
+from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
@@ -48,7 +49,9 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
     repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [default: score in this process]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds an architecture may take in a worker process.")] = 600.0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds an architecture may take in a worker process. [default: 600]")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory that a worker process may hold, like 4GiB. [default: its share of 90 %]")
     ] = None,
@@ -86,6 +89,11 @@ def run(
     chosen, asked = get_space(space), resolve(proxies)
     held = None if memory is None else parse_bytes(memory)
     cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, held, simulate_nodes)
+    if workers is None and cluster is None:
+        for option, value in (("--timeout", timeout), ("--memory", memory)):
+            if value is not None:
+                raise UsageError(f"{option} is for worker processes; give --workers K or --nodes N as well")
+    patience = runs.TIMEOUT if timeout is None else timeout
     selection, trained_on = _selection(sample, range_, archs, chosen)
     spec = runs.RunSpec.model_validate(
         {
@@ -108,11 +116,11 @@ def run(
         names = ", ".join(spec.proxies)
         typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
     if dry_run:
-        described = runs.describe(spec, out, workers, timeout, cluster=cluster)
+        described = runs.describe(spec, out, workers, patience, cluster=cluster)
         print_json(described) if as_json else print_plan(described)
         return
     try:
-        with runs.show_progress(quiet=quiet) as show, runs.log_events(events) as log:
+        with terminable(), runs.show_progress(quiet=quiet) as show, runs.log_events(events) as log:
 
             def tell(event: runs.Event) -> None:
                 show(event)
@@ -122,7 +130,7 @@ def run(
                 spec,
                 out,
                 workers,
-                timeout,
+                patience,
                 tell,
                 cluster=cluster,
                 memory=held,

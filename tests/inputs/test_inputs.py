@@ -242,6 +242,11 @@ def test_noise_of_another_size(tmp_path: Path) -> None:
     assert "resolution" not in spec().identity()["recipe"], "tables made before there was a choice have none"
 
 
+def test_the_data_sets_own_size_is_no_other_run() -> None:
+    assert spec(resolution=32) == spec()
+    assert spec(resolution=32).identity_hash() == spec().identity_hash()
+
+
 def test_images_must_have_the_size_that_is_asked_for(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.npz", images=pixels(9)[:, :8, :8], labels=np.arange(9))
     assert batch_of(spec(f"npz:{path}", resolution=8), 0).images.shape[2:] == (8, 8)

@@ -88,3 +88,14 @@ def test_a_supervisor_that_was_stopped_itself_takes_nobody_for_lost(cluster: Any
     out, said = driver.communicate(timeout=120)
     assert driver.returncode == 0, said
     assert json.loads(out)["new"] == 500 and '"left"' not in told.read_text()
+
+
+def test_sigterm_interrupts_like_ctrl_c(cluster: Any, tmp_path: Path) -> None:
+    """Not as Ray has it, which exits with the number of the signal and a stack dump."""
+    out = tmp_path / "table"
+    driver = launch(cluster, ROWS, out, tmp_path / "events.jsonl")
+    driver.terminate()
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130, said
+    assert said.splitlines() == ["interrupted: finished shards are committed; the same command goes on"]
+    assert 0 < status(out).rows < ROWS

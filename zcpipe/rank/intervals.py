@@ -93,5 +93,5 @@ def _bounds(covariance: Floats, variance_x: Floats, variance_y: Floats) -> Inter
     if not some.any():
         return np.nan, np.nan
     found = covariance[some] / np.sqrt(variance_x[some]) / np.sqrt(variance_y[some])
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(np.clip(found, -1, 1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.inputs import NOISE, content_of, parse
+from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture, ReadsEntries, Space
 from zcpipe.table.schema import canonical
 
@@ -134,6 +135,8 @@ class RunSpec(_Frozen):
             where = ".".join(str(part) for part in first["loc"])
             got = "" if first["type"] == "missing" else f", got {first['input']!r}"
             raise UsageError(f"invalid run: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+        if spec.resolution is not None and spec.resolution == _own_resolution(spec):
+            object.__setattr__(spec, "resolution", None)  # one run, one identity
         if spec.inputs != NOISE and not spec.inputs_content:
             object.__setattr__(spec, "inputs_content", content_of(spec))  # frozen from here on
         return spec
@@ -166,3 +169,9 @@ class RunSpec(_Frozen):
             digest = hashlib.blake2b("\n".join(self.selection.texts).encode(), digest_size=16).hexdigest()
             record["selection"] = {"kind": "archs", "lines": len(self.selection.texts), "digest": digest}
         return record
+
+
+def _own_resolution(spec: RunSpec) -> int | None:
+    """Return the side of the data set's images, None where the space has no such data set."""
+    dataset = get_space(spec.space).datasets.get(spec.dataset)
+    return None if dataset is None else dataset.input_shape[1]

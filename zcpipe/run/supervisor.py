@@ -36,6 +36,8 @@ from zcpipe.table.store import locked, scan
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
 
+TIMEOUT = 600.0  # seconds that an architecture may take in a worker process, unless it is told otherwise
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -58,7 +60,7 @@ def run(
     spec: RunSpec,
     out: str | Place | None = None,
     workers: int | None = None,
-    timeout: float = 600.0,
+    timeout: float = TIMEOUT,
     on_event: Callable[[Event], None] = lambda event: None,
     *,
     cluster: Cluster | None = None,
@@ -148,7 +150,7 @@ def describe(
     spec: RunSpec,
     out: str | Place | None = None,
     workers: int | None = None,
-    timeout: float = 600.0,
+    timeout: float = TIMEOUT,
     *,
     cluster: Cluster | None = None,
 ) -> dict[str, Any]:

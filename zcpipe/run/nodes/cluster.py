@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zcpipe.errors import CapabilityError, UsageError
 from zcpipe.run import memory
 from zcpipe.run.nodes.agent import Placement
+from zcpipe.signals import kept
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -116,13 +117,14 @@ def connected(cluster: Cluster) -> Iterator[None]:
     with _simulated(cluster) if cluster.simulated else _existing(cluster) as address:
         _reach(address)
         try:
-            ray.init(
-                address=address,
-                namespace="zcpipe",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            with kept():  # Ray would exit, with a stack dump and a code of its own
+                ray.init(
+                    address=address,
+                    namespace="zcpipe",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise CapabilityError(_refused(address, error)) from error
         try:
