@@ -27,9 +27,8 @@ def test_three_cells_of_nasbench101(study, tmp_path):
         "cifar10_acc_108": [70.0, 80.0, 90.0],
     }
     pq.write_table(pa.table(sample), tmp_path / "nasbench101_sample.parquet")
-    study("spaces").main(
-        f"--data {tmp_path} --populations nasbench101 --sample 3 --batch-size 2 --workers 1 --out {tmp_path}/out".split()
-    )
+    small = "--populations nasbench101 --sample 3 --batch-size 2 --workers 1"
+    study("spaces").main([*small.split(), "--data", str(tmp_path), "--out", str(tmp_path / "out")])
     record = json.loads((tmp_path / "out" / "spaces_ranking.json").read_text())
     found = record["populations"]["nasbench101"]
     assert (found["networks"], found["inputs"], found["resolution"]) == (3, "noise", 32)
