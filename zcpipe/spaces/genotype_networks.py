@@ -353,12 +353,16 @@ class GenotypeNetwork(nn.Module):
             older = newer = self.stem(x)
         for position, cell in enumerate(self.cells):
             older, newer = newer, cell(older, newer)
-            # Its second norm has one value a channel of one image, its pool and convolution want seven pixels or eight.
-            if position == self.branch and len(x) > 1 and newer.shape[-1] >= (7 if self.large else 8):
+            if position == self.branch and self._takes(newer):
                 with torch.no_grad():
                     self.auxiliary_head(newer.detach())
         logits: Tensor = self.classifier(self.global_pooling(newer).flatten(1))
         return logits
+
+    def _takes(self, branch: Tensor) -> bool:
+        """Whether the auxiliary classifier can run: not in training on one image, whose last map is one pixel."""
+        fits = branch.shape[-1] >= (7 if self.large else 8)  # its pool and its convolution
+        return fits and (len(branch) > 1 or not self.training)
 
 
 def _auxiliary_head(inputs: int, dataset: Dataset) -> nn.Sequential:
