@@ -112,7 +112,7 @@ def _entropy(feature: Tensor) -> float:
 
 def _pair(f_in: Tensor, f_out: Tensor) -> float:
     g_out = (torch.bernoulli(torch.full_like(f_out, 0.5)) - 0.5) * 2
-    (g_in,) = torch.autograd.grad(f_out, f_in, g_out)
+    (g_in,) = torch.autograd.grad(f_out, f_in, g_out, allow_unused=True, materialize_grads=True)
     if g_in.shape == g_out.shape and bool((g_in == g_out).all()):
         return -math.inf
     if g_in.shape[2] != g_out.shape[2]:
