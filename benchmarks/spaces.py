@@ -5,8 +5,8 @@
 
 The first random draws of each space, each scored in a process of its own, in the environment of worker processes and
 with one thread: ours as a run does it, and the baseline (`benchmarks/eager.py`) on the same network. Of each process
-the CPU seconds of scoring, the least of three rounds after one at small images, and the peak of what scoring held beyond
-what was there before.
+the CPU seconds of scoring, the least of three rounds after one at small images, and the peak of what scoring held
+beyond what was there before.
 
 - ``speedup``: the baseline's seconds, on the network with its dead layers, over ours;
 - ``dead_saves``: the share of the baseline's seconds that leaving the dead layers out saves it. With them it runs them
