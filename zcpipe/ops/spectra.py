@@ -14,7 +14,7 @@ from zcpipe.ops._check import check_float, use_native
 from zcpipe.ops._library import on_load
 
 _MOST_ROWS = 64  # of the matrices that the CUDA kernels take (kMostSpectrum in csrc/cuda/spectra.cuh)
-_LANCZOS_ROWS = 128  # from which the largest eigenvalue alone is found much sooner than all of them
+_LANCZOS_ROWS = 128  # from which the largest eigenvalue alone is found sooner than all of them
 
 
 def symmetric_eigenvalues(

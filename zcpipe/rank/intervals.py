@@ -38,7 +38,7 @@ def bootstrap(scores: Floats, truth: Floats, resamples: int, seed: int = 0) -> I
     Args:
         scores: [n], NaN where scoring failed, which leaves the architecture out; infinities are data.
         truth: [n], NaN where the truth is unknown, which leaves it out as well.
-        resamples: how often to draw; 1,000 give the bounds to about a twentieth of the interval.
+        resamples: how often to draw.
         seed: of the draws.
 
     Returns:
