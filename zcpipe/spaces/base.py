@@ -158,6 +158,20 @@ class DrawsByDataset(Space[A], Protocol[A]):
         ...
 
 
+@runtime_checkable
+class DescribesCells(Space[A], Protocol[A]):
+    """What a space offers besides whose architectures repeat a cell that a few choices make."""
+
+    @property
+    def cell_codes(self) -> Mapping[str, Sequence[str]]:
+        """The choices by name, such as an edge, and for each what can be chosen, such as operations."""
+        ...
+
+    def cell_code(self, arch: A) -> Sequence[int]:
+        """Return the number of what ``arch`` has for each of ``cell_codes``, in their order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Entry:
     """An architecture of a benchmark's official file."""

@@ -199,6 +199,20 @@ class GenotypeSpace:
                 found[slot] = slot
         return found
 
+    @property
+    def cell_codes(self) -> dict[str, tuple[str, ...]]:
+        """The operation of each edge of the normal and of the reduction cell, and the node that it reads."""
+        codes: dict[str, tuple[str, ...]] = {}
+        for kind, position in product(("normal", "reduce"), range(2 * self.nodes)):
+            codes[f"{kind}.{position}"] = self.operations
+            codes[f"{kind}.{position}.source"] = tuple(map(str, range(INPUTS + position // 2)))
+        return codes
+
+    def cell_code(self, arch: CellNetwork) -> list[int]:
+        """Return operation and node of each edge; width and depth are no part of it."""
+        edges = (*arch.normal.edges, *arch.reduce.edges)
+        return [number for operation, source in edges for number in (self.operations.index(operation), source)]
+
     def build(self, arch: CellNetwork, dataset: str, *, full: bool = False) -> Built:
         """Build the network without what cannot influence its cells' outputs; weights are zero until initialised.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from zcpipe.ops.philox import Stream
 from zcpipe.spaces._nasbench101_changes import MOST_EDGES, MOST_VERTICES, changed
 from zcpipe.spaces.base import Built, Dataset, Size, Slots
 from zcpipe.spaces.graphs import (
+    NASBENCH101_OPERATIONS,
     nasbench101_canonical,
     nasbench101_cells,
     nasbench101_decode,
@@ -210,6 +212,27 @@ class NasBench101:
         if representative != member:
             raise UsageError(f"the cells have different keys: {representative} and {member}")
         return {slot: slot for slot in self.slots(member, dataset).layers}
+
+    @property
+    def cell_codes(self) -> dict[str, tuple[str, ...]]:
+        """The 21 edges that there may be between 7 vertices, then what the 5 inner vertices do."""
+        edges = {f"{x}-{y}": ("absent", "present") for x, y in combinations(range(MOST_VERTICES), 2)}
+        inner = {str(v): ("none", *NASBENCH101_OPERATIONS) for v in range(1, MOST_VERTICES - 1)}
+        return {**edges, **inner}
+
+    def cell_code(self, arch: Cell) -> list[int]:
+        """Return the upper triangle of the adjacency matrix and the vertices' operations.
+
+        The output is vertex 6 whatever the number of vertices. Vertices that are not there come before it and do
+        "none".
+        """
+        adjacency, operations = nasbench101_decode(arch.code)
+        places = [*range(len(operations) + 1), MOST_VERTICES - 1]
+        padded = np.zeros((MOST_VERTICES, MOST_VERTICES), np.int8)
+        padded[np.ix_(places, places)] = adjacency
+        numbers = [1 + NASBENCH101_OPERATIONS.index(operation) for operation in operations]
+        absent = [0] * (MOST_VERTICES - len(adjacency))
+        return [*padded[np.triu_indices(MOST_VERTICES, 1)].tolist(), *numbers, *absent]
 
     def build(
         self,

@@ -190,6 +190,15 @@ class NasBench201:
                 slots[slot] = _SLOTS[position - edge + matches[edge]]
         return slots
 
+    @property
+    def cell_codes(self) -> dict[str, tuple[str, ...]]:
+        """The six edges, with the operations that each may carry."""
+        return {f"{source}-{target}": OPERATIONS for source, target in EDGES}
+
+    def cell_code(self, arch: Cell) -> list[int]:
+        """Return the numbers of the edges' operations."""
+        return _numbers(arch)
+
     def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE, *, full: bool = False) -> Built:
         """Build the network without the edges that cannot influence its output; weights are zero until initialised.
 

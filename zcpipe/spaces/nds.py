@@ -15,7 +15,7 @@ from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.anynet import ANYNET_SPACES
 from zcpipe.spaces.base import Built, Dataset, Entry, Size, Slots, Verification
-from zcpipe.spaces.genotypes import GENOTYPE_SPACES
+from zcpipe.spaces.genotypes import GENOTYPE_SPACES, GenotypeSpace
 from zcpipe.spaces.nds_files import Family, Progress, read
 from zcpipe.spaces.nds_verify import verify
 
@@ -108,5 +108,18 @@ class NdsSpace:
         return self.families[arch.family]
 
 
+class NdsCellSpace(NdsSpace):
+    """One of the sub-spaces of cells."""
+
+    def __init__(self, family: GenotypeSpace) -> None:
+        super().__init__(family.name, (cast(Family, family),))
+        self.cell_codes = family.cell_codes
+        self.cell_code = family.cell_code
+
+
 NDS = NdsSpace("nds", FAMILIES)
-SPACES = (*(NdsSpace(family.name, (family,)) for family in FAMILIES), NDS)
+SPACES = (
+    *map(NdsCellSpace, GENOTYPE_SPACES),
+    *(NdsSpace(family.name, (cast(Family, family),)) for family in ANYNET_SPACES),
+    NDS,
+)

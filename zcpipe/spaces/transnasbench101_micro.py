@@ -195,6 +195,15 @@ class TransNasBench101Micro:
                 slots.update(zip(_edge_slots(cell, edge, member.operations[edge]), theirs, strict=True))
         return {**slots, "classifier": "classifier"}
 
+    @property
+    def cell_codes(self) -> dict[str, tuple[str, ...]]:
+        """The six edges, with the operations that each may carry."""
+        return {f"{source}-{target}": OPERATIONS for source, target in EDGES}
+
+    def cell_code(self, arch: Cell) -> tuple[int, ...]:
+        """Return the numbers of the edges' operations."""
+        return arch.operations
+
     def build(self, arch: Cell, dataset: str, *, full: bool = False) -> Built:
         """Build the network without the edges that cannot influence its output; weights are zero until initialised.
 
