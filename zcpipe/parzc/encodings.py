@@ -42,12 +42,12 @@ class Coding(Protocol):
     """An encoding with what it took from a population."""
 
     @classmethod
-    def fit(cls, values: Reals, logarithmic: Bools) -> Self:
+    def fit(cls, values: Reals, take_log: Bools) -> Self:
         """Take what the encoding needs from a population.
 
         Args:
             values: [n, k], not NaN, n at least 1.
-            logarithmic: [k], whether a coordinate shall be seen as its logarithm.
+            take_log: [k], whether a coordinate shall be seen as its logarithm.
         """
         ...
 
@@ -64,9 +64,9 @@ class Coding(Protocol):
         ...
 
 
-def fit_coding(encoding: Encoding, values: Reals, logarithmic: Bools) -> Coding:
-    """Fit an encoding of single coordinates; see `Coding.fit`. ``logarithmic`` counts for "log" alone."""
-    return _CODINGS[encoding].fit(values, logarithmic if encoding == "log" else np.zeros_like(logarithmic))
+def fit_coding(encoding: Encoding, values: Reals, take_log: Bools) -> Coding:
+    """Fit an encoding of single coordinates; see `Coding.fit`. ``take_log`` counts for "log" alone."""
+    return _CODINGS[encoding].fit(values, take_log if encoding == "log" else np.zeros_like(take_log))
 
 
 def restore_coding(encoding: Encoding, tensors: Mapping[str, NDArray[Any]]) -> Coding:
@@ -107,7 +107,7 @@ class Span:
     high: Floats  # [k]
 
     @classmethod
-    def fit(cls, values: Reals, logarithmic: Bools) -> Self:
+    def fit(cls, values: Reals, take_log: Bools) -> Self:
         """See `Coding.fit`; of infinities alone the range is 0 to 1."""
         low, high = np.zeros(values.shape[1]), np.ones(values.shape[1])
         for k, column in _columns(values):
@@ -121,7 +121,8 @@ class Span:
         for part in _blocks(values):
             low, high = self.low[part], self.high[part]
             span = high - low
-            out[:, part] = (np.clip(values[:, part], low, high) - low) / np.where(span > 0, span, 1.0)
+            block = values[:, part].astype(np.float64)
+            out[:, part] = (np.clip(block, low, high) - low) / np.where(span > 0, span, 1.0)
 
     def tensors(self) -> Tensors:
         """See `Coding.tensors`."""
@@ -145,14 +146,14 @@ class Standard:
     high: Floats  # [k]
 
     @classmethod
-    def fit(cls, values: Reals, logarithmic: Bools) -> Self:
+    def fit(cls, values: Reals, take_log: Bools) -> Self:
         """See `Coding.fit`."""
         shape = values.shape[1]
         faint, mean, low, high = (np.zeros(shape) for _ in range(4))
         unit, deviation = np.ones(shape), np.ones(shape)
         for k, column in _columns(values):
             finite = column[np.isfinite(column)]
-            if logarithmic[k]:
+            if take_log[k]:
                 magnitudes = np.abs(finite[finite != 0])
                 faint[k] = np.quantile(magnitudes, _FAINT, method="lower") if magnitudes.size else 1.0
                 finite = _signed_log(finite, faint[k])
@@ -198,7 +199,7 @@ class Scores:
     high: NDArray[np.float32]  # [k]: the score of +inf
 
     @classmethod
-    def fit(cls, values: Reals, logarithmic: Bools) -> Self:
+    def fit(cls, values: Reals, take_log: Bools) -> Self:
         """See `Coding.fit`."""
         n, width = values.shape
         low, high = np.zeros(width, np.float32), np.zeros(width, np.float32)
@@ -272,5 +273,4 @@ def _blocks(values: Reals) -> Iterator[slice]:
 def _columns(values: Reals) -> Iterator[tuple[int, Floats]]:
     """Yield each column with its number, copied to double precision in one piece."""
     for part in _blocks(values):
-        for k, column in enumerate(values[:, part].T.astype(np.float64, order="C"), start=part.start):
-            yield k, column
+        yield from enumerate(values[:, part].T.astype(np.float64, order="C"), start=part.start)

@@ -1,0 +1,244 @@
+"""Features: the rows of a table as vectors of one length without gaps, by an encoder that a population was fitted on.
+
+Two alignments give every architecture the same coordinates.
+
+"slots": a coordinate is a column and a place in the network. Where the networks of a space differ in their slots, the
+coordinates are all that some row has, in network order, and a slot that a row lacks is 0 before encoding, as dead ones
+are in the table.
+
+"packed", ParZC's: of each statistic the live nodes first and in order, then zeros up to the length of the longest
+architecture. A layer is live where ``num_layers@layer`` says so, if the table has that column when the encoder is
+fitted, and else where any of the chosen statistics is not exactly 0. All blocks are live. What is behind the live nodes
+is 0 before encoding by "log", "zscore" and "rank", and after "minmax".
+
+A row is usable if it has a value of all that is asked for. The others are outside the population and get zeros.
+
+Memory: 4 bytes for each row and coordinate, 8 for each value of the largest list column, and 300 MiB or so; twice the
+first where some rows are not usable. Columns are read one by one, two or three times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zcpipe.errors import DataError, UsageError, reason_of
+from zcpipe.parzc.encodings import Coding, fit_coding, restore_coding, scale_within
+from zcpipe.parzc.places import (
+    Coordinate,
+    Integers,
+    blocks_of,
+    graph_of,
+    group_of,
+    ranges,
+    token_layout,
+)
+from zcpipe.parzc.rows import Bools, Lists, Reals, Rows, count_live, is_layers
+from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.table import Table
+
+__all__ = ["Coordinate", "Encoded", "Encoder", "token_layout"]
+
+_LOGARITHMS = ("ln", "nat")  # units of what is a logarithm already
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The features of a table's rows, in order of index."""
+
+    x: Reals  # [n, d], finite
+    usable: Bools  # [n]: whether the row has all that is asked for; ``x`` is 0 where it has not
+
+
+class Encoder:
+    """Makes features of tables of one space, by what it took from the population that it was fitted on.
+
+    The features of a row do not depend on the other rows of its table.
+
+    Attributes:
+        spec: what the features are made of.
+        space: the name of the space.
+        coordinates: what each feature is: the statistics in the order of the spec, the proxies, the graph.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        space: str,
+        live: str,
+        coordinates: Sequence[Coordinate],
+        codings: Mapping[str, Coding],  # of "statistics", which "minmax" needs none of, and "proxies"
+    ) -> None:
+        self.spec = spec
+        self.space = space
+        self.coordinates = tuple(coordinates)
+        self._live = live
+        self._codings = dict(codings)
+        counts = Counter(coordinate.column for coordinate in coordinates)
+        self._parts: dict[str, slice] = {}
+        start = 0
+        for name in spec.statistics:
+            self._parts[name] = slice(start, start := start + counts[name])
+        self._statistics = slice(0, start)
+        self._proxies = slice(start, start + len(spec.proxies))
+
+    @classmethod
+    def fit(cls, table: Table, spec: FeatureSpec) -> Self:
+        """Take coordinates and encodings from the usable rows of a table.
+
+        Raises:
+            UsageError: the table lacks a column, or its space does not describe the cells that ``graph`` asks for.
+            DataError: no row is usable, or a file is damaged.
+        """
+        rows = Rows.of(table, spec)
+        rows.require_some()
+        coordinates = [coordinate for name in spec.statistics for coordinate in _coordinates(rows, name)]
+        coordinates += [Coordinate(name, "", "") for name in spec.proxies]
+        if spec.graph:
+            coordinates += graph_of(table)[0]
+        encoder = cls(spec, table.identity["space"], rows.live, coordinates, {})
+        columns = [rows.columns[c.column] for c in coordinates if c.column in rows.columns]
+        take_log = np.array([column.unit not in _LOGARITHMS for column in columns], bool)
+        if spec.encoding != "minmax" and encoder._statistics.stop:
+            x, _ = encoder._aligned(rows)
+            part = encoder._statistics
+            encoder._codings["statistics"] = fit_coding(spec.encoding, x[:, part], take_log[part])
+        if spec.proxies:
+            encoder._codings["proxies"] = fit_coding(spec.encoding, _scalars(rows), take_log[encoder._proxies])
+        return encoder
+
+    def encode(self, table: Table) -> Encoded:
+        """Make the features of every row.
+
+        Raises:
+            UsageError: the table lacks a column.
+            DataError: it is of another space, or an architecture has a place that no architecture of the population
+                had; or a file is damaged.
+        """
+        if table.identity["space"] != self.space:
+            raise DataError(
+                f"the table is of the space {table.identity['space']}, the features are of {self.space}; "
+                "fit on a table of the same space"
+            )
+        rows = Rows.of(table, self.spec, self._live)
+        x, counts = self._aligned(rows)
+        if self.spec.encoding == "minmax":
+            for name, part in self._parts.items():
+                scale_within(x[:, part], counts.get(name))
+        elif "statistics" in self._codings:
+            self._codings["statistics"].encode(x[:, self._statistics], x[:, self._statistics])
+        if self.spec.proxies:
+            self._codings["proxies"].encode(_scalars(rows), x[:, self._proxies])
+        if self.spec.graph:
+            np.put_along_axis(x[:, self._proxies.stop :], graph_of(table)[1][rows.usable], 1, axis=1)
+        if not rows.usable.all():
+            encoded, x = x, np.zeros((len(rows.usable), x.shape[1]), np.float32)
+            x[rows.usable] = encoded
+        return Encoded(x, rows.usable)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that it consists of."""
+        return {
+            f"{kind}.{name}": tensor
+            for kind, coding in self._codings.items()
+            for name, tensor in coding.tensors().items()
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return the rest of it, as JSON can hold it."""
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "space": self.space,
+            "live": self._live,
+            "coordinates": [[c.column, c.slot, c.group] for c in self.coordinates],
+        }
+
+    @classmethod
+    def restore(cls, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild an encoder from what `record` and `tensors` gave.
+
+        Raises:
+            DataError: something is missing there.
+        """
+        try:
+            spec = FeatureSpec.model_validate(record["spec"])
+            held: dict[str, dict[str, NDArray[Any]]] = {}
+            for key, tensor in tensors.items():
+                kind, _, name = key.partition(".")
+                held.setdefault(kind, {})[name] = tensor
+            codings = {kind: restore_coding(spec.encoding, parts) for kind, parts in held.items()}
+            coordinates = [Coordinate(*described) for described in record["coordinates"]]
+            return cls(spec, record["space"], record["live"], coordinates, codings)
+        except (KeyError, TypeError, UsageError) as error:
+            raise DataError(f"this is no record of features ({reason_of(error)}); fit and save them anew") from error
+
+    def _aligned(self, rows: Rows) -> tuple[Reals, dict[str, Integers]]:
+        """Return raw statistics at their coordinates, with zeros in all others, and how many of each row count."""
+        x = np.zeros((int(rows.usable.sum()), len(self.coordinates)), np.float32)
+        packed = self.spec.alignment == "packed"
+        counts: dict[str, Integers] = {}
+        for name, part in self._parts.items():
+            lists = rows.lists(name)
+            if packed:
+                counts[name] = self._pack(rows, name, lists, x[:, part])
+            else:
+                self._place(rows, name, lists, x[:, part])
+        return x, counts
+
+    def _place(self, rows: Rows, name: str, lists: Lists, out: Reals) -> None:
+        places = rows.places(name, lists)
+        position = {c.slot: at for at, c in enumerate(self.coordinates[self._parts[name]])}
+        target = np.array([position.get(slot, -1) for slot in places.names], np.int64)
+        starts = places.starts[places.of_row]
+        for piece, held in lists.pieces():
+            slots = places.flat[ranges(starts[piece], lists.lengths[piece])]
+            at = target[slots]
+            owner = np.repeat(np.arange(piece.start, piece.stop), lists.lengths[piece])
+            if (at < 0).any():
+                foreign = int(np.argmax(at < 0))
+                raise DataError(
+                    f"{rows.arch(int(owner[foreign]))} has the slot {places.names[slots[foreign]]}, which no "
+                    "architecture had that the features were fitted on; fit on a table that holds such ones"
+                )
+            out[owner, at] = lists.values[held]
+
+    def _pack(self, rows: Rows, name: str, lists: Lists, out: Reals) -> Integers:
+        live = rows.live_layers if is_layers(name) else None
+        counts = count_live(lists, live)
+        if len(counts) and counts.max() > out.shape[1]:
+            row = int(counts.argmax())
+            raise DataError(
+                f"{rows.arch(row)} has {counts[row]} values of {name}, and no architecture that the features were "
+                f"fitted on more than {out.shape[1]}; fit on a table that holds such ones"
+            )
+        for piece, held in lists.pieces():
+            values = lists.values[held]
+            if live is not None:
+                values = values[live[held]]
+            owner = np.repeat(np.arange(piece.start, piece.stop), counts[piece])
+            out[owner, ranges(np.zeros(piece.stop - piece.start, np.int64), counts[piece])] = values
+        return counts
+
+
+def _coordinates(rows: Rows, name: str) -> Iterator[Coordinate]:
+    """Yield the coordinates of a statistic over a population."""
+    lists = rows.lists(name)
+    if rows.spec.alignment == "packed":
+        node = name.rpartition("@")[2]
+        counts = count_live(lists, rows.live_layers if is_layers(name) else None)
+        yield from (Coordinate(name, str(i), f"{node}.{i}") for i in range(int(counts.max())))
+        return
+    places, blocks = rows.places(name, lists), blocks_of(rows.table)
+    yield from (
+        Coordinate(name, slot, group_of(slot, blocks)) for slot in map(places.names.__getitem__, places.in_order())
+    )
+
+
+def _scalars(rows: Rows) -> NDArray[np.float64]:  # [usable rows, proxies]
+    values = rows.table.values(rows.spec.proxies)
+    return np.stack([values[name][rows.usable] for name in rows.spec.proxies], axis=1)
