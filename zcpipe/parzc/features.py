@@ -231,7 +231,8 @@ def _coordinates(rows: Rows, name: str) -> Iterator[Coordinate]:
     if rows.spec.alignment == "packed":
         node = name.rpartition("@")[2]
         counts = count_live(lists, rows.live_layers if is_layers(name) else None)
-        yield from (Coordinate(name, str(i), f"{node}.{i}") for i in range(int(counts.max())))
+        numbered = (f"{node}.{i}" for i in range(int(counts.max())))
+        yield from (Coordinate(name, slot, slot) for slot in numbered)
         return
     places, blocks = rows.places(name, lists), blocks_of(rows.table)
     yield from (
