@@ -117,7 +117,7 @@ def test_which_layers_live_the_table_says_where_it_can():
     assert features(snip, **spec)[1] == [[0, 0.25, 1]]
     encoder, x = features(told, **spec)
     assert x == [[np.float32(0.2), 0, 1]]
-    with pytest.raises(UsageError, match="the table lacks num_layers@layer; .*--proxies num_layers"):
+    with pytest.raises(UsageError, match=r"the table lacks num_layers@layer; .*--proxies num_layers"):
         encoder.encode(table(snip))
 
 
@@ -215,9 +215,9 @@ def test_an_empty_table():
 
 def test_bad_input():
     plain = table({SNIP: [[1, 2, 3, 4]], PARAMS: [1]})
-    with pytest.raises(UsageError, match="lacks zico@layer; `zcpipe run ... --proxies zico --out DIR` adds it"):
+    with pytest.raises(UsageError, match=r"lacks zico@layer; `zcpipe run \.\.\. --proxies zico --out DIR` adds it"):
         Encoder.fit(plain, FeatureSpec(statistics=["zico@layer", "snip@layer"]))
-    with pytest.raises(UsageError, match="lacks fisher@layer, resolution@block, zen; .*--proxies fisher,stage_exp"):
+    with pytest.raises(UsageError, match=r"lacks fisher@layer, resolution@block, zen; .*--proxies fisher,stage_exp"):
         Encoder.fit(plain, FeatureSpec(statistics=["fisher@layer", "resolution@block"], proxies=["zen"]))
     with pytest.raises(UsageError, match="unknown statistic 'snip@layers'; did you mean snip@layer"):
         Encoder.fit(plain, FeatureSpec(statistics=["snip@layers"]))

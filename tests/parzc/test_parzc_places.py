@@ -172,5 +172,7 @@ def test_a_space_without_cells_names_those_that_have_some():
 
     from zcpipe.parzc.places import graph_of
 
-    with pytest.raises(UsageError, match="nds/resnet does not describe its cells.*nasbench101, nasbench201.*nds/darts"):
+    with pytest.raises(
+        UsageError, match=r"nds/resnet does not describe its cells.*nasbench101, nasbench201.*nds/darts"
+    ):
         graph_of(table({proxy("snip"): [1.0]}, space="nds/resnet"))

@@ -250,8 +250,8 @@ _CODINGS: Mapping[str, type[Span] | type[Standard] | type[Scores]] = {
 
 
 def _signed_log(values: Floats, faint: Floats | float) -> Floats:
-    with np.errstate(over="ignore"):
-        result: Floats = np.sign(values) * np.log1p(np.abs(values) / faint)
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is -inf, and 0 becomes 0
+        result: Floats = np.sign(values) * np.logaddexp(0.0, np.log(np.abs(values)) - np.log(faint))
     return result
 
 
