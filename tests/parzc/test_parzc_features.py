@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from parzc_tables import proxy, some, statistic, table
 
 from zcpipe.errors import DataError, UsageError
-from zcpipe.parzc.features import Coordinate, Encoder
+from zcpipe.parzc.features import Coordinate, Encoder, token_layout
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.spaces import get_space
 
@@ -108,6 +108,13 @@ def test_slots_keep_their_places_and_packed_values_move_to_the_front():
     encoder, x = features(columns, **spec, alignment="packed")
     assert [c.slot for c in encoder.coordinates] == ["layer.0", "layer.1", "layer.2", "block.0", "block.1"]
     assert x == [[0, 0.25, 1, 1, 0], [0, 1, 0.5, 0, 1], [1, 0, 0, 0, 1]]
+
+
+def test_a_token_of_packed_values_is_a_place_among_the_live_nodes():
+    columns = {SNIP: [[1, 0, 2, 5], [1, 3, 0, 2]], SYNFLOW: [[1, 0, 3, 9], [1, 1, 0, 1]], PARAMS: [1, 2]}
+    spec = {"statistics": ["snip@layer", "synflow@layer"], "proxies": ["params"], "alignment": "packed"}
+    encoder, _ = features(columns, **spec)
+    assert token_layout(encoder.coordinates).tolist() == [[0, 3], [1, 4], [2, 5], [6, -1]]
 
 
 def test_which_layers_live_the_table_says_where_it_can():
@@ -228,8 +235,9 @@ def test_bad_input():
         encoder.encode(table({SNIP: [[1, 2, 3, 4]]}, space="nasbench101"))
     with pytest.raises(UsageError, match="lacks snip@layer"):
         encoder.encode(table({PARAMS: [1]}))
-    with pytest.raises(DataError, match="no record of features"):
-        Encoder.restore({"spec": encoder.record()["spec"]}, {})
+    for record, tensors in (({"spec": encoder.record()["spec"]}, encoder.tensors()), (encoder.record(), {})):
+        with pytest.raises(DataError, match="no record of features"):
+            Encoder.restore(record, tensors)
 
 
 def test_the_column_that_failed_most_is_named():

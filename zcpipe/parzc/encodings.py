@@ -13,7 +13,8 @@ Infinities are data, the worst or best value there is, and have a finite place i
 - rank: they are values as others, tied among each other.
 
 All encodings are weakly monotone in each coordinate, save minmax, which is so within an architecture. What is fitted
-works through a few columns at a time: besides its argument it needs about 256 MiB.
+works through a few columns at a time: besides its argument it needs some arrays of 32 MiB, or of one column in double
+precision where that is more.
 """
 
 from __future__ import annotations

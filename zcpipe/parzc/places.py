@@ -112,7 +112,7 @@ def places_of(table: Table, column: Column) -> Sequences:
     """Return the slots of each row's values of a statistic, in the order of the values.
 
     They are the column's where the space's networks share them. Where they differ every architecture is asked for its
-    own, which takes some 100 microseconds a row the first time that a table is asked about.
+    own, which takes its time; what the last two tables answered is kept.
     """
     if column.slots:
         size = len(column.slots)
