@@ -83,7 +83,7 @@ def rank(
         typer.Option(help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies."),
     ] = "logrank",
     proxies: Annotated[
-        str | None, typer.Option(help="What to aggregate: proxies or groups. [default: the aggregate's own, or aznas]")
+        str | None, typer.Option(help="What to aggregate: proxies or groups. (default: the aggregate's own, or aznas)")
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
     as_json: Json = False,
