@@ -1,0 +1,1 @@
+"""Rankings learnt from the statistics of nodes (ParZC)."""
