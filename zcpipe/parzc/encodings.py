@@ -13,7 +13,8 @@ Infinities are data, the worst or best value there is, and have a finite place i
 - rank: they are values as others, tied among each other.
 
 All encodings are weakly monotone in each coordinate, save minmax, which is so within an architecture. What is fitted
-works through a few columns at a time: besides its argument it needs about 256 MiB.
+works through a few columns at a time: besides its argument it needs some arrays of 32 MiB, or of one column in double
+precision where that is more.
 """
 
 from __future__ import annotations
@@ -250,8 +251,8 @@ _CODINGS: Mapping[str, type[Span] | type[Standard] | type[Scores]] = {
 
 
 def _signed_log(values: Floats, faint: Floats | float) -> Floats:
-    with np.errstate(over="ignore"):
-        result: Floats = np.sign(values) * np.log1p(np.abs(values) / faint)
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is -inf, and 0 becomes 0
+        result: Floats = np.sign(values) * np.logaddexp(0.0, np.log(np.abs(values)) - np.log(faint))
     return result
 
 

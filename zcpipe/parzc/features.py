@@ -13,8 +13,8 @@ is 0 before encoding by "log", "zscore" and "rank", and after "minmax".
 
 A row is usable if it has a value of all that is asked for. The others are outside the population and get zeros.
 
-Memory: 4 bytes for each row and coordinate, 8 for each value of the largest list column, and 300 MiB or so; twice the
-first where some rows are not usable. Columns are read one by one, two or three times.
+Memory: 4 bytes for each row and coordinate, as much again where some rows are not usable; a few times 4 bytes for each
+value of the largest list column, since columns are read one by one, and more than once; some arrays of 32 MiB.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Encoder:
         encoder = cls(spec, table.identity["space"], rows.live, coordinates, {})
         columns = [rows.columns[c.column] for c in coordinates if c.column in rows.columns]
         take_log = np.array([column.unit not in _LOGARITHMS for column in columns], bool)
-        if spec.encoding != "minmax" and encoder._statistics.stop:
+        if spec.encoding != "minmax" and spec.statistics:
             x, _ = encoder._aligned(rows)
             part = encoder._statistics
             encoder._codings["statistics"] = fit_coding(spec.encoding, x[:, part], take_log[part])
@@ -130,7 +130,7 @@ class Encoder:
         if self.spec.encoding == "minmax":
             for name, part in self._parts.items():
                 scale_within(x[:, part], counts.get(name))
-        elif "statistics" in self._codings:
+        elif self.spec.statistics:
             self._codings["statistics"].encode(x[:, self._statistics], x[:, self._statistics])
         if self.spec.proxies:
             self._codings["proxies"].encode(_scalars(rows), x[:, self._proxies])
@@ -162,6 +162,10 @@ class Encoder:
     def restore(cls, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
         """Rebuild an encoder from what `record` and `tensors` gave.
 
+        Args:
+            record: the description.
+            tensors: the arrays; others beside them do not matter.
+
         Raises:
             DataError: something is missing there.
         """
@@ -171,7 +175,9 @@ class Encoder:
             for key, tensor in tensors.items():
                 kind, _, name = key.partition(".")
                 held.setdefault(kind, {})[name] = tensor
-            codings = {kind: restore_coding(spec.encoding, parts) for kind, parts in held.items()}
+            fitted = ["statistics"] * bool(spec.statistics and spec.encoding != "minmax")
+            fitted += ["proxies"] * bool(spec.proxies)
+            codings = {kind: restore_coding(spec.encoding, held[kind]) for kind in fitted}
             coordinates = [Coordinate(*described) for described in record["coordinates"]]
             return cls(spec, record["space"], record["live"], coordinates, codings)
         except (KeyError, TypeError, UsageError) as error:
@@ -231,7 +237,8 @@ def _coordinates(rows: Rows, name: str) -> Iterator[Coordinate]:
     if rows.spec.alignment == "packed":
         node = name.rpartition("@")[2]
         counts = count_live(lists, rows.live_layers if is_layers(name) else None)
-        yield from (Coordinate(name, str(i), f"{node}.{i}") for i in range(int(counts.max())))
+        numbered = (f"{node}.{i}" for i in range(int(counts.max())))
+        yield from (Coordinate(name, slot, slot) for slot in numbered)
         return
     places, blocks = rows.places(name, lists), blocks_of(rows.table)
     yield from (

@@ -28,11 +28,11 @@ class Coordinate:
 
     Attributes:
         column: of the table, or ``graph``.
-        slot: the place in the network; packed, the number among the live nodes; in the graph, choice and chosen
-            ("0-1=nor_conv_3x3"); empty for a proxy.
+        slot: the place in the network; packed, the number among the live nodes of a kind ("layer.3"); in the graph,
+            choice and chosen ("0-1=nor_conv_3x3"); empty for a proxy.
         group: the part of the network, such as ``cells.3`` for the slot ``cells.3.layers.2``: a block of the space with
-            all that it holds, or what else the first word of a slot names. Packed, nodes of one kind and number are a
-            group ("layer.3"). The graph is a group of its own, and so are the proxies, whose group is empty.
+            all that it holds, or what else the first word of a slot names. Packed, each slot is a group. The graph is a
+            group, and so are the proxies, whose group is empty.
     """
 
     column: str
@@ -112,7 +112,7 @@ def places_of(table: Table, column: Column) -> Sequences:
     """Return the slots of each row's values of a statistic, in the order of the values.
 
     They are the column's where the space's networks share them. Where they differ every architecture is asked for its
-    own, which takes some 100 microseconds a row the first time that a table is asked about.
+    own, which takes its time; what the last two tables answered is kept.
     """
     if column.slots:
         size = len(column.slots)
@@ -169,29 +169,26 @@ def token_layout(coordinates: Sequence[Coordinate]) -> Integers:  # [tokens, wid
     Returns:
         Positions in ``coordinates``, each exactly once, and -1 where a token has nothing.
     """
-    parts: dict[str, list[int]] = {}
-    sequences: dict[str, dict[str, None]] = {}  # of each column, the groups in order
-    for at, coordinate in enumerate(coordinates):
-        parts.setdefault(coordinate.group, []).append(at)
-        sequences.setdefault(coordinate.column, {})[coordinate.group] = None
-    names = [group for group in parts if group not in ("", GRAPH)]
-    number = {name: i for i, name in enumerate(names)}
-    orders = [[number[group] for group in of_column if group in number] for of_column in sequences.values()]
-    before = [a for order in orders for a in order[:-1]]
-    after = [b for order in orders for b in order[1:]]
-    pairs = dict.fromkeys(zip(before, after, strict=True))
-    in_order = _sorted(range(len(names)), [a for a, _ in pairs], [b for _, b in pairs], names)
+    tokens: dict[str, list[tuple[int, int]]] = {}  # of each group, channels and coordinates
     channels: dict[tuple[str, str], int] = {}
-    tokens: list[list[tuple[int, int]]] = []  # channel and coordinate
-    for group in (names[i] for i in in_order):
-        keys = [(coordinates[at].column, coordinates[at].slot.removeprefix(group)) for at in parts[group]]
-        places = [channels.setdefault(key, len(channels)) for key in keys]
-        tokens.append(list(zip(places, parts[group], strict=True)))
-    tokens += [list(enumerate(parts[group])) for group in (GRAPH, "") if group in parts]
-    width = 1 + max((channel for token in tokens for channel, _ in token), default=-1)
-    layout = np.full((len(tokens), width), -1, np.int64)
-    for row, token in enumerate(tokens):
-        for channel, at in token:
+    numbers: dict[str, int] = {}  # of the groups of the network
+    orders: dict[str, dict[int, None]] = {}  # of each column, its groups in order
+    for at, coordinate in enumerate(coordinates):
+        token = tokens.setdefault(coordinate.group, [])
+        if coordinate.group in ("", GRAPH):
+            token.append((len(token), at))
+            continue
+        key = (coordinate.column, coordinate.slot.removeprefix(coordinate.group))
+        token.append((channels.setdefault(key, len(channels)), at))
+        number = numbers.setdefault(coordinate.group, len(numbers))
+        orders.setdefault(coordinate.column, {})[number] = None
+    sequences = [np.array(list(order), np.int64) for order in orders.values()]
+    places = _sequences(numbers, sequences, np.arange(len(sequences)))
+    groups = [*(places.names[i] for i in places.in_order()), *(group for group in (GRAPH, "") if group in tokens)]
+    width = 1 + max((channel for token in tokens.values() for channel, _ in token), default=-1)
+    layout = np.full((len(groups), width), -1, np.int64)
+    for row, group in enumerate(groups):
+        for channel, at in tokens[group]:
             layout[row, channel] = at
     return layout
 
