@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 import zcpipe
+from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
 from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
@@ -38,6 +39,7 @@ app.add_typer(truth_app, name="truth")
 app.add_typer(spaces_app, name="spaces")
 app.command(epilog=EXAMPLES)(run)
 app.add_typer(table_app)
+app.add_typer(parzc_app, name="parzc")
 
 
 @app.callback(invoke_without_command=True)

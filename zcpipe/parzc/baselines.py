@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.parzc.free import SCALINGS, WEIGHTS, free_aggregate, free_scores
-from zcpipe.rank import aggregate
+from zcpipe.parzc.free import SCALINGS, WEIGHTS, name_of, node_sums
+from zcpipe.rank import aggregate, log_rank
 from zcpipe.rank.population import available
 from zcpipe.table import Table
 
@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 
 TREES = ("extra-trees", "boosted-trees")
 LEARNERS = (*TREES, "ridge")
+PUBLISHED = ("grad_norm@layer", "snip@layer", "synflow@layer")
+"""What ParZC learns from on NAS-Bench-101 and 201, and what training-free ParZC's ranks are aggregated over."""
 
 
 def training_free(table: Table) -> tuple[dict[str, Floats], Mapping[str, str]]:
@@ -33,11 +35,11 @@ def training_free(table: Table) -> tuple[dict[str, Floats], Mapping[str, str]]:
         values = table.values(entry.proxies)
         scores[entry.name] = aggregate(entry.method, values, table.directions(entry.proxies))
     statistics = [c.name for c in table.columns if c.kind == "statistic"]
-    scores |= free_scores(table, statistics)
-    published = [f"{name}@layer" for name in ("grad_norm", "snip", "synflow")]
-    if set(published) <= set(statistics):
+    sums = node_sums(table, statistics)
+    scores |= {f"{name_of(weights, scaling)}:{name}": values for (name, weights, scaling), values in sums.items()}
+    if set(PUBLISHED) <= set(statistics):
         for weights in WEIGHTS:
             for scaling in SCALINGS:
-                name = f"parzc-{weights}{'' if scaling == 'none' else '-minmax'}"
-                scores[name] = free_aggregate(table, published, weights, scaling)
+                columns = {name: sums[name, weights, scaling] for name in PUBLISHED}
+                scores[name_of(weights, scaling)] = log_rank(columns, dict.fromkeys(columns, "higher"))
     return scores, {name: directions.get(name, "higher") for name in scores}

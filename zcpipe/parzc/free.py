@@ -13,8 +13,9 @@ logarithm again, which has the same order; with "minmax" the scaled values are t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,68 +44,95 @@ WEIGHTS = {"sinusoidal": _sinusoidal, "decaying": _decaying}
 SCALINGS: tuple[Scaling, ...] = ("none", "minmax")
 
 
-def node_sum(table: Table, statistic: str, weights: str = "sinusoidal", scaling: Scaling = "none") -> Floats:
-    """Compute training-free ParZC of one statistic.
+@dataclass(frozen=True)
+class Nodes:
+    """The live nodes of a table's architectures, one after the other, with one statistic of them.
 
-    Args:
-        table: the architectures.
-        statistic: a list column, such as ``snip@layer``.
-        weights: a name of `WEIGHTS`.
-        scaling: "none" or "minmax".
+    Attributes:
+        values: of the statistic.
+        owner: of each node which of the usable rows it belongs to.
+        position: of each node within its row.
+        counts: of each usable row how many nodes it has.
+        usable: [n], whether a row of the table has the statistic.
+        logarithms: whether values are logarithms of the statistic.
+    """
 
-    Returns:
-        [n] in order of index, higher is better, for a statistic whose sum is; NaN where the statistic is missing. An
-        architecture without live nodes has the sum 0, of logarithms -inf.
+    values: Floats
+    owner: NDArray[np.int64]
+    position: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    usable: NDArray[np.bool_]
+    logarithms: bool
+
+    @classmethod
+    def of(cls, table: Table, statistic: str) -> Self:
+        """Read a statistic.
+
+        Raises:
+            UsageError: the table has no such statistic.
+        """
+        rows = Rows.of(table, FeatureSpec(statistics=(statistic,), alignment="packed"))
+        lists = rows.lists(statistic)
+        live = rows.live_layers if is_layers(statistic) else None
+        counts = count_live(lists, live)
+        values = (lists.values if live is None else lists.values[live]).astype(np.float64)
+        owner = np.repeat(np.arange(len(counts)), counts)
+        position = ranges(np.zeros(len(counts), np.int64), counts)
+        return cls(values, owner, position, counts, rows.usable, rows.columns[statistic].unit == "ln")
+
+    def total(self, weights: str = "sinusoidal", scaling: Scaling = "none") -> Floats:
+        """Sum over each architecture's nodes.
+
+        Args:
+            weights: a name of `WEIGHTS`.
+            scaling: "none" or "minmax".
+
+        Returns:
+            [n] in order of index, higher is better, for a statistic whose sum is; NaN where the statistic is missing.
+            An architecture without live nodes has the sum 0, of logarithms -inf.
+
+        Raises:
+            UsageError: there are no such weights.
+        """
+        if weights not in WEIGHTS:
+            raise unknown_name("weighting", weights, WEIGHTS)
+        weight = WEIGHTS[weights](self.position.astype(np.float64), self.counts[self.owner].astype(np.float64))
+        values, largest = self.values, np.zeros(len(self.counts))
+        if self.logarithms:
+            largest = np.full(len(self.counts), -np.inf)
+            np.maximum.at(largest, self.owner, values)
+            largest[~np.isfinite(largest)] = 0.0  # of no node, or of statistics that are all 0
+            values = np.exp(values - largest[self.owner])
+        if scaling == "minmax":
+            padded = np.zeros((len(self.counts), max(int(self.counts.max(initial=0)), 1)), np.float32)
+            padded[self.owner, self.position] = values
+            scale_within(padded, self.counts)
+            values = padded[self.owner, self.position].astype(np.float64)
+        sums = np.bincount(self.owner, weight * values, len(self.counts))
+        if self.logarithms and scaling == "none":
+            with np.errstate(divide="ignore"):
+                sums = np.log(sums) + largest
+        result = np.full(len(self.usable), np.nan)
+        result[self.usable] = sums
+        return result
+
+
+def node_sums(table: Table, statistics: Sequence[str]) -> dict[tuple[str, str, Scaling], Floats]:
+    """Compute training-free ParZC of some statistics in all its variants, by statistic, weights and scaling.
 
     Raises:
-        UsageError: the table has no such statistic, or there are no such weights.
+        UsageError: the table has no such statistic.
     """
-    if weights not in WEIGHTS:
-        raise unknown_name("weighting", weights, WEIGHTS)
-    rows = Rows.of(table, FeatureSpec(statistics=(statistic,), alignment="packed"))
-    result = np.full(len(table), np.nan)
-    if not rows.usable.any():
-        return result
-    lists = rows.lists(statistic)
-    live = rows.live_layers if is_layers(statistic) else None
-    counts = count_live(lists, live)
-    values = (lists.values if live is None else lists.values[live]).astype(np.float64)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    position = ranges(np.zeros(len(counts), np.int64), counts).astype(np.float64)
-    weight = WEIGHTS[weights](position, counts[owner].astype(np.float64))
-    sums = np.zeros(len(counts))
-    if rows.columns[statistic].unit == "ln":
-        top = np.full(len(counts), -np.inf)
-        np.maximum.at(top, owner, values)
-        top[~np.isfinite(top)] = 0.0  # of none, or of statistics that are all 0
-        values = np.exp(values - top[owner])
-    if scaling == "minmax":
-        padded = np.zeros((len(counts), max(int(counts.max(initial=0)), 1)), np.float32)
-        padded[owner, position.astype(np.int64)] = values
-        scale_within(padded, counts)
-        values = padded[owner, position.astype(np.int64)].astype(np.float64)
-    np.add.at(sums, owner, weight * values)
-    if rows.columns[statistic].unit == "ln" and scaling == "none":
-        with np.errstate(divide="ignore"):
-            sums = np.log(sums) + top
-    result[rows.usable] = sums
-    return result
+    found: dict[tuple[str, str, Scaling], Floats] = {}
+    for statistic in statistics:
+        nodes = Nodes.of(table, statistic)
+        found |= {(statistic, w, scaling): nodes.total(w, scaling) for w in WEIGHTS for scaling in SCALINGS}
+    return found
 
 
-def free_scores(table: Table, statistics: Sequence[str]) -> dict[str, Floats]:
-    """Compute all variants of training-free ParZC of some statistics.
-
-    Returns:
-        Name, such as ``parzc-sinusoidal:snip@layer`` or ``parzc-decaying-minmax:snip@layer``, to scores as `node_sum`.
-    """
-    return {
-        f"parzc-{weights}{'' if scaling == 'none' else '-minmax'}:{statistic}": node_sum(
-            table, statistic, weights, scaling
-        )
-        for statistic in statistics
-        for weights in WEIGHTS
-        for scaling in SCALINGS
-    }
+def name_of(weights: str, scaling: Scaling) -> str:
+    """Return what a variant is called, such as ``parzc-sinusoidal`` or ``parzc-decaying-minmax``."""
+    return f"parzc-{weights}{'' if scaling == 'none' else '-minmax'}"
 
 
 def free_aggregate(
@@ -117,7 +145,7 @@ def free_aggregate(
     """Aggregate training-free ParZC of several statistics by one of `zcpipe.rank.METHODS`: [n], higher is better.
 
     Raises:
-        UsageError: as `node_sum` and `zcpipe.rank.aggregate`.
+        UsageError: as `Nodes` and `zcpipe.rank.aggregate`.
     """
-    columns: Mapping[str, Floats] = {name: node_sum(table, name, weights, scaling) for name in statistics}
+    columns = {name: Nodes.of(table, name).total(weights, scaling) for name in statistics}
     return aggregate(method, columns, dict.fromkeys(columns, "higher"))

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError
 from zcpipe.parzc.features import Coordinate, Encoder
-from zcpipe.parzc.labels import Floats, Labels, draw, split
+from zcpipe.parzc.labels import Floats, Labels, draw, parse_samples, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
-from zcpipe.parzc.predictors import Context
-from zcpipe.parzc.predictors.base import Vectors
+from zcpipe.parzc.predictors.base import Context, Vectors
 from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import correlate
@@ -62,7 +61,7 @@ def measure_importance(
     table: Table,
     target: Labels,
     spec: FeatureSpec,
-    samples: int,
+    samples: str,
     seeds: int = 10,
     *,
     learner: BoostedTrees | None = None,
@@ -75,7 +74,7 @@ def measure_importance(
         table: the architectures.
         target: what is learnt, and ranked on held-out architectures with other keys, at most `SHUFFLED` of them.
         spec: what the features are made of.
-        samples: how many labelled architectures to learn from.
+        samples: how many labelled architectures to learn from, as a count or a share ("20%").
         seeds: how many times, each time with other ones.
         learner: the trees, by default with the grid of `BoostedTrees`.
         pool: where to compute.
@@ -93,11 +92,12 @@ def measure_importance(
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = target.require(encoded.usable)
-    draw(len(rows), samples, 0)
+    count = parse_samples(samples, len(rows))
+    draw(len(rows), count, 0)
     keys = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     parts = _parts(encoder.coordinates)
     study = _Study(
-        encoded.x[rows], target.values[rows], keys[rows], encoder.coordinates, list(parts.values()), samples,
+        encoded.x[rows], target.values[rows], keys[rows], encoder.coordinates, list(parts.values()), count,
         learner or BoostedTrees(),
     )  # fmt: skip
     found = np.array(each(_measure, study, list(range(seeds)), pool, progress))  # [seeds, 2, parts]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, ZcpipeError, reason_of
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw
+from zcpipe.parzc.labels import Labels, draw, parse_samples
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each, one_thread
 from zcpipe.parzc.predictors import Context, Fitted, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import Parameters, Vectors, part, prefixed
@@ -193,7 +193,7 @@ def train(
     spec: FeatureSpec,
     learner: Predictor,
     *,
-    samples: int | None = None,
+    samples: str | None = None,
     seeds: int = 1,
     seed: int = 0,
     init: Model | None = None,
@@ -210,7 +210,7 @@ def train(
         labels: their accuracies.
         spec: what the features are made of.
         learner: what learns.
-        samples: how many labelled architectures to draw; None for all.
+        samples: how many labelled architectures to draw, as a count or a share ("20%"); None for all.
         seeds: how many times to train, each time under another seed on the same architectures; the model is the mean.
         seed: of the draw, and the first of the seeds.
         init: a model whose networks' weights training starts from.
@@ -226,7 +226,7 @@ def train(
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = labels.require(encoded.usable)
-    chosen = rows if samples is None else rows[draw(len(rows), samples, seed)]
+    chosen = rows if samples is None else rows[draw(len(rows), parse_samples(samples, len(rows)), seed)]
     start = None
     if init is not None:
         if init.predictor.name != learner.name:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.parzc.baselines import LEARNERS, TREES, training_free
 from zcpipe.parzc.features import Coordinate, Encoder
-from zcpipe.parzc.labels import Floats, Labels, Positions, draw, parse_samples, split
+from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, parse_samples, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
 from zcpipe.parzc.predictors import PREDICTORS, Context, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import Vectors
@@ -196,7 +196,7 @@ def evaluate(
         {name: values[rows] for name, values in scores.items()},
         target.target,
     )
-    tasks = [_Task(count, seed, None) for count in counts for seed in range(seeds)]
+    tasks = [_Task(count, seed, None) for count in counts for seed in range(seeds)] + [_ON_ALL]
     # The longest first, so that no process waits long for the last.
     tasks = [_Task(count, seed, m) for count in counts for m in methods for seed in range(seeds)][::-1] + tasks
     measured = dict(zip(tasks, each(_measure, study, tasks, pool, progress), strict=True))
@@ -230,10 +230,16 @@ class _Task:
     method: Method | None  # None for what needs no training
 
 
+_ON_ALL = _Task(0, 0, None)  # what needs no training, on the published split, which is always the same
+
+
 def _measure(study: _Study, task: _Task) -> dict[tuple[str, str], Measured]:  # by name and split
-    drawn = split(study.keys, task.samples, task.seed)
+    everything = np.arange(len(study.keys))
+    drawn = Split(everything, everything) if task == _ON_ALL else split(study.keys, task.samples, task.seed)
+    tests = {"others": drawn.test, "published": everything}
     found: Mapping[str, Prediction]
     if task.method is None:
+        del tests["others" if task == _ON_ALL else "published"]
         found = {name: Prediction(values, np.full(len(values), np.nan)) for name, values in study.scores.items()}
     else:
         own = study.parts[FEATURES.index(task.method.features)]
@@ -242,7 +248,6 @@ def _measure(study: _Study, task: _Task) -> dict[tuple[str, str], Measured]:  # 
         context = Context.of(tuple(study.coordinates[at] for at in own), population)
         fitted = task.method.predictor().fit(x[drawn.train], study.train_target[drawn.train], context, task.seed)
         found = {task.method.name: fitted.predict(x)}
-    tests = {"others": drawn.test, "published": np.arange(len(study.keys))}
     return {
         (name, which): _measured(study, prediction, rows, task.seed)
         for name, prediction in found.items()
@@ -273,7 +278,7 @@ def _rows(
         found = [measured[_Task(samples, seed, method)][method.name, which] for seed in range(seeds)]
         learnt.append(_row(method.name, method.features, samples, which, found))
     free = [
-        _row(name, "", samples, which, [measured[_Task(samples, seed, None)][name, which] for seed in range(seeds)])
+        _row(name, "", samples, which, [_free(measured, samples, seed, name, which) for seed in range(seeds)])
         for name in directions
     ]
     signs = {name: 1 if of_name == direction else -1 for name, of_name in directions.items()}
@@ -283,6 +288,14 @@ def _rows(
         strongest = max(trees, key=lambda row: np.nan_to_num(row.kendall, nan=-2.0))
         learnt = [_compared(row, strongest) for row in learnt]
     return learnt + [replace(row, best_free=row is best) for row in free]
+
+
+def _free(
+    measured: Mapping[_Task, Mapping[tuple[str, str], Measured]], samples: int, seed: int, name: str, which: str
+) -> Measured:
+    if which == "published":
+        return replace(measured[_ON_ALL][name, which], seed=seed)
+    return measured[_Task(samples, seed, None)][name, which]
 
 
 def _row(method: str, features: str, samples: int, which: str, found: list[Measured]) -> Row:

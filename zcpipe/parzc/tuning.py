@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw
+from zcpipe.parzc.labels import Labels, draw, parse_samples
 from zcpipe.parzc.parallel import Progress, one_thread
 from zcpipe.parzc.predictors import PREDICTORS, Context, predictor
 from zcpipe.parzc.predictors.base import Range
@@ -38,7 +38,7 @@ def tune(
     spec: FeatureSpec,
     name: str,
     *,
-    samples: int,
+    samples: str,
     trials: int = 50,
     folds: int = 3,
     seed: int = 0,
@@ -55,7 +55,7 @@ def tune(
         labels: their accuracies.
         spec: what the features are made of.
         name: of the predictor.
-        samples: how many labelled architectures to draw.
+        samples: how many labelled architectures to draw, as a count or a share ("20%").
         trials: how many parameters to try.
         folds: of the cross-validation.
         seed: of the draw, the folds, the search and the trainings.
@@ -69,7 +69,7 @@ def tune(
         DataError: too few labels, or a constant target.
         CapabilityError: optuna is not installed.
     """
-    optuna = _import()
+    library = _import()
     if name in PREDICTORS and not PREDICTORS[name].ranges:
         raise UsageError(f"{name} has no parameters to choose; tune its members one by one")
     if trials < 1 or folds < 2:
@@ -78,7 +78,7 @@ def tune(
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = labels.require(encoded.usable)
-    chosen = rows[draw(len(rows), samples, seed)]
+    chosen = rows[draw(len(rows), parse_samples(samples, len(rows)), seed)]
     x, y = encoded.x[chosen], labels.values[chosen]
     keys = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     fold = _folds(keys[chosen], folds, seed)
@@ -99,8 +99,8 @@ def tune(
             progress(len(found), trials)
         return float(np.nan_to_num(kendall, nan=-1.0))
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    library.logging.set_verbosity(library.logging.WARNING)
+    study = library.create_study(direction="maximize", sampler=library.samplers.TPESampler(seed=seed))
     study.optimize(objective, n_trials=trials)
     return sorted(found, key=lambda tried: -np.nan_to_num(tried.kendall, nan=-1.0))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from zcpipe.errors import DataError, UsageError
@@ -158,6 +158,11 @@ class Mabn(_Networks):
     dropout: float = Field(default=defaults.MABN["dropout"], ge=0, lt=1)
     settings: Settings = Settings(**defaults.MABN["settings"])
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _filled(cls, given: object) -> object:
+        return _over(defaults.MABN["settings"], given)
+
     @property
     def _settings(self) -> Settings:
         return self.settings
@@ -196,6 +201,11 @@ class PublishedMabn(_Networks):
     dropout: float = Field(default=defaults.PUBLISHED["dropout"], ge=0, lt=1)
     settings: Settings = Settings(**defaults.PUBLISHED["settings"])
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _filled(cls, given: object) -> object:
+        return _over(defaults.PUBLISHED["settings"], given)
+
     @property
     def _settings(self) -> Settings:
         return self.settings
@@ -208,3 +218,8 @@ class PublishedMabn(_Networks):
 
 def _dtype(tensor: torch.Tensor) -> type[np.generic]:
     return torch.empty(0, dtype=tensor.dtype).numpy().dtype.type
+
+
+def _over(default: Mapping[str, Any], given: object) -> object:
+    """Fill what is not given of settings from the defaults of a predictor."""
+    return {**default, **given} if isinstance(given, dict) else given
