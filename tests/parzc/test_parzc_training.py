@@ -1,0 +1,432 @@
+import copy
+import math
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc import training
+from zcpipe.parzc.bayesian import BayesianLinear, mean_weights
+from zcpipe.parzc.losses import pairwise
+from zcpipe.parzc.mabn import MABN
+from zcpipe.parzc.training import Scaled, Settings, fit, fit_ensemble, hold_out, predict
+
+D = 24
+SHORT = Settings(epochs=3, batch_size=16)
+
+
+def problem(n, seed=0):
+    """Vectors of which a number can be learnt that lies as accuracies do."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(n, D)).astype(np.float32)
+    y = 90 + 3 * np.tanh(x[:, 0] - x[:, 1] * x[:, 2]) + 0.1 * generator.normal(size=n)
+    return x, y
+
+
+X, Y = problem(60)
+
+
+def make():
+    return MABN(D, dim=16)
+
+
+def made(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def linear(seed=0, outputs=1):
+    """The smallest network: its predictions have a distribution that is known."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(BayesianLinear(D, outputs, rho=-1.0), nn.Flatten(0))
+
+
+def same(a, b):
+    state, other = a.state_dict(), b.state_dict()
+    return list(state) == list(other) and all(torch.equal(state[name], other[name]) for name in state)
+
+
+def tau(model, x, y):
+    return stats.kendalltau(predict(model, x, 4, 0)[0], y).statistic
+
+
+@pytest.mark.parametrize("loss", ["mse", "pairwise", "diffkendall", "mse+pairwise+diffkendall"])
+def test_it_learns(loss):
+    x, y = problem(300)
+    fitted = fit(made(), x, y, Settings(loss=loss, epochs=30, batch_size=32), 0)
+    assert fitted.losses[-1] < fitted.losses[0]
+    assert tau(fitted.model, *problem(300, seed=1)) > 0.4
+    assert (fitted.taus, fitted.best, len(fitted.losses)) == ((), 29, 30)
+
+
+def test_one_seed_gives_one_model_to_the_bit():
+    settings = Settings(epochs=4, batch_size=16, patience=2, members=2, kl_weight=0.1)
+    first, second, other = (fit_ensemble(make, X, Y, settings, seed) for seed in (5, 5, 6))
+    for a, b, c in zip(first, second, other, strict=True):
+        assert same(a.model, b.model)
+        assert (a.losses, a.taus) == (b.losses, b.taus)
+        assert not same(a.model, c.model)
+    models = [member.model for member in first]
+    assert np.array_equal(predict(models, X, 3, 1), predict(models, X, 3, 1))
+    assert not np.array_equal(predict(models, X, 3, 1), predict(models, X, 3, 2))
+
+
+def test_the_global_generators_stay_and_do_not_matter():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first = fit_ensemble(make, X, Y, SHORT, 0)[0].model
+    found = predict(first, X, 2, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpys
+    torch.manual_seed(2)
+    second = fit_ensemble(make, X, Y, SHORT, 0)[0].model
+    assert same(first, second)
+    assert np.array_equal(predict(second, X, 2, 0), found)
+
+
+def test_members_differ_in_everything():
+    first, second = fit_ensemble(make, X, Y, Settings(epochs=1, members=2, learning_rate=1e-12), 0)
+    assert not torch.allclose(first.model.network.enter.mean, second.model.network.enter.mean)
+
+
+def test_a_larger_ensemble_begins_with_the_smaller_one():
+    one, three = (fit_ensemble(make, X, Y, SHORT.model_copy(update={"members": n}), 0) for n in (1, 3))
+    assert len(three) == 3
+    assert same(one[0].model, three[0].model)
+
+
+def test_targets_are_scaled_by_the_rows_of_training():
+    fitted = fit(linear(), X, Y, Settings(loss="mse", epochs=1), 0)
+    assert fitted.model.centre.item() == pytest.approx(Y.mean())
+    assert fitted.model.scale.item() == pytest.approx(Y.std())
+    validation = problem(20, seed=3)
+    fitted = fit(linear(), X, Y, Settings(loss="mse", epochs=1, patience=1), 0, validation)
+    assert fitted.model.centre.item() == pytest.approx(Y.mean())
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(2.0, 0.0), (0.125, 0.0), (1.0, 1000.0)])
+@pytest.mark.parametrize("loss", ["mse", "pairwise+diffkendall"])
+def test_the_targets_unit_does_not_matter(loss, factor, shift):
+    settings = Settings(loss=loss, epochs=3, batch_size=16)
+    plain = predict(fit(made(), X, Y, settings, 0).model, X, 3, 0)
+    other = predict(fit(made(), X, factor * Y + shift, settings, 0).model, X, 3, 0)
+    np.testing.assert_allclose(other[0], factor * plain[0] + shift, rtol=1e-4)
+    np.testing.assert_allclose(other[1], factor * plain[1], rtol=1e-2)
+
+
+def test_a_loss_of_order_alone_predicts_at_the_targets_scale():
+    fitted = fit(made(), X, Y, Settings(loss="pairwise", epochs=5), 0)
+    with mean_weights(fitted.model), torch.no_grad():
+        values = fitted.model(torch.tensor(X))
+    assert values.dtype == torch.float64
+    assert values.mean().item() == pytest.approx(Y.mean())
+    assert values.std(correction=0).item() == pytest.approx(Y.std())
+    assert fitted.model.scale > 0
+
+
+def test_one_step_is_adams_on_the_named_loss():
+    """One batch, one epoch, no dropout: the step can be taken by hand."""
+    network, by_hand = linear(), linear()
+    settings = Settings(loss="pairwise", epochs=1, batch_size=100, kl_weight=2.0, prior_sigma=0.5, weight_decay=0.1)
+    fit(network, X, Y, settings, 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training._seed(3, training._NOISE))
+        loss = pairwise(by_hand(torch.tensor(X)), torch.tensor(Y))
+        (loss + 2.0 / len(X) * by_hand[0].kl(0.5)).backward()
+    layer, expected = network[0], by_hand[0]
+    gradients = (expected.mean.grad + 0.1 * expected.mean, expected.rho.grad)
+    for parameter, start, gradient in zip(
+        (layer.mean, layer.rho), (expected.mean, expected.rho), gradients, strict=True
+    ):
+        torch.testing.assert_close(parameter, start - 2e-3 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-6)
+
+
+def test_the_kl_term_draws_the_weights_to_the_prior():
+    settings = Settings(epochs=20, batch_size=16, learning_rate=0.1, prior_sigma=0.3)
+    free, drawn = (fit(made(), X, Y, settings.model_copy(update={"kl_weight": w}), 0).model.network for w in (0, 100))
+    assert drawn.kl(0.3) < 0.5 * free.kl(0.3)
+
+
+def test_rho_decays_only_where_asked():
+    settings = Settings(epochs=20, learning_rate=0.01, weight_decay=10.0)
+    kept, decayed = (
+        fit(made(), X, Y, settings.model_copy(update={"decay_rho": decay}), 0).model.network for decay in (False, True)
+    )
+    assert kept.enter.rho.mean().item() == pytest.approx(-5, abs=0.05)
+    assert decayed.enter.rho.mean().item() > -4.95
+    assert kept.enter.mean.abs().mean() < 0.8 * made().enter.mean.abs().mean()
+
+
+def test_the_learning_rate_falls_to_nothing_along_a_cosine(monkeypatch):
+    rates = []
+    epoch = training._epoch
+
+    def spy(*arguments):
+        rates.append([group["lr"] for group in arguments[4].param_groups])
+        return epoch(*arguments)
+
+    monkeypatch.setattr(training, "_epoch", spy)
+    fit(made(), X, Y, Settings(epochs=8, learning_rate=0.1), 0)
+    assert np.allclose(rates, [[0.05 * (1 + math.cos(math.pi * k / 8))] * 2 for k in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "expected"),
+    [(60, 16, [15] * 4), (61, 16, [16, 15, 15, 15]), (3, 2, [3]), (5, 2, [3, 2]), (2, 9, [2])],
+)
+def test_an_epoch_has_every_row_once_and_no_batch_of_one(n, size, expected):
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            if self.training:
+                seen.append(x[:, 0].tolist())
+            return x[:, 0] * self.weight
+
+    x = np.arange(n, dtype=np.float32)[:, None]
+    fit(Spy(), x, np.arange(n, dtype=np.float64), Settings(epochs=2, batch_size=size), 0)
+    half = len(seen) // 2
+    assert [len(batch) for batch in seen[:half]] == expected
+    for epoch in (seen[:half], seen[half:]):
+        assert sorted(chain.from_iterable(epoch)) == list(range(n))
+    assert n < 5 or seen[:half] != seen[half:]
+
+
+def test_stopping_keeps_the_best_epochs_weights(monkeypatch):
+    """Kendall's tau is made to rise until epoch 2, to tie, and to fall."""
+    taus = iter([0.1, 0.2, 0.5, 0.5, 0.3, 0.9])
+    weights = []
+
+    def scripted(network, *_):
+        weights.append(copy.deepcopy(network.state_dict()))
+        return next(taus)
+
+    monkeypatch.setattr(training, "_tau", scripted)
+    fitted = fit(made(), X, Y, Settings(epochs=6, patience=2), 0, problem(20, seed=3))
+    assert fitted.taus == (0.1, 0.2, 0.5, 0.5, 0.3)
+    assert (fitted.best, len(fitted.losses)) == (2, 5)
+    state = fitted.model.network.state_dict()
+    assert all(torch.equal(state[name], weights[2][name]) for name in state)
+    assert not torch.equal(state["enter.mean"], weights[3]["enter.mean"])
+
+
+def test_epochs_without_an_order_are_the_worst(monkeypatch):
+    taus = iter([math.nan, -0.5, math.nan, math.nan])
+    monkeypatch.setattr(training, "_tau", lambda *_: next(taus))
+    fitted = fit(made(), X, Y, Settings(epochs=4, patience=3), 0, problem(20, seed=3))
+    assert fitted.best == 1
+
+
+def test_the_tau_that_stops_is_scipys_with_the_mean_weights():
+    validation = problem(20, seed=3)
+    fitted = fit(made(), X, Y, Settings(epochs=5, patience=5), 0, validation)
+    with mean_weights(fitted.model), torch.no_grad():
+        values = fitted.model(torch.tensor(validation[0]))
+    assert fitted.taus[fitted.best] == max(fitted.taus)
+    assert fitted.taus[fitted.best] == pytest.approx(stats.kendalltau(values, validation[1]).statistic)
+
+
+def test_rows_held_out_are_not_learnt_from():
+    """Another target for them, in the same order, changes no weight."""
+    x, y = problem(20, seed=3)
+    settings = Settings(epochs=3, patience=3)
+    first = fit(made(), X, Y, settings, 0, (x, y))
+    second = fit(made(), X, Y, settings, 0, (x, np.exp(y - 90)))
+    assert same(first.model, second.model)
+
+
+@given(st.integers(4, 200), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_a_split_has_every_row_once(n, share, seed):
+    inside, outside = hold_out(n, share, seed)
+    assert sorted([*inside, *outside]) == list(range(n))
+    assert min(len(inside), len(outside)) >= 2
+    assert len(outside) <= max(2, math.ceil(share * n))
+    assert inside.tolist() == sorted(inside)
+
+
+def test_splits_by_seed():
+    assert len(hold_out(50, 0.2, 1)[1]) == 10
+    assert hold_out(50, 0.2, 1)[1].tolist() == hold_out(50, 0.2, 1)[1].tolist() != hold_out(50, 0.2, 2)[1].tolist()
+    with pytest.raises(DataError, match="3 rows are too few to hold some out"):
+        hold_out(3, 0.5, 0)
+
+
+def test_monte_carlo_tends_to_the_known_distribution():
+    network = linear()
+    mean, std = predict(network, X, 4000, 0)
+    weight, sigma = network[0].mean.detach().numpy()[0], network[0].sigma().detach().numpy()[0]
+    np.testing.assert_allclose(std, np.sqrt((X**2) @ sigma**2), rtol=0.06)
+    assert np.abs((mean - X @ weight) / std).max() < 4 / math.sqrt(4000)
+
+
+def test_a_draw_is_one_for_all_rows(monkeypatch):
+    """Also where they go through the network in several pieces: equal rows get equal predictions."""
+    monkeypatch.setattr(training, "_CHUNK", 7)
+    mean, std = predict(linear(), np.repeat(X[:1], 30, axis=0), 3, 0)
+    np.testing.assert_allclose(mean, mean[0], rtol=1e-5)
+    np.testing.assert_allclose(std, std[0], rtol=1e-5)
+    assert std[0] > 0
+
+
+def test_pieces_change_nothing_but_rounding(monkeypatch):
+    whole = predict(made(), X, 3, 0)
+    monkeypatch.setattr(training, "_CHUNK", 7)
+    np.testing.assert_allclose(predict(made(), X, 3, 0), whole, rtol=1e-3, atol=1e-6)
+
+
+def test_an_ensembles_variance_is_total(monkeypatch):
+    """The mean of the members' variances and the variance of their means."""
+    members = [linear(seed) for seed in range(3)]
+    draws = []
+    values = training._values
+
+    def noted(network, x):
+        draws.append(values(network, x))
+        return draws[-1]
+
+    monkeypatch.setattr(training, "_values", noted)
+    mean, std = predict(members, X, 5, 0)
+    drawn = np.array(draws).reshape(3, 5, len(X))
+    np.testing.assert_allclose(mean, drawn.mean(axis=(0, 1)))
+    np.testing.assert_allclose(std**2, drawn.var(axis=1).mean(axis=0) + drawn.mean(axis=1).var(axis=0))
+    assert len({row.tobytes() for row in drawn.reshape(15, -1)}) == 15
+
+
+def test_one_sample_of_one_network_has_no_spread():
+    mean, std = predict(linear(), X, 1, 0)
+    assert (mean.dtype, std.dtype) == (np.float64, np.float64)
+    assert not std.any()
+
+
+def test_more_samples_begin_with_the_fewer():
+    network = linear()
+    first, two = predict(network, X, 1, 0)[0], predict(network, X, 2, 0)
+    np.testing.assert_allclose(np.abs(first - two[0]), two[1], rtol=1e-5, atol=1e-9)
+
+
+def test_predicting_uses_no_dropout_and_changes_nothing():
+    network = MABN(D, dim=16, dropout=0.9).train()
+    for layer in (network.enter, network.head):
+        nn.init.constant_(layer.rho, -50.0)
+    before = copy.deepcopy(network.state_dict())
+    _, std = predict(network, X, 5, 0)
+    assert std.max() < 1e-6
+    assert network.training
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_no_rows_no_predictions():
+    mean, std = predict(made(), X[:0], 2, 0)
+    assert (mean.shape, std.shape) == ((0,), (0,))
+
+
+def test_rows_that_cannot_be_written_to_are_read():
+    x, y = X.copy(), Y.copy()
+    x.flags.writeable = y.flags.writeable = False
+    predict(fit(made(), x, y, SHORT, 0).model, x, 1, 0)
+
+
+def test_a_model_keeps_its_scale_with_its_weights():
+    fitted = fit(made(), X, Y, SHORT, 0)
+    restored = Scaled(made(1))
+    restored.load_state_dict(fitted.model.state_dict())
+    assert np.array_equal(predict(restored, X, 2, 0), predict(fitted.model, X, 2, 0))
+
+
+def test_a_divergence_says_when_and_what_helps():
+    settings = Settings(epochs=5, loss="mse", learning_rate=1e30)
+    with pytest.raises(DataError, match=r"diverged: the losses of epoch 1 .*lower learning_rate, now 1e\+30"):
+        fit(made(), X, Y, settings, 0)
+
+
+def test_a_divergence_in_the_last_step_is_seen():
+    settings = Settings(epochs=1, batch_size=100, loss="mse", learning_rate=1e30)
+    with pytest.raises(DataError, match="diverged: the predictions of epoch 0"):
+        fit(made(), X, Y, settings, 0)
+
+
+def holed(values, value):
+    values = values.copy()
+    values[3] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "complaint"),
+    [
+        (X.astype(np.float64), Y, UsageError, r"training vectors: got float64 of shape \(60, 24\), expected float32"),
+        (X[0], Y, UsageError, r"training vectors: got float32 of shape \(24,\)"),
+        (X, Y[:-1], UsageError, r"training target: got shape \(59,\), expected \(60,\)"),
+        (holed(X, np.nan), Y, DataError, "training vectors: row 3 holds a value that is not finite"),
+        (X, holed(Y, np.nan), DataError, "training target: 1 of 60 values are not finite"),
+        (X, np.full(60, 90.0), DataError, "training target: all of its 60 values are equal"),
+        (X[:1], Y[:1], DataError, "all of its 1 values are equal"),
+        (X[:0], Y[:0], DataError, "all of its 0 values are equal"),
+    ],
+)
+def test_rows_that_cannot_be_learnt_from(x, y, error, complaint):
+    with pytest.raises(error, match=complaint):
+        fit(made(), x, y, SHORT, 0)
+
+
+def test_rows_to_decide_by_are_checked_too():
+    settings = Settings(epochs=1, patience=1)
+    with pytest.raises(DataError, match="validation target: all of its 5 values are equal"):
+        fit(made(), X, Y, settings, 0, (X[:5], np.ones(5)))
+    with pytest.raises(UsageError, match="only there"):
+        fit(made(), X, Y, settings, 0)
+    with pytest.raises(UsageError, match="only there"):
+        fit(made(), X, Y, SHORT, 0, (X, Y))
+
+
+def test_fewer_than_ten_labels():
+    with pytest.raises(DataError, match="9 labelled architectures are too few to learn from; give at least 10"):
+        fit_ensemble(make, X[:9], Y[:9], SHORT, 0)
+    assert len(fit_ensemble(make, X[:10], Y[:10], SHORT.model_copy(update={"patience": 1}), 0)) == 1
+
+
+def test_predictions_of_what_cannot_be_predicted():
+    with pytest.raises(DataError, match="row 3 holds a value that is not finite"):
+        predict(made(), holed(X, np.inf), 1, 0)
+    with pytest.raises(UsageError, match="got float64"):
+        predict(made(), X.astype(np.float64), 1, 0)
+    with pytest.raises(UsageError, match="got 0 and 1"):
+        predict([], X, 1, 0)
+    with pytest.raises(UsageError, match="got 1 and 0"):
+        predict(made(), X, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"loss": "msq"}, "unknown loss 'msq'; did you mean mse"),
+        ({"epochs": 0}, "invalid settings: epochs: input should be greater than or equal to 1, got 0"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"alpha": math.inf}, "alpha"),
+        ({"kl_weight": -1}, "kl_weight"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"epoch": 3}, "invalid settings: epoch: extra inputs are not permitted, got 3"),
+    ],
+)
+def test_settings_that_mean_nothing(settings, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        Settings(**settings)
+
+
+def test_settings_go_through_json():
+    settings = Settings(loss="mse", patience=3, kl_weight=0.5)
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
