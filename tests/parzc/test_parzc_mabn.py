@@ -115,24 +115,38 @@ def test_the_papers_form_mixes_tokens():
         assert not torch.allclose(network.mixed(tokens[:, order]), before[:, order], atol=1e-3)
 
 
+def norm(values, layer):
+    centred = values - values.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + 1e-5).sqrt() * layer.weight + layer.bias
+
+
+def mixed(values, layers):
+    first, last = layers[0], layers[3]
+    return nn.functional.gelu(values @ first.weight.T + first.bias) @ last.weight.T + last.bias
+
+
 def test_the_papers_form_against_its_formulas():
     network, x = paper(depth=1).eval(), torch.randn(2, FEATURES)
     block = network.blocks[0]
-
-    def norm(values, layer):
-        centred = values - values.mean(-1, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True)
-        return centred / (variance + 1e-5).sqrt() * layer.weight + layer.bias
-
-    def mixed(values, layers):
-        first, last = layers[0], layers[3]
-        return nn.functional.gelu(values @ first.weight.T + first.bias) @ last.weight.T + last.bias
 
     filled = torch.cat([x, torch.zeros(2, 3 * 16 - FEATURES)], dim=1).reshape(2, 3, 16)
     u = filled @ network.enter.mean.T
     u = u + mixed(norm(u, block.token_norm).transpose(1, 2), block.token_mixing).transpose(1, 2)
     u = u + mixed(norm(u, block.channel_norm), block.channel_mixing)
     expected = (norm(u, network.norm).mean(1) @ network.head.mean.T).squeeze(1)
+    with mean_weights(network):
+        torch.testing.assert_close(network(x), expected)
+
+
+def test_the_published_form_against_its_formulas():
+    network, x = published(depth=1).eval(), torch.randn(2, FEATURES)
+    block, (bayesian, narrowing, _, last) = network.blocks[0], network.head
+    u = (x @ network.cut.weight.T + network.cut.bias).reshape(2, 4, 16) @ network.enter.mean.T
+    u = u + mixed(norm(u, block.wide_norm), block.wide)
+    u = u + mixed(norm(u, block.narrow_norm), block.narrow)
+    pooled = norm(u, network.norm).mean(1)
+    expected = (pooled @ bayesian.mean.T @ narrowing.weight.T @ last.weight.T).squeeze(1)
     with mean_weights(network):
         torch.testing.assert_close(network(x), expected)
 

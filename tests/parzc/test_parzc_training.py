@@ -98,10 +98,38 @@ def test_members_differ_in_everything():
     assert not torch.allclose(first.model.network.enter.mean, second.model.network.enter.mean)
 
 
+def test_members_hold_out_different_rows(monkeypatch):
+    held = []
+    tau_of = training._tau
+    monkeypatch.setattr(training, "_tau", lambda network, x, *rest: held.append(x[:, 0]) or tau_of(network, x, *rest))
+    fit_ensemble(make, X, Y, Settings(epochs=1, members=2, patience=1, held_out=0.25), 0)
+    assert [len(rows) for rows in held] == [15, 15]
+    assert set(held[0]) != set(held[1])
+    assert all(set(rows) <= set(X[:, 0]) for rows in held)
+
+
+def test_members_of_equal_weights_are_drawn_apart():
+    network = linear()
+    assert predict([network, network], X, 1, 0)[1].min() > 0
+
+
 def test_a_larger_ensemble_begins_with_the_smaller_one():
     one, three = (fit_ensemble(make, X, Y, SHORT.model_copy(update={"members": n}), 0) for n in (1, 3))
     assert len(three) == 3
     assert same(one[0].model, three[0].model)
+
+
+def test_the_mode_a_network_comes_in_does_not_matter():
+    """Dropout is on in training and off when it is over."""
+    trained = fit(made().train(), X, Y, SHORT, 0).model
+    assert same(trained, fit(made().eval(), X, Y, SHORT, 0).model)
+    assert not any(module.training for module in trained.modules())
+
+
+def test_a_network_that_cannot_tell_rows_apart_predicts_the_mean():
+    x = np.ones((60, D), dtype=np.float32)
+    mean, _ = predict(fit(made(), x, Y, SHORT, 0).model, x, 3, 0)
+    np.testing.assert_allclose(mean, Y.mean(), atol=Y.std())
 
 
 def test_targets_are_scaled_by_the_rows_of_training():
