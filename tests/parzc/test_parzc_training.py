@@ -7,51 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parzc_problems import SHORT, D, X, Y, holed, linear, made, make, problem, same
 from scipy import stats
 from torch import nn
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc import training
-from zcpipe.parzc.bayesian import BayesianLinear, mean_weights
+from zcpipe.parzc.bayesian import mean_weights
 from zcpipe.parzc.losses import pairwise
-from zcpipe.parzc.mabn import MABN
-from zcpipe.parzc.training import Scaled, Settings, fit, fit_ensemble, hold_out, predict
-
-D = 24
-SHORT = Settings(epochs=3, batch_size=16)
-
-
-def problem(n, seed=0):
-    """Vectors of which a number can be learnt that lies as accuracies do."""
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=(n, D)).astype(np.float32)
-    y = 90 + 3 * np.tanh(x[:, 0] - x[:, 1] * x[:, 2]) + 0.1 * generator.normal(size=n)
-    return x, y
-
-
-X, Y = problem(60)
-
-
-def make():
-    return MABN(D, dim=16)
-
-
-def made(seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
-
-
-def linear(seed=0, outputs=1):
-    """The smallest network: its predictions have a distribution that is known."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(BayesianLinear(D, outputs, rho=-1.0), nn.Flatten(0))
-
-
-def same(a, b):
-    state, other = a.state_dict(), b.state_dict()
-    return list(state) == list(other) and all(torch.equal(state[name], other[name]) for name in state)
+from zcpipe.parzc.training import Settings, fit, fit_ensemble, hold_out, predict
 
 
 def tau(model, x, y):
@@ -106,11 +70,6 @@ def test_members_hold_out_different_rows(monkeypatch):
     assert [len(rows) for rows in held] == [15, 15]
     assert set(held[0]) != set(held[1])
     assert all(set(rows) <= set(X[:, 0]) for rows in held)
-
-
-def test_members_of_equal_weights_are_drawn_apart():
-    network = linear()
-    assert predict([network, network], X, 1, 0)[1].min() > 0
 
 
 def test_a_larger_ensemble_begins_with_the_smaller_one():
@@ -292,87 +251,10 @@ def test_splits_by_seed():
         hold_out(3, 0.5, 0)
 
 
-def test_monte_carlo_tends_to_the_known_distribution():
-    network = linear()
-    mean, std = predict(network, X, 4000, 0)
-    weight, sigma = network[0].mean.detach().numpy()[0], network[0].sigma().detach().numpy()[0]
-    np.testing.assert_allclose(std, np.sqrt((X**2) @ sigma**2), rtol=0.06)
-    assert np.abs((mean - X @ weight) / std).max() < 4 / math.sqrt(4000)
-
-
-def test_a_draw_is_one_for_all_rows(monkeypatch):
-    """Also where they go through the network in several pieces: equal rows get equal predictions."""
-    monkeypatch.setattr(training, "_CHUNK", 7)
-    mean, std = predict(linear(), np.repeat(X[:1], 30, axis=0), 3, 0)
-    np.testing.assert_allclose(mean, mean[0], rtol=1e-5)
-    np.testing.assert_allclose(std, std[0], rtol=1e-5)
-    assert std[0] > 0
-
-
-def test_pieces_change_nothing_but_rounding(monkeypatch):
-    whole = predict(made(), X, 3, 0)
-    monkeypatch.setattr(training, "_CHUNK", 7)
-    np.testing.assert_allclose(predict(made(), X, 3, 0), whole, rtol=1e-3, atol=1e-6)
-
-
-def test_an_ensembles_variance_is_total(monkeypatch):
-    """The mean of the members' variances and the variance of their means."""
-    members = [linear(seed) for seed in range(3)]
-    draws = []
-    values = training._values
-
-    def noted(network, x):
-        draws.append(values(network, x))
-        return draws[-1]
-
-    monkeypatch.setattr(training, "_values", noted)
-    mean, std = predict(members, X, 5, 0)
-    drawn = np.array(draws).reshape(3, 5, len(X))
-    np.testing.assert_allclose(mean, drawn.mean(axis=(0, 1)))
-    np.testing.assert_allclose(std**2, drawn.var(axis=1).mean(axis=0) + drawn.mean(axis=1).var(axis=0))
-    assert len({row.tobytes() for row in drawn.reshape(15, -1)}) == 15
-
-
-def test_one_sample_of_one_network_has_no_spread():
-    mean, std = predict(linear(), X, 1, 0)
-    assert (mean.dtype, std.dtype) == (np.float64, np.float64)
-    assert not std.any()
-
-
-def test_more_samples_begin_with_the_fewer():
-    network = linear()
-    first, two = predict(network, X, 1, 0)[0], predict(network, X, 2, 0)
-    np.testing.assert_allclose(np.abs(first - two[0]), two[1], rtol=1e-5, atol=1e-9)
-
-
-def test_predicting_uses_no_dropout_and_changes_nothing():
-    network = MABN(D, dim=16, dropout=0.9).train()
-    for layer in (network.enter, network.head):
-        nn.init.constant_(layer.rho, -50.0)
-    before = copy.deepcopy(network.state_dict())
-    _, std = predict(network, X, 5, 0)
-    assert std.max() < 1e-6
-    assert network.training
-    assert all(module.training for module in network.modules())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_no_rows_no_predictions():
-    mean, std = predict(made(), X[:0], 2, 0)
-    assert (mean.shape, std.shape) == ((0,), (0,))
-
-
 def test_rows_that_cannot_be_written_to_are_read():
     x, y = X.copy(), Y.copy()
     x.flags.writeable = y.flags.writeable = False
     predict(fit(made(), x, y, SHORT, 0).model, x, 1, 0)
-
-
-def test_a_model_keeps_its_scale_with_its_weights():
-    fitted = fit(made(), X, Y, SHORT, 0)
-    restored = Scaled(made(1))
-    restored.load_state_dict(fitted.model.state_dict())
-    assert np.array_equal(predict(restored, X, 2, 0), predict(fitted.model, X, 2, 0))
 
 
 def test_a_divergence_says_when_and_what_helps():
@@ -385,12 +267,6 @@ def test_a_divergence_in_the_last_step_is_seen():
     settings = Settings(epochs=1, batch_size=100, loss="mse", learning_rate=1e30)
     with pytest.raises(DataError, match="diverged: the predictions of epoch 0"):
         fit(made(), X, Y, settings, 0)
-
-
-def holed(values, value):
-    values = values.copy()
-    values[3] = value
-    return values
 
 
 @pytest.mark.parametrize(
@@ -425,17 +301,6 @@ def test_fewer_than_ten_labels():
     with pytest.raises(DataError, match="9 labelled architectures are too few to learn from; give at least 10"):
         fit_ensemble(make, X[:9], Y[:9], SHORT, 0)
     assert len(fit_ensemble(make, X[:10], Y[:10], SHORT.model_copy(update={"patience": 1}), 0)) == 1
-
-
-def test_predictions_of_what_cannot_be_predicted():
-    with pytest.raises(DataError, match="row 3 holds a value that is not finite"):
-        predict(made(), holed(X, np.inf), 1, 0)
-    with pytest.raises(UsageError, match="got float64"):
-        predict(made(), X.astype(np.float64), 1, 0)
-    with pytest.raises(UsageError, match="got 0 and 1"):
-        predict([], X, 1, 0)
-    with pytest.raises(UsageError, match="got 1 and 0"):
-        predict(made(), X, 0, 0)
 
 
 @pytest.mark.parametrize(
