@@ -74,7 +74,8 @@ def kl(network: nn.Module, prior_sigma: float) -> Tensor:
 @contextmanager
 def mean_weights(network: nn.Module) -> Iterator[None]:
     """Within, every Bayesian layer of a network uses its weights' means: the network is deterministic."""
-    with _fixed(network, lambda layer: layer.mean):
+    # A view, for a module would make a second parameter of the parameter itself.
+    with _fixed(network, lambda layer: layer.mean.view_as(layer.mean)):
         yield
 
 

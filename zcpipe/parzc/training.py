@@ -26,7 +26,7 @@ from zcpipe.rank import correlate
 from zcpipe.rank.ranking import Floats
 
 FEWEST = 10  # labels that anything is learnt from
-_CHUNK = 2048  # rows that go through a network together where no gradient is asked for
+_CHUNK = 256  # rows that go through a network together where no gradient is asked for: few, to stay in the cache
 
 Vectors = NDArray[np.float32]  # [n, d]
 Labelled = tuple[Vectors, Floats]
@@ -60,13 +60,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    loss: str = "mse+diffkendall"
+    loss: str = "pairwise+diffkendall"
     alpha: float = Field(default=ALPHA, gt=0, allow_inf_nan=False)
     kl_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     prior_sigma: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    epochs: int = Field(default=100, ge=1)
+    epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=2)
-    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
     decay_rho: bool = False
     patience: int | None = Field(default=None, ge=1)
@@ -172,7 +172,7 @@ def fit(
             if validation is None or settings.patience is None:
                 best = epoch
                 continue
-            taus.append(correlate(_by_means(network, validation[0], settings, epoch), validation[1]).kendall)
+            taus.append(_tau(network, *validation, settings, epoch))
             if kept is None or taus[-1] > highest:  # NaN, where all predictions are equal, is not higher
                 best, kept = epoch, copy.deepcopy(network.state_dict())
                 highest = -math.inf if math.isnan(taus[-1]) else taus[-1]
@@ -313,6 +313,10 @@ def _adam(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         {"params": [p for p in network.parameters() if p in spared], "weight_decay": 0.0},
     ]
     return torch.optim.Adam(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def _tau(network: nn.Module, x: Vectors, y: Floats, settings: Settings, epoch: int) -> float:
+    return correlate(_by_means(network, x, settings, epoch), y).kendall
 
 
 def _by_means(network: nn.Module, x: Vectors, settings: Settings, epoch: int) -> Floats:
