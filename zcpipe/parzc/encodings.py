@@ -226,13 +226,14 @@ class Scores:
         """See `Coding.encode`."""
         for k, column in _columns(values):
             grid = slice(self.offsets[k], self.offsets[k + 1])
-            points, scores = self.values[grid], self.scores[grid]
+            points, scores = self.values[grid], self.scores[grid].astype(np.float64)
             clipped = np.clip(column, points[0], points[-1])
             left = np.maximum(np.searchsorted(points, clipped, side="right") - 1, 0)
             right = np.minimum(left + 1, len(points) - 1)
             gap = points[right] - points[left]
             share = (clipped - points[left]) / np.where(gap > 0, gap, 1.0)
-            found = scores[left] + share * (scores[right] - scores[left])
+            # Rounding must not lift a value above the next point.
+            found = np.minimum(scores[left] + share * (scores[right] - scores[left]), scores[right])
             found[np.isneginf(column)] = self.low[k]
             found[np.isposinf(column)] = self.high[k]
             out[:, k] = found
