@@ -15,7 +15,7 @@ DOUBLES = hnp.arrays(
     st.tuples(st.integers(1, 12), st.integers(1, 4)),
     elements=st.floats(-1e150, 1e150, allow_subnormal=False) | st.sampled_from([-np.inf, np.inf]),
 )
-OVER_POPULATION = ("log", "rank", "zscore", "minmax")
+OVER_POPULATION = ("log", "rank", "live-rank", "zscore", "minmax")
 ENCODINGS = st.sampled_from(OVER_POPULATION)
 
 

@@ -21,7 +21,7 @@ def choose_spec(
     statistics: Sequence[str] | None = None,
     proxies: Sequence[str] | None = None,
     *,
-    encoding: Encoding = "rank",
+    encoding: Encoding = "live-rank",
     alignment: Alignment = "slots",
     graph: bool = False,
 ) -> tuple[FeatureSpec, list[str]]:

@@ -40,3 +40,6 @@ PARZC: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("boosted-trees", {}),
     ("mabn", {}),
 )
+
+GP_LIKELIHOOD_ROWS = 1000
+GP_ITERATIONS = 40
