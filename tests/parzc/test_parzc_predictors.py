@@ -192,7 +192,7 @@ def test_trees_that_a_row_would_never_leave_are_refused():
         changed = tensors[name].copy()
         changed[at] = value
         with pytest.raises(DataError, match="the trees have nodes"):
-            Forest.restore({**tensors, name: changed}, 1)
+            Forest.restore({**tensors, name: changed}, 2, 1)
 
 
 def test_parzc_orders_by_the_mean_of_normal_scores_and_gives_targets():

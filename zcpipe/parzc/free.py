@@ -108,7 +108,7 @@ class Nodes:
             padded[self.owner, self.position] = values
             scale_within(padded, self.counts)
             values = padded[self.owner, self.position].astype(np.float64)
-        sums: Floats = np.bincount(self.owner, weight * values, len(self.counts))
+        sums = np.bincount(self.owner, weight * values, len(self.counts)).astype(np.float64)
         if self.logarithms and scaling == "none":
             with np.errstate(divide="ignore"):
                 sums = np.log(sums) + largest

@@ -181,7 +181,7 @@ def evaluate(
     encoded = encoder.encode(table)
     train_target.require(encoded.usable)
     rows = target.require(encoded.usable & ~np.isnan(train_target.values))
-    counts = [parse_samples(text, len(rows)) for text in samples]
+    counts = list(dict.fromkeys(parse_samples(text, len(rows)) for text in samples))
     for count in counts:
         draw(len(rows), count, 0)
     scores, directions = training_free(table)

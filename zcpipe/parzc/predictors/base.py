@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc.arrays import Tensors
 from zcpipe.parzc.features import Coordinate, token_layout
 from zcpipe.parzc.training import FEWEST
 
 Floats = NDArray[np.float64]  # [n]
 Vectors = NDArray[np.float32]  # [n, d]
-Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -176,35 +176,3 @@ def require_no_start(name: str, context: Context) -> None:
     """
     if context.init is not None:
         raise UsageError(f"{name} learns in one go and cannot start from a model; leave --init out, or train mabn")
-
-
-def part(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Tensors:
-    """Return the arrays under a prefix, by what is left of their names."""
-    return {name.removeprefix(f"{prefix}."): array for name, array in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def prefixed(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Tensors:
-    """Return arrays with a prefix before their names."""
-    return {f"{prefix}.{name}": array for name, array in tensors.items()}
-
-
-def array_of(
-    tensors: Mapping[str, NDArray[Any]], name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
-) -> NDArray[Any]:
-    """Return an array of a file that has the dtype and shape it must have; None is any size.
-
-    Raises:
-        DataError: it is missing, or another.
-    """
-    if name not in tensors:
-        raise DataError(f"the array {name} is missing")
-    array = tensors[name]
-    fits = len(shape) == array.ndim and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-    if array.dtype != dtype or not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise DataError(
-            f"the array {name}: got {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} [{wanted}]"
-        )
-    if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
-        raise DataError(f"the array {name} holds a value that is not finite")
-    return array

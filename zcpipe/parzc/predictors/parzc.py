@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc.arrays import Tensors, part, prefixed, scores_of
 from zcpipe.parzc.encodings import Scores
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import (
@@ -21,11 +22,7 @@ from zcpipe.parzc.predictors.base import (
     Prediction,
     Predictor,
     Range,
-    Tensors,
     Vectors,
-    array_of,
-    part,
-    prefixed,
     require_labelled,
 )
 from zcpipe.parzc.predictors.targets import Scale
@@ -110,7 +107,7 @@ class Parzc(Parameters):
             for number, (predictor, one) in enumerate(zip(predictors, records, strict=True))
         )
         scale = Scale.restore(part(tensors, "scale"))
-        return FittedMembers(members, _scores(part(tensors, "scores"), len(members)), scale)
+        return FittedMembers(members, scores_of(part(tensors, "scores"), len(members)), scale)
 
     def _predictors(self) -> list[Predictor]:
         from zcpipe.parzc.predictors import predictor  # which lists this one
@@ -169,12 +166,3 @@ def _combined(scores: Scores, means: Floats) -> Floats:  # [n, members] -> [n]
     scores.encode(means, encoded)
     result: Floats = encoded.astype(np.float64).mean(axis=1)
     return result
-
-
-def _scores(tensors: Mapping[str, NDArray[Any]], members: int) -> Scores:
-    values = array_of(tensors, "values", np.float64, (None,))
-    offsets = array_of(tensors, "offsets", np.int64, (members + 1,))
-    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 1).any():
-        raise DataError("the normal scores of the members do not fit them")
-    low, high = (array_of(tensors, name, np.float32, (members,)) for name in ("low", "high"))
-    return Scores(values, array_of(tensors, "scores", np.float32, values.shape), offsets, low, high)
