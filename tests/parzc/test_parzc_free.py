@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from parzc_tables import statistic, table
 
-from zcpipe.errors import UsageError
-from zcpipe.parzc.free import Nodes, free_aggregate, name_of, node_sums
+from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc.free import Nodes, name_of, node_sums, rank_free
 from zcpipe.rank import log_rank
 
 SLOTS = ("stem", "cells.0.layers.0", "cells.0.layers.1", "classifier")
@@ -64,4 +64,24 @@ def test_sums_of_several_statistics_are_aggregated_by_ranks():
     rows = held([[1.0, 2.0, 3.0, 4.0], [4.0] * 4, [0.5] * 4], [[1.0] * 4] * 3, [[1.0] * 4, [2.0] * 4, [3.0] * 4])
     names = ["snip@layer", "synflow@layer"]
     sums = {name: Nodes.of(rows, name).total() for name in names}
-    assert free_aggregate(rows, names).tolist() == log_rank(sums, dict.fromkeys(names, "higher")).tolist()
+    population, ranked = rank_free(rows, "parzc-sinusoidal", ",".join(names), 2)
+    scores = log_rank(sums, dict.fromkeys(names, "higher"))
+    assert population == 3
+    assert [(r.rank, r.index, r.score) for r in ranked] == [
+        (place, i, scores[i]) for place, i in enumerate(np.argsort(-scores)[:2], start=1)
+    ]
+    with pytest.raises(UsageError, match="positive number"):
+        rank_free(rows, "parzc-sinusoidal", None, 0)
+    with pytest.raises(DataError, match=r"no architecture of the table has snip@layer"):
+        rank_free(held([None], [[1.0] * 4]), "parzc-decaying", "snip@layer", 1)
+
+
+def test_rank_takes_a_variant_for_a_method(zcpipe, directory):
+    code, said, _ = zcpipe("rank", directory, "--method", "parzc-decaying", "--proxies", "snip@layer", "--top", 3)
+    assert code == 0
+    assert said.splitlines()[0].split("\t") == ["rank", "index", "arch", "parzc-decaying", "snip@layer"]
+    assert len(said.splitlines()) == 4
+    assert zcpipe("rank", directory, "--method", "parzc-sinusoidal-minmax")[0] == 0
+    code, _, told = zcpipe("rank", directory, "--method", "parzc-sinusoidal", "--proxies", "snip")
+    assert code == 2
+    assert "unknown statistic 'snip'" in told

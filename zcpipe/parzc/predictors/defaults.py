@@ -38,5 +38,5 @@ PUBLISHED: Mapping[str, Any] = {
 PARZC: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("extra-trees", {}),
     ("boosted-trees", {}),
-    ("mabn", {}),
+    ("mabn", {"settings": {"epochs": 40, "members": 1}}),
 )
