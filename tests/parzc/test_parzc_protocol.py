@@ -8,11 +8,11 @@ import pytest
 
 from zcpipe import open_table
 from zcpipe.errors import DataError, UsageError
-from zcpipe.parzc import protocol
 from zcpipe.parzc.features import Encoder
 from zcpipe.parzc.labels import Labels, split
 from zcpipe.parzc.parallel import Pool
 from zcpipe.parzc.predictors import Context, predictor
+from zcpipe.parzc.predictors.base import part_of
 from zcpipe.parzc.protocol import Method, evaluate, parse_methods
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import correlate
@@ -138,7 +138,7 @@ def test_names_of_methods():
 
 def test_baselines_see_their_part_of_the_features_alone(table):
     coordinates = Encoder.fit(table, SPEC).coordinates
-    sizes = [len(protocol._part(coordinates, SPEC, name)) for name in ("all", "statistics", "proxies", "both")]
+    sizes = [len(part_of(coordinates, name)) for name in ("all", "statistics", "proxies", "both")]
     assert sizes == [len(coordinates), len(coordinates) - 3, 3, len(coordinates)]
 
 

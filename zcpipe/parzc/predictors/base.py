@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.arrays import Tensors
 from zcpipe.parzc.features import Coordinate, token_layout
+from zcpipe.parzc.places import GRAPH
 from zcpipe.parzc.training import FEWEST
 
 Floats = NDArray[np.float64]  # [n]
@@ -39,6 +40,10 @@ class Context:
     def of(cls, coordinates: tuple[Coordinate, ...], population: Vectors, init: Fitted | None = None) -> Context:
         """Make a context with the token layout of its coordinates."""
         return cls(coordinates, token_layout(coordinates), population, init)
+
+    def part(self, own: NDArray[np.int64], init: Fitted | None = None) -> Context:
+        """Return the context of some of the features, by their positions."""
+        return Context.of(tuple(self.coordinates[at] for at in own), self.population[:, own], init)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,23 @@ class Predictor(Protocol):
             DataError: they do not fit each other or the features.
         """
         ...
+
+
+PARTS = ("all", "statistics", "proxies", "both")
+"""Parts of the features: all, the statistics of nodes, the scalar proxies and counts, or both without the graph."""
+
+
+def part_of(coordinates: Sequence[Coordinate], part: str) -> NDArray[np.int64]:
+    """Return which features make a part, one of `PARTS`."""
+    graph = [coordinate.group == GRAPH for coordinate in coordinates]
+    scalar = [coordinate.group == "" for coordinate in coordinates]
+    wanted = {
+        "all": [True] * len(coordinates),
+        "statistics": [not (g or s) for g, s in zip(graph, scalar, strict=True)],
+        "proxies": scalar,
+        "both": [not g for g in graph],
+    }
+    return np.flatnonzero(wanted[part]).astype(np.int64)
 
 
 @dataclass(frozen=True)
