@@ -82,7 +82,10 @@ def rank(
     directory: TableDir,
     method: Annotated[
         str,
-        typer.Option(help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies."),
+        typer.Option(
+            help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies; or "
+            "training-free ParZC, such as parzc-sinusoidal, which takes statistics as --proxies."
+        ),
     ] = "logrank",
     proxies: Annotated[
         str | None, typer.Option(help="What to aggregate: proxies or groups. [default: the aggregate's own, or aznas]")
@@ -91,10 +94,12 @@ def rank(
     as_json: Json = False,
 ) -> None:
     """Rank a table's architectures by an aggregate of proxies, over the population the table holds."""
+    from zcpipe.parzc.free import VARIANTS, rank_free
     from zcpipe.rank.population import rank_table
     from zcpipe.table import open_table
 
-    population, ranked = rank_table(open_table(directory), method, proxies, top)
+    rank_by = rank_free if method in VARIANTS else rank_table
+    population, ranked = rank_by(open_table(directory), method, proxies, top)
     if as_json:
         rows = [{**asdict(row), "proxies": finite(row.proxies)} for row in ranked]
         print_json({"method": method, "population": population, "rows": rows})

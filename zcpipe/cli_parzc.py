@@ -18,7 +18,7 @@ from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
     from zcpipe.parzc.parallel import Pool
-    from zcpipe.parzc.protocol import Method, Row
+    from zcpipe.parzc.protocol import Row
     from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
     from zcpipe.table import Table
 
@@ -101,10 +101,10 @@ def train(
     from zcpipe.parzc.labels import Labels
     from zcpipe.parzc.model import Model
     from zcpipe.parzc.model import train as train_model
-    from zcpipe.parzc.predictors import predictor as make_predictor
+    from zcpipe.parzc.parameters import read_predictor
     from zcpipe.table import open_table
 
-    learner = make_predictor(predictor, _read_parameters(parameters, predictor))
+    learner = read_predictor(predictor, parameters)
     pool = _pool(workers, nodes, address, simulate_nodes)
     _require_new(out)
     start = None if init is None else Model.load(init)
@@ -220,14 +220,14 @@ def evaluate(
     aggregates see all architectures of the table, without labels.
     """
     from zcpipe.parzc.labels import Labels
+    from zcpipe.parzc.parameters import read_methods
     from zcpipe.parzc.protocol import evaluate as evaluate_methods
-    from zcpipe.parzc.protocol import parse_methods
     from zcpipe.table import open_table
 
     pool = _pool(workers, nodes, address, simulate_nodes)
     table = open_table(directory)
     spec = _spec(table, statistics, proxies, encoding, alignment, graph)
-    asked = _with_parameters(parse_methods(methods.split(","), spec), parameters or [])
+    asked = read_methods(methods.split(","), parameters or [], spec)
     tested = Labels.read(table, truth, target)
     learnt = tested if train_target is None else Labels.read(table, truth, train_target)
     with _progress("evaluating") as progress:
@@ -393,50 +393,6 @@ def _pool(workers: int | None, nodes: int | None, address: str | None, simulate_
             raise UsageError("--address is for trainings on nodes; give --nodes N as well")
         return Pool(workers)
     return Pool(workers, Cluster(count, address, simulated=simulate_nodes is not None))
-
-
-def _read_parameters(path: Path | None, predictor: str) -> dict[str, Any]:
-    """Read the parameters of a predictor, as a JSON object of them or as `tune` writes them."""
-    if path is None:
-        return {}
-    name, parameters = _parameters_of(path)
-    if name not in ("", predictor):
-        raise UsageError(f"{path} has parameters of {name}, not of {predictor}")
-    return parameters
-
-
-def _parameters_of(path: Path) -> tuple[str, dict[str, Any]]:
-    from zcpipe.table.files import disk_errors
-
-    with disk_errors("read", path, "give a JSON file of parameters"):
-        content = path.read_bytes()
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({error}); give a file that zcpipe parzc tune wrote") from error
-    parameters = found.get("parameters", found) if isinstance(found, dict) else None
-    name = found.get("predictor", "") if isinstance(found, dict) else ""
-    if not isinstance(parameters, dict) or not isinstance(name, str):
-        raise DataError(f"{path} holds no parameters; give a JSON object of them")
-    return name, parameters
-
-
-def _with_parameters(methods: Sequence[Method], paths: Sequence[Path]) -> list[Method]:
-    from dataclasses import replace
-
-    given = {}
-    for path in paths:
-        name, parameters = _parameters_of(path)
-        if not name:
-            raise UsageError(f"{path} does not say whose parameters they are; give it a field 'predictor'")
-        given[name] = json.dumps(parameters, sort_keys=True)
-    unused = given.keys() - {method.name for method in methods}
-    if unused:
-        raise UsageError(f"--parameters are given for {', '.join(sorted(unused))}, which --methods does not name")
-    changed = [replace(one, parameters=given.get(one.name, one.parameters)) for one in methods]
-    for one in changed:
-        one.predictor()
-    return changed
 
 
 def _require_new(path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import ndtri
 from scipy.stats import kendalltau
 
 from zcpipe.errors import DataError, UsageError
@@ -16,6 +17,7 @@ from zcpipe.parzc.predictors.forest import Forest
 from zcpipe.parzc.predictors.parzc import matched, spread
 from zcpipe.parzc.predictors.ridge import loo_error
 from zcpipe.parzc.predictors.targets import Scale
+from zcpipe.rank import ranks
 
 QUICK = {"epochs": 15, "members": 2, "mc_samples": 3, "learning_rate": 0.01}
 SMALL = {
@@ -24,7 +26,9 @@ SMALL = {
     "extra-trees": {"trees": 20},
     "boosted-trees": {"depths": (2, 3), "trees": (10, 20), "rate": 0.3},
     "ridge": {},
-    "parzc": {"members": [["extra-trees", {"trees": 20}], ["ridge", {}], ["mabn", {"dim": 8, "settings": QUICK}]]},
+    "parzc": {
+        "members": [["extra-trees", {"trees": 20}], ["ridge:proxies", {}], ["mabn", {"dim": 8, "settings": QUICK}]]
+    },
 }
 
 
@@ -192,15 +196,16 @@ def test_trees_that_a_row_would_never_leave_are_refused():
         changed = tensors[name].copy()
         changed[at] = value
         with pytest.raises(DataError, match="the trees have nodes"):
-            Forest.restore({**tensors, name: changed}, 1)
+            Forest.restore({**tensors, name: changed}, 2, 1)
 
 
 def test_parzc_orders_by_the_mean_of_normal_scores_and_gives_targets():
     x, y, context = make(200)
     fitted = small("parzc").fit(x[:80], y[:80], context, 0)
-    alone = [member.predict(x).mean for member in fitted.members]
+    alone = [one.predict(x[:, own]).mean for one, own in zip(fitted.members, fitted.parts, strict=True)]
     found = fitted.predict(x)
-    assert kendalltau(found.mean, np.mean(alone, axis=0)).statistic > 0.9
+    scores = np.mean([ndtri((ranks(one) - 0.5) / len(x)) for one in alone], axis=0)
+    assert kendalltau(found.mean, scores).statistic > 0.999
     np.testing.assert_allclose(np.sort(found.mean), np.sort(np.mean(alone, axis=0)), atol=0.3)
     assert len(np.unique(found.mean)) > 190
 
@@ -240,3 +245,20 @@ def test_networks_of_other_sizes_are_no_start():
         small("parzc").fit(x, y, started, 0)
     with pytest.raises(UsageError, match="cannot start from a model"):
         small("ridge").fit(x, y, started, 0)
+
+
+def test_members_of_parzc_see_their_part_of_the_features():
+    x, y, context = make(60)
+    fitted = predictor("parzc", {"members": [["ridge:statistics", {}], ["ridge:proxies", {}], ["ridge", {}]]}).fit(
+        x, y, context, 0
+    )
+    assert [len(own) for own in fitted.parts] == [10, 2, 12]
+    scalars = context.part(fitted.parts[1])
+    lone = predictor("parzc", {"members": [["ridge:statistics", {}], ["ridge:proxies", {}]]})
+    assert len(lone.fit(x[:, -2:], y, scalars, 0).members) == 1
+    with pytest.raises(UsageError, match="no member of parzc sees any of the features"):
+        predictor("parzc", {"members": [["ridge:statistics", {}]]}).fit(x[:, -2:], y, scalars, 0)
+    with pytest.raises(UsageError, match="unknown part of the features 'statistic'; did you mean statistics"):
+        predictor("parzc", {"members": [["ridge:statistic", {}]]}).fit(x, y, context, 0)
+    with pytest.raises(UsageError, match="cannot be a member of itself"):
+        predictor("parzc", {"members": [["parzc", {}]]}).fit(x, y, context, 0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.parzc.free import SCALINGS, WEIGHTS, name_of, node_sums
+from zcpipe.parzc.free import PUBLISHED, VARIANTS, name_of, node_sums
 from zcpipe.rank import aggregate, log_rank
 from zcpipe.rank.population import available
 from zcpipe.table import Table
@@ -16,8 +16,6 @@ Floats = NDArray[np.float64]
 
 TREES = ("extra-trees", "boosted-trees")
 LEARNERS = (*TREES, "ridge")
-PUBLISHED = ("grad_norm@layer", "snip@layer", "synflow@layer")
-"""What ParZC learns from on NAS-Bench-101 and 201, and what training-free ParZC's ranks are aggregated over."""
 
 
 def training_free(table: Table) -> tuple[dict[str, Floats], Mapping[str, str]]:
@@ -38,8 +36,7 @@ def training_free(table: Table) -> tuple[dict[str, Floats], Mapping[str, str]]:
     sums = node_sums(table, statistics)
     scores |= {f"{name_of(weights, scaling)}:{name}": values for (name, weights, scaling), values in sums.items()}
     if set(PUBLISHED) <= set(statistics):
-        for weights in WEIGHTS:
-            for scaling in SCALINGS:
-                columns = {name: sums[name, weights, scaling] for name in PUBLISHED}
-                scores[name_of(weights, scaling)] = log_rank(columns, dict.fromkeys(columns, "higher"))
+        for variant, (weights, scaling) in VARIANTS.items():
+            columns = {name: sums[name, weights, scaling] for name in PUBLISHED}
+            scores[variant] = log_rank(columns, dict.fromkeys(columns, "higher"))
     return scores, {name: directions.get(name, "higher") for name in scores}

@@ -20,12 +20,13 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import unknown_name
+from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.parzc.encodings import scale_within
 from zcpipe.parzc.places import ranges
 from zcpipe.parzc.rows import Rows, count_live, is_layers
 from zcpipe.parzc.spec import FeatureSpec
-from zcpipe.rank import aggregate
+from zcpipe.rank import aggregate, top
+from zcpipe.rank.population import Ranked
 from zcpipe.table import Table
 
 Floats = NDArray[np.float64]
@@ -41,6 +42,8 @@ def _decaying(position: Floats, length: Floats) -> Floats:
 
 
 WEIGHTS = {"sinusoidal": _sinusoidal, "decaying": _decaying}
+PUBLISHED = ("grad_norm@layer", "snip@layer", "synflow@layer")
+"""What ParZC learns from on NAS-Bench-101 and 201."""
 SCALINGS: tuple[Scaling, ...] = ("none", "minmax")
 
 
@@ -108,7 +111,7 @@ class Nodes:
             padded[self.owner, self.position] = values
             scale_within(padded, self.counts)
             values = padded[self.owner, self.position].astype(np.float64)
-        sums: Floats = np.bincount(self.owner, weight * values, len(self.counts))
+        sums = np.bincount(self.owner, weight * values, len(self.counts)).astype(np.float64)
         if self.logarithms and scaling == "none":
             with np.errstate(divide="ignore"):
                 sums = np.log(sums) + largest
@@ -135,17 +138,39 @@ def name_of(weights: str, scaling: Scaling) -> str:
     return f"parzc-{weights}{'' if scaling == 'none' else '-minmax'}"
 
 
-def free_aggregate(
-    table: Table,
-    statistics: Sequence[str],
-    weights: str = "sinusoidal",
-    scaling: Scaling = "none",
-    method: str = "logrank",
-) -> Floats:
-    """Aggregate training-free ParZC of several statistics by one of `zcpipe.rank.METHODS`: [n], higher is better.
+VARIANTS = {name_of(weights, scaling): (weights, scaling) for weights in WEIGHTS for scaling in SCALINGS}
+"""The variants by name, each of which `rank_free` takes for a method of an aggregate."""
+
+
+def rank_free(table: Table, method: str, statistics: str | None, k: int) -> tuple[int, list[Ranked]]:
+    """Rank a table's architectures by training-free ParZC, as `zcpipe.rank.population.rank_table` does by proxies.
+
+    Args:
+        table: the population.
+        method: a name of `VARIANTS`.
+        statistics: names separated by commas, by default `PUBLISHED`; of several the ranks are aggregated (log-rank).
+        k: how many of the best to return.
+
+    Returns:
+        The size of the population and the best rows, best first, with the sums of each statistic.
 
     Raises:
-        UsageError: as `Nodes` and `zcpipe.rank.aggregate`.
+        UsageError: no such method, or the table lacks a statistic; ``k`` is not positive.
+        DataError: no row has all of the statistics.
     """
-    columns = {name: Nodes.of(table, name).total(weights, scaling) for name in statistics}
-    return aggregate(method, columns, dict.fromkeys(columns, "higher"))
+    if k < 1:
+        raise UsageError(f"--top needs a positive number of rows, got {k}")
+    if method not in VARIANTS:
+        raise unknown_name("method", method, VARIANTS)
+    names = list(PUBLISHED) if statistics is None else [name.strip() for name in statistics.split(",")]
+    sums = {name: Nodes.of(table, name).total(*VARIANTS[method]) for name in names}
+    scores = aggregate("logrank", sums, dict.fromkeys(sums, "higher"))
+    if np.isnan(scores).all():
+        raise DataError(f"no architecture of the table has {', '.join(names)}; zcpipe status says why they failed")
+    rows = table.to_arrow(["index", "arch"])
+    indices, archs = rows["index"].to_pylist(), rows["arch"].to_pylist()
+    ranked = [
+        Ranked(place, indices[i], archs[i], float(scores[i]), {name: float(sums[name][i]) for name in names})
+        for place, i in enumerate(top(scores, k).tolist(), start=1)
+    ]
+    return int(np.count_nonzero(~np.isnan(scores))), ranked

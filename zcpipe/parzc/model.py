@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, ZcpipeError, reason_of
+from zcpipe.parzc.arrays import part, prefixed, require_codings
 from zcpipe.parzc.features import Encoder
 from zcpipe.parzc.labels import Labels, draw, parse_samples
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each, one_thread
 from zcpipe.parzc.predictors import Context, Fitted, Prediction, Predictor, predictor
-from zcpipe.parzc.predictors.base import Parameters, Vectors, part, prefixed
+from zcpipe.parzc.predictors.base import Parameters, Vectors
 from zcpipe.parzc.predictors.parzc import spread
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import ranks
@@ -132,7 +134,7 @@ class Model:
         tensors = prefixed(self.encoder.tensors(), "encoder")
         for number, one in enumerate(self.fitted):
             tensors |= prefixed(one.tensors(), f"fitted.{number}")
-        arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         return save(arrays, metadata={_KEY: canonical(record)})
 
     @classmethod
@@ -164,6 +166,8 @@ class Model:
     @classmethod
     def _restore(cls, record: _Record, tensors: Mapping[str, NDArray[Any]]) -> Self:
         encoder = Encoder.restore(record.encoder, part(tensors, "encoder"))
+        columns = Counter(coordinate.column for coordinate in encoder.coordinates)
+        require_codings(part(tensors, "encoder"), encoder.spec, columns)
         learnt = predictor(record.predictor.name, record.predictor.parameters)
         context = Context.of(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
         fitted = tuple(

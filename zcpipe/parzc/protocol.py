@@ -26,13 +26,12 @@ from zcpipe.parzc.features import Coordinate, Encoder
 from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, parse_samples, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
 from zcpipe.parzc.predictors import PREDICTORS, Context, Prediction, Predictor, predictor
-from zcpipe.parzc.predictors.base import Vectors
+from zcpipe.parzc.predictors.base import PARTS, Vectors, part_of
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import correlate
 from zcpipe.table import Table
 
 SPLITS = ("others", "published")
-FEATURES = ("all", "statistics", "proxies", "both")
 _INTERVALS = (0.9945, 1.9600)  # deviations on either side of the mean that hold 68 % and 95 %
 
 
@@ -181,7 +180,7 @@ def evaluate(
     encoded = encoder.encode(table)
     train_target.require(encoded.usable)
     rows = target.require(encoded.usable & ~np.isnan(train_target.values))
-    counts = [parse_samples(text, len(rows)) for text in samples]
+    counts = list(dict.fromkeys(parse_samples(text, len(rows)) for text in samples))
     for count in counts:
         draw(len(rows), count, 0)
     scores, directions = training_free(table)
@@ -189,7 +188,7 @@ def evaluate(
         encoded.x[encoded.usable],
         np.flatnonzero(np.isin(np.flatnonzero(encoded.usable), rows)),
         encoder.coordinates,
-        tuple(_part(encoder.coordinates, spec, name) for name in FEATURES),
+        tuple(part_of(encoder.coordinates, name) for name in PARTS),
         _keys(table)[rows],
         train_target.values[rows],
         target.values[rows],
@@ -215,7 +214,7 @@ class _Study:
     population: Vectors  # of all usable rows
     labelled: Positions  # which of those have labels
     coordinates: tuple[Coordinate, ...]
-    parts: tuple[NDArray[np.int64], ...]  # the coordinates of each of FEATURES
+    parts: tuple[NDArray[np.int64], ...]  # the coordinates of each of `PARTS`
     keys: NDArray[np.int64]
     train_target: Floats
     target: Floats
@@ -242,7 +241,7 @@ def _measure(study: _Study, task: _Task) -> dict[tuple[str, str], Measured]:  # 
         del tests["others" if task == _ON_ALL else "published"]
         found = {name: Prediction(values, np.full(len(values), np.nan)) for name, values in study.scores.items()}
     else:
-        own = study.parts[FEATURES.index(task.method.features)]
+        own = study.parts[PARTS.index(task.method.features)]
         population = study.population[:, own]
         x = population[study.labelled]
         context = Context.of(tuple(study.coordinates[at] for at in own), population)
@@ -283,7 +282,7 @@ def _rows(
     ]
     signs = {name: 1 if of_name == direction else -1 for name, of_name in directions.items()}
     best = max(free, key=lambda row: np.nan_to_num(row.kendall * signs[row.method], nan=-2.0))
-    trees = [row for row in learnt if row.method in TREES and row.features in FEATURES[1:]]
+    trees = [row for row in learnt if row.method in TREES and row.features in PARTS[1:]]
     if trees:
         strongest = max(trees, key=lambda row: np.nan_to_num(row.kendall, nan=-2.0))
         learnt = [_compared(row, strongest) for row in learnt]
@@ -320,12 +319,6 @@ def _mean(values: list[float]) -> tuple[float, float]:
     if len(values) < 2:
         return float(np.mean(values)), float("nan")
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def _part(coordinates: Sequence[Coordinate], spec: FeatureSpec, features: str) -> NDArray[np.int64]:
-    columns = {"statistics": spec.statistics, "proxies": spec.proxies, "both": (*spec.statistics, *spec.proxies)}
-    wanted = columns.get(features)
-    return np.array([at for at, c in enumerate(coordinates) if wanted is None or c.column in wanted], np.int64)
 
 
 def _keys(table: Table) -> NDArray[np.int64]:

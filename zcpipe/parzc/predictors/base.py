@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc.arrays import Tensors
 from zcpipe.parzc.features import Coordinate, token_layout
+from zcpipe.parzc.places import GRAPH
 from zcpipe.parzc.training import FEWEST
 
 Floats = NDArray[np.float64]  # [n]
 Vectors = NDArray[np.float32]  # [n, d]
-Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Context:
     def of(cls, coordinates: tuple[Coordinate, ...], population: Vectors, init: Fitted | None = None) -> Context:
         """Make a context with the token layout of its coordinates."""
         return cls(coordinates, token_layout(coordinates), population, init)
+
+    def part(self, own: NDArray[np.int64], init: Fitted | None = None) -> Context:
+        """Return the context of some of the features, by their positions."""
+        return Context.of(tuple(self.coordinates[at] for at in own), self.population[:, own], init)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,23 @@ class Predictor(Protocol):
             DataError: they do not fit each other or the features.
         """
         ...
+
+
+PARTS = ("all", "statistics", "proxies", "both")
+"""Parts of the features: all, the statistics of nodes, the scalar proxies and counts, or both without the graph."""
+
+
+def part_of(coordinates: Sequence[Coordinate], part: str) -> NDArray[np.int64]:
+    """Return which features make a part, one of `PARTS`."""
+    graph = [coordinate.group == GRAPH for coordinate in coordinates]
+    scalar = [coordinate.group == "" for coordinate in coordinates]
+    wanted = {
+        "all": [True] * len(coordinates),
+        "statistics": [not (g or s) for g, s in zip(graph, scalar, strict=True)],
+        "proxies": scalar,
+        "both": [not g for g in graph],
+    }
+    return np.flatnonzero(wanted[part]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -176,35 +198,3 @@ def require_no_start(name: str, context: Context) -> None:
     """
     if context.init is not None:
         raise UsageError(f"{name} learns in one go and cannot start from a model; leave --init out, or train mabn")
-
-
-def part(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Tensors:
-    """Return the arrays under a prefix, by what is left of their names."""
-    return {name.removeprefix(f"{prefix}."): array for name, array in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def prefixed(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Tensors:
-    """Return arrays with a prefix before their names."""
-    return {f"{prefix}.{name}": array for name, array in tensors.items()}
-
-
-def array_of(
-    tensors: Mapping[str, NDArray[Any]], name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
-) -> NDArray[Any]:
-    """Return an array of a file that has the dtype and shape it must have; None is any size.
-
-    Raises:
-        DataError: it is missing, or another.
-    """
-    if name not in tensors:
-        raise DataError(f"the array {name} is missing")
-    array = tensors[name]
-    fits = len(shape) == array.ndim and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-    if array.dtype != dtype or not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise DataError(
-            f"the array {name}: got {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} [{wanted}]"
-        )
-    if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
-        raise DataError(f"the array {name} holds a value that is not finite")
-    return array

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from zcpipe.errors import CapabilityError, DataError
+from zcpipe.parzc.arrays import Tensors, array_of, part, prefixed
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import (
     Context,
@@ -23,11 +24,7 @@ from zcpipe.parzc.predictors.base import (
     Parameters,
     Prediction,
     Range,
-    Tensors,
     Vectors,
-    array_of,
-    part,
-    prefixed,
     require_labelled,
     require_no_start,
     require_vectors,
@@ -130,10 +127,10 @@ class BoostedTrees(Parameters):
         """See `Predictor.restore`."""
         features = len(context.coordinates)
         chosen = record.get("chosen")
-        if not isinstance(chosen, dict):
+        if not (isinstance(chosen, dict) and isinstance(chosen.get("trees"), int)):
             raise DataError("the record of boosted-trees does not say what was chosen")
         return FittedBoosting(
-            Forest.restore(part(tensors, "forest"), features),
+            Forest.restore(part(tensors, "forest"), chosen["trees"], features),
             Scale.restore(part(tensors, "scale")),
             array_of(tensors, "gain", np.float64, (features,)),
             chosen,

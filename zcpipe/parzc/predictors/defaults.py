@@ -38,7 +38,7 @@ PUBLISHED: Mapping[str, Any] = {
 PARZC: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("extra-trees", {}),
     ("boosted-trees", {}),
-    ("mabn", {}),
+    ("mabn", {"settings": {"epochs": 40, "members": 1}}),
 )
 
 GP_LIKELIHOOD_ROWS = 1000

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from zcpipe.errors import CapabilityError
+from zcpipe.parzc.arrays import Tensors, part, prefixed
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import (
     Context,
@@ -18,10 +19,7 @@ from zcpipe.parzc.predictors.base import (
     Parameters,
     Prediction,
     Range,
-    Tensors,
     Vectors,
-    part,
-    prefixed,
     require_labelled,
     require_no_start,
     require_vectors,
@@ -111,6 +109,5 @@ class ExtraTrees(Parameters):
     def restore(self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context) -> FittedTrees:
         """See `Predictor.restore`."""
         features = len(context.coordinates)
-        return FittedTrees(
-            Forest.restore(part(tensors, "forest"), features), Scale.restore(part(tensors, "scale")), features
-        )
+        forest = Forest.restore(part(tensors, "forest"), self.trees, features)
+        return FittedTrees(forest, Scale.restore(part(tensors, "scale")), features)

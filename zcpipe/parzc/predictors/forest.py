@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
-from zcpipe.parzc.predictors.base import Floats, Tensors, Vectors, array_of
+from zcpipe.parzc.arrays import Tensors, array_of
+from zcpipe.parzc.predictors.base import Floats, Vectors
 
 _AT_ONCE = 1 << 18  # pairs of a row and a tree that descend together
 
@@ -89,13 +90,13 @@ class Forest:
         }
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, NDArray[Any]], features: int) -> Self:
-        """Rebuild it from `tensors`, for rows of so many features.
+    def restore(cls, tensors: Mapping[str, NDArray[Any]], trees: int, features: int) -> Self:
+        """Rebuild so many trees from `tensors`, for rows of so many features.
 
         Raises:
             DataError: they are no trees of such features.
         """
-        roots = array_of(tensors, "roots", np.int32, (None,))
+        roots = array_of(tensors, "roots", np.int32, (trees,))
         left = array_of(tensors, "left", np.int32, (None,))
         right, feature = (array_of(tensors, name, np.int32, left.shape) for name in ("right", "feature"))
         threshold, value = (array_of(tensors, name, np.float64, left.shape) for name in ("threshold", "value"))

@@ -13,20 +13,10 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc.arrays import Tensors, array_of, part
 from zcpipe.parzc.mabn import MABN, PublishedMABN
 from zcpipe.parzc.predictors import defaults
-from zcpipe.parzc.predictors.base import (
-    Context,
-    Floats,
-    Parameters,
-    Prediction,
-    Range,
-    Tensors,
-    Vectors,
-    array_of,
-    part,
-    require_labelled,
-)
+from zcpipe.parzc.predictors.base import Context, Floats, Parameters, Prediction, Range, Vectors, require_labelled
 from zcpipe.parzc.training import Scaled, Settings, fit_ensemble, predict
 
 _TRAINING: Mapping[str, Range] = {

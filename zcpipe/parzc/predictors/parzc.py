@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import DataError, UsageError, unknown_name
+from zcpipe.parzc.arrays import Tensors, part, prefixed, scores_of
 from zcpipe.parzc.encodings import Scores
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import (
+    PARTS,
     Context,
     Fitted,
     Floats,
@@ -21,11 +23,8 @@ from zcpipe.parzc.predictors.base import (
     Prediction,
     Predictor,
     Range,
-    Tensors,
     Vectors,
-    array_of,
-    part,
-    prefixed,
+    part_of,
     require_labelled,
 )
 from zcpipe.parzc.predictors.targets import Scale
@@ -41,6 +40,7 @@ class FittedMembers:
     """
 
     members: tuple[Fitted, ...]
+    parts: tuple[NDArray[np.int64], ...]  # the features that each sees
     scores: Scores  # of each member's predictions
     scale: Scale  # from targets to the means of the scores
 
@@ -50,7 +50,7 @@ class FittedMembers:
         Raises:
             UsageError: another number of features.
         """
-        found = [member.predict(x) for member in self.members]
+        found = [member.predict(x[:, own]) for member, own in zip(self.members, self.parts, strict=True)]
         means = np.stack([one.mean for one in found], axis=1)
         return Prediction(self.scale.back(_combined(self.scores, means)), spread(found))
 
@@ -70,7 +70,8 @@ class Parzc(Parameters):
     """The mean of the normal scores of several predictors' predictions.
 
     Attributes:
-        members: name and parameters of each.
+        members: name and parameters of each. Behind the name may stand ``:statistics``, ``:proxies`` or ``:both`` for
+            the part of the features that it sees; who would see none is left out.
     """
 
     name: ClassVar[str] = "parzc"
@@ -87,44 +88,59 @@ class Parzc(Parameters):
             UsageError: as `Predictor.fit`, or no member is a network that could start from another.
         """
         require_labelled(x, y)
+        heard = self._heard(context)
         members = tuple(
-            predictor.fit(x, y, Context(context.coordinates, context.layout, context.population, start), seed)
-            for predictor, start in zip(self._predictors(), self._starts(context.init), strict=True)
+            learner.fit(x[:, own], y, context.part(own, start), seed)
+            for (learner, own), start in zip(heard, self._starts(context.init, len(heard)), strict=True)
         )
-        means = np.stack([member.predict(context.population).mean for member in members], axis=1)
+        parts = tuple(own for _, own in heard)
+        found = [member.predict(context.population[:, own]).mean for member, own in zip(members, parts, strict=True)]
+        means = np.stack(found, axis=1)
         scores = Scores.fit(means, np.zeros(len(members), bool))
-        return FittedMembers(members, scores, matched(means.mean(axis=1), _combined(scores, means)))
+        return FittedMembers(members, parts, scores, matched(means.mean(axis=1), _combined(scores, means)))
 
     def restore(
         self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context
     ) -> FittedMembers:
         """See `Predictor.restore`."""
         records = record.get("members")
-        predictors = self._predictors()
-        if not (isinstance(records, list) and len(records) == len(predictors)):
-            raise DataError(f"the record of {self.name} is not that of {len(predictors)} members")
+        heard = self._heard(context)
+        if not (isinstance(records, list) and len(records) == len(heard)):
+            raise DataError(f"the record of {self.name} is not that of {len(heard)} members")
         if not all(isinstance(one, dict) for one in records):
             raise DataError(f"the record of {self.name} has a member that is no record")
         members = tuple(
-            predictor.restore(one, part(tensors, str(number)), context)
-            for number, (predictor, one) in enumerate(zip(predictors, records, strict=True))
+            learner.restore(one, part(tensors, str(number)), context.part(own))
+            for number, ((learner, own), one) in enumerate(zip(heard, records, strict=True))
         )
         scale = Scale.restore(part(tensors, "scale"))
-        return FittedMembers(members, _scores(part(tensors, "scores"), len(members)), scale)
+        scores = scores_of(part(tensors, "scores"), len(members))
+        return FittedMembers(members, tuple(own for _, own in heard), scores, scale)
 
-    def _predictors(self) -> list[Predictor]:
+    def _heard(self, context: Context) -> list[tuple[Predictor, NDArray[np.int64]]]:
+        """Return the members that see any features, and which."""
         from zcpipe.parzc.predictors import predictor  # which lists this one
 
-        if any(name == self.name for name, _ in self.members):
-            raise UsageError(f"{self.name} cannot be a member of itself")
-        return [predictor(name, parameters) for name, parameters in self.members]
+        heard = []
+        for text, parameters in self.members:
+            name, _, features = text.partition(":")
+            if name == self.name:
+                raise UsageError(f"{self.name} cannot be a member of itself")
+            if features not in ("", *PARTS):
+                raise unknown_name("part of the features", features, PARTS)
+            learner, own = predictor(name, parameters), part_of(context.coordinates, features or "all")
+            if len(own):
+                heard.append((learner, own))
+        if not heard:
+            raise UsageError(f"no member of {self.name} sees any of the features; name statistics or proxies for them")
+        return heard
 
-    def _starts(self, init: Fitted | None) -> list[Fitted | None]:
+    def _starts(self, init: Fitted | None, members: int) -> list[Fitted | None]:
         from zcpipe.parzc.predictors.mabn import FittedNetworks
 
         if init is None:
-            return [None] * len(self.members)
-        if not isinstance(init, FittedMembers) or len(init.members) != len(self.members):
+            return [None] * members
+        if not isinstance(init, FittedMembers) or len(init.members) != members:
             raise UsageError(f"{self.name} cannot start from a model of other members; give --init one of its own")
         starts: list[Fitted | None] = [one if isinstance(one, FittedNetworks) else None for one in init.members]
         if not any(starts):
@@ -169,12 +185,3 @@ def _combined(scores: Scores, means: Floats) -> Floats:  # [n, members] -> [n]
     scores.encode(means, encoded)
     result: Floats = encoded.astype(np.float64).mean(axis=1)
     return result
-
-
-def _scores(tensors: Mapping[str, NDArray[Any]], members: int) -> Scores:
-    values = array_of(tensors, "values", np.float64, (None,))
-    offsets = array_of(tensors, "offsets", np.int64, (members + 1,))
-    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 1).any():
-        raise DataError("the normal scores of the members do not fit them")
-    low, high = (array_of(tensors, name, np.float32, (members,)) for name in ("low", "high"))
-    return Scores(values, array_of(tensors, "scores", np.float32, values.shape), offsets, low, high)

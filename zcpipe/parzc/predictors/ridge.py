@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from zcpipe.errors import DataError
+from zcpipe.parzc.arrays import Tensors, array_of, part, prefixed
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import (
     Context,
@@ -18,11 +19,7 @@ from zcpipe.parzc.predictors.base import (
     Parameters,
     Prediction,
     Range,
-    Tensors,
     Vectors,
-    array_of,
-    part,
-    prefixed,
     require_labelled,
     require_no_start,
     require_vectors,

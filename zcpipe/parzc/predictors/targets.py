@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
-from zcpipe.parzc.predictors.base import Floats, Tensors, array_of
+from zcpipe.parzc.arrays import Tensors, array_of
+from zcpipe.parzc.predictors.base import Floats
 from zcpipe.rank import ranks
 
 Shown = Literal["scores", "raw"]
