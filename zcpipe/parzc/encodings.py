@@ -2,9 +2,9 @@
 
 "minmax" is ParZC's: each architecture's values of one statistic go to [0, 1] within the architecture (`scale_within`).
 The others see a coordinate over the population, which they are fitted on once and frozen with: "zscore" standardises,
-"log" standardises a signed logarithm (`Standard`), "rank" takes the normal score of the mid-rank (`Scores`), "live-rank"
-that among the values other than 0, which stays 0 (`LiveScores`). A proxy is one value an architecture, so that "minmax"
-takes it to [0, 1] over the population (`Span`).
+"log" standardises a signed logarithm (`Standard`), "rank" takes the normal score of the mid-rank (`Scores`), and
+"live-rank" that among the values other than 0, which stays 0 (`LiveScores`). A proxy is one value an architecture, so
+that "minmax" takes it to [0, 1] over the population (`Span`).
 
 Infinities are data, the worst or best value there is, and have a finite place in each:
 

@@ -9,14 +9,15 @@ from zcpipe.errors import unknown_name
 from zcpipe.parzc.predictors.base import Context, Fitted, Prediction, Predictor
 from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
 from zcpipe.parzc.predictors.extra_trees import ExtraTrees
+from zcpipe.parzc.predictors.gaussian_process import GaussianProcess
 from zcpipe.parzc.predictors.mabn import Mabn, PublishedMabn
 from zcpipe.parzc.predictors.parzc import Parzc
 from zcpipe.parzc.predictors.ridge import Ridge
 
 __all__ = ["PREDICTORS", "Context", "Fitted", "Prediction", "Predictor", "predictor"]
 
-PREDICTORS: Mapping[str, type[ExtraTrees | BoostedTrees | Ridge | Mabn | PublishedMabn | Parzc]] = {
-    kind.name: kind for kind in (Parzc, Mabn, PublishedMabn, ExtraTrees, BoostedTrees, Ridge)
+PREDICTORS: Mapping[str, type[ExtraTrees | BoostedTrees | GaussianProcess | Ridge | Mabn | PublishedMabn | Parzc]] = {
+    kind.name: kind for kind in (Parzc, Mabn, PublishedMabn, ExtraTrees, BoostedTrees, GaussianProcess, Ridge)
 }
 
 

@@ -79,7 +79,7 @@ class FittedProcess:
 
     def tensors(self) -> Tensors:
         """Return the arrays that it consists of."""
-        own = {"x": self.x, "target": self.target, "parameters": self.parameters}
+        own: Tensors = {"x": self.x, "target": self.target, "parameters": self.parameters}
         return {**own, **prefixed(self.scale.tensors(), "scale")}
 
     @cached_property
@@ -102,14 +102,14 @@ class FittedProcess:
 
 
 class GaussianProcess(Parameters):
-    """A sum of squared-exponential kernels, one for each kind of feature, whose parameters the marginal likelihood sets.
+    """Squared-exponential kernels, one for each kind of feature, summed; the marginal likelihood sets their parameters.
 
     A kernel's distances are mean squared differences over its features. A weak prior keeps the logarithms of all
     parameters near 0, and that of the noise's deviation near -1.
 
     Attributes:
         shown: what it sees of the targets, see `Scale`.
-        likelihood_rows: at most so many of the labelled rows, the first, set the parameters; all are learnt from.
+        likelihood_rows: at most so many of the labelled rows set the parameters; all are learnt from.
     """
 
     name: ClassVar[str] = "gaussian-process"
@@ -119,18 +119,19 @@ class GaussianProcess(Parameters):
     likelihood_rows: int = Field(default=defaults.GP_LIKELIHOOD_ROWS, ge=10)
 
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedProcess:
-        """See `Predictor.fit`; nothing is random."""
+        """See `Predictor.fit`; the seed says which rows set the parameters where there are too many."""
         require_labelled(x, y)
         require_no_start(self.name, context)
         scale = Scale.fit(y, self.shown)
         target = scale.show(y)
         groups = kinds(context.coordinates)
-        some = slice(0, self.likelihood_rows)
+        some = np.sort(np.random.default_rng(seed).permutation(len(y))[: self.likelihood_rows])
         distances = squared_distances(x[some], x[some], groups)
         start = np.concatenate([np.zeros(len(groups)), np.full(len(groups), 0.5), [-1.0]])
         found = minimize(
-            lambda parameters: objective(parameters, distances, target[some]),
+            objective,
             start,
+            args=(distances, target[some]),
             jac=True,
             method="L-BFGS-B",
             bounds=[(-4.0, 4.0)] * len(start),
@@ -138,7 +139,9 @@ class GaussianProcess(Parameters):
         )
         return FittedProcess(x, target, groups, found.x, scale)
 
-    def restore(self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context) -> FittedProcess:
+    def restore(
+        self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context
+    ) -> FittedProcess:
         """See `Predictor.restore`."""
         groups = kinds(context.coordinates)
         x = array_of(tensors, "x", np.float32, (None, len(context.coordinates)))
