@@ -3,63 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zcpipe import cli_parzc_options as options
 from zcpipe.cli_table import Json, TableDir
-from zcpipe.errors import DataError, UsageError
 from zcpipe.printing import finite, print_grid, print_json
-from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
-    from zcpipe.parzc.parallel import Pool
     from zcpipe.parzc.protocol import Row
-    from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
-    from zcpipe.table import Table
 
 parzc_app = typer.Typer(
     no_args_is_help=True,
     help="Learn a ranking from the statistics of nodes (ParZC): train on the labels of a few architectures, rank all.",
 )
-
-_Truth = Annotated[Path, typer.Option(help="Parquet file with a text column 'arch' and the labels.")]
-_Target = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the truth file that is learnt.")]
-_Statistics = Annotated[
-    str | None,
-    typer.Option(metavar="NAMES", help="Statistics to learn from, such as snip@layer. [default: all of the table]"),
-]
-_Proxies = Annotated[
-    str | None,
-    typer.Option(metavar="NAMES", help="Scalar columns to learn from, params and macs too. [default: all]"),
-]
-_Encoding = Annotated[
-    Literal["rank", "zscore", "log", "minmax"],
-    typer.Option(help="How values are encoded: rank, zscore, log, or minmax as published."),
-]
-_Alignment = Annotated[
-    Literal["slots", "packed"],
-    typer.Option(help="slots: a feature is a place in the network; packed: live nodes first, as published."),
-]
-_Graph = Annotated[bool, typer.Option("--graph", help="Learn from the operations of the cell as well.")]
-_Predictor = Annotated[str, typer.Option(help="parzc, mabn, mabn-published, extra-trees, boosted-trees or ridge.")]
-_Parameters = Annotated[
-    Path | None, typer.Option(help="JSON file of the predictor's parameters, such as zcpipe parzc tune writes.")
-]
-_Seed = Annotated[int, typer.Option(help="Seed of the draw of architectures and of the training.")]
-_Workers = Annotated[int | None, typer.Option(help="Train in so many processes. [default: in this one]")]
-_Nodes = Annotated[int | None, typer.Option(help="Train on so many nodes of a Ray cluster.")]
-_Address = Annotated[
-    str | None, typer.Option(help="With --nodes: the cluster. [default: RAY_ADDRESS, or the one on this machine]")
-]
-_SimulateNodes = Annotated[
-    int | None, typer.Option(help="Try nodes out: start so many on this machine, and train on them.")
-]
-_SAMPLES = "a count, or a share of the architectures with labels and features, such as 20%"
 
 
 @parzc_app.command(
@@ -69,28 +30,28 @@ _SAMPLES = "a count, or a share of the architectures with labels and features, s
 )
 def train(
     directory: TableDir,
-    truth: _Truth,
-    target: _Target,
+    truth: options.Truth,
+    target: options.Target,
     out: Annotated[Path, typer.Option(help="The model's file to make (safetensors); nothing is overwritten.")],
     samples: Annotated[
-        str | None, typer.Option(help=f"Architectures to learn from: {_SAMPLES}. [default: all labelled ones]")
+        str | None, typer.Option(help=f"Architectures to learn from: {options.SAMPLES}. [default: all labelled ones]")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Train so many times and predict the mean.")] = 1,
-    predictor: _Predictor = "parzc",
-    parameters: _Parameters = None,
+    predictor: options.Predictor = "parzc",
+    parameters: options.Parameters = None,
     init: Annotated[
         Path | None, typer.Option(help="Start the networks' weights from this model, of the same features (transfer).")
     ] = None,
-    statistics: _Statistics = None,
-    proxies: _Proxies = None,
-    encoding: _Encoding = "rank",
-    alignment: _Alignment = "slots",
-    graph: _Graph = False,
-    seed: _Seed = 0,
-    workers: _Workers = None,
-    nodes: _Nodes = None,
-    address: _Address = None,
-    simulate_nodes: _SimulateNodes = None,
+    statistics: options.Statistics = None,
+    proxies: options.Proxies = None,
+    encoding: options.Encoding = "rank",
+    alignment: options.Alignment = "slots",
+    graph: options.Graph = False,
+    seed: options.Seed = 0,
+    workers: options.Workers = None,
+    nodes: options.Nodes = None,
+    address: options.Address = None,
+    simulate_nodes: options.SimulateNodes = None,
     as_json: Json = False,
 ) -> None:
     """Train a predictor on the labels of some architectures of a table, and write it to a file.
@@ -105,13 +66,13 @@ def train(
     from zcpipe.table import open_table
 
     learner = read_predictor(predictor, parameters)
-    pool = _pool(workers, nodes, address, simulate_nodes)
-    _require_new(out)
+    pool = options.make_pool(workers, nodes, address, simulate_nodes)
+    options.require_new(out)
     start = None if init is None else Model.load(init)
     table = open_table(directory)
-    spec = _spec(table, statistics, proxies, encoding, alignment, graph)
+    spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     labels = Labels.read(table, truth, target)
-    with _progress("training") as progress:
+    with options.show_progress("training") as progress:
         model = train_model(
             table,
             labels,
@@ -161,7 +122,7 @@ def predict(
     from zcpipe.table import open_table
     from zcpipe.table.files import publish
 
-    _require_new(out)
+    options.require_new(out)
     rows = Model.load(model).predict(open_table(directory))
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
@@ -180,9 +141,9 @@ def predict(
 )
 def evaluate(
     directory: TableDir,
-    truth: _Truth,
+    truth: options.Truth,
     target: Annotated[str, typer.Option(metavar="COLUMN", help="Column that the ranking is tested by.")],
-    samples: Annotated[str, typer.Option(help=f"Numbers of architectures to learn from, each {_SAMPLES}.")],
+    samples: Annotated[str, typer.Option(help=f"Numbers of architectures to learn from, each {options.SAMPLES}.")],
     train_target: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column that is learnt. [default: the target]")
     ] = None,
@@ -198,15 +159,15 @@ def evaluate(
     parameters: Annotated[
         list[Path] | None, typer.Option(help="JSON file of a predictor's parameters; for several give it again.")
     ] = None,
-    statistics: _Statistics = None,
-    proxies: _Proxies = None,
-    encoding: _Encoding = "rank",
-    alignment: _Alignment = "slots",
-    graph: _Graph = False,
-    workers: _Workers = None,
-    nodes: _Nodes = None,
-    address: _Address = None,
-    simulate_nodes: _SimulateNodes = None,
+    statistics: options.Statistics = None,
+    proxies: options.Proxies = None,
+    encoding: options.Encoding = "rank",
+    alignment: options.Alignment = "slots",
+    graph: options.Graph = False,
+    workers: options.Workers = None,
+    nodes: options.Nodes = None,
+    address: options.Address = None,
+    simulate_nodes: options.SimulateNodes = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Print all that needs no training, too, not only the best and the sizes.")
     ] = False,
@@ -224,13 +185,13 @@ def evaluate(
     from zcpipe.parzc.protocol import evaluate as evaluate_methods
     from zcpipe.table import open_table
 
-    pool = _pool(workers, nodes, address, simulate_nodes)
+    pool = options.make_pool(workers, nodes, address, simulate_nodes)
     table = open_table(directory)
-    spec = _spec(table, statistics, proxies, encoding, alignment, graph)
+    spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     asked = read_methods(methods.split(","), parameters or [], spec)
     tested = Labels.read(table, truth, target)
     learnt = tested if train_target is None else Labels.read(table, truth, train_target)
-    with _progress("evaluating") as progress:
+    with options.show_progress("evaluating") as progress:
         rows = evaluate_methods(
             table, tested, learnt, spec, asked, samples.split(","), seeds, pool=pool, progress=progress
         )
@@ -249,21 +210,21 @@ def evaluate(
 )
 def importance(
     directory: TableDir,
-    truth: _Truth,
-    target: _Target,
-    samples: Annotated[str, typer.Option(help=f"Architectures to learn from: {_SAMPLES}.")],
+    truth: options.Truth,
+    target: options.Target,
+    samples: Annotated[str, typer.Option(help=f"Architectures to learn from: {options.SAMPLES}.")],
     seeds: Annotated[int, typer.Option(help="Repeat with so many draws and seeds.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Write the numbers to this Parquet file.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw them to this file (.png, .pdf or .svg).")] = None,
-    statistics: _Statistics = None,
-    proxies: _Proxies = None,
-    encoding: _Encoding = "rank",
-    alignment: _Alignment = "slots",
-    graph: _Graph = False,
-    workers: _Workers = None,
-    nodes: _Nodes = None,
-    address: _Address = None,
-    simulate_nodes: _SimulateNodes = None,
+    statistics: options.Statistics = None,
+    proxies: options.Proxies = None,
+    encoding: options.Encoding = "rank",
+    alignment: options.Alignment = "slots",
+    graph: options.Graph = False,
+    workers: options.Workers = None,
+    nodes: options.Nodes = None,
+    address: options.Address = None,
+    simulate_nodes: options.SimulateNodes = None,
     as_json: Json = False,
 ) -> None:
     """Measure which places in the networks, and which statistics, boosted trees rank by.
@@ -275,14 +236,14 @@ def importance(
     from zcpipe.parzc.labels import Labels
     from zcpipe.table import open_table
 
-    pool = _pool(workers, nodes, address, simulate_nodes)
+    pool = options.make_pool(workers, nodes, address, simulate_nodes)
     for path in (out, figure):
         if path is not None:
-            _require_new(path)
+            options.require_new(path)
     table = open_table(directory)
-    spec = _spec(table, statistics, proxies, encoding, alignment, graph)
+    spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     labels = Labels.read(table, truth, target)
-    with _progress("training") as progress:
+    with options.show_progress("training") as progress:
         rows = measure_importance(table, labels, spec, samples, seeds, pool=pool, progress=progress)
     if out is not None:
         save_importance(rows, out)
@@ -306,19 +267,19 @@ def importance(
 )
 def tune(
     directory: TableDir,
-    truth: _Truth,
-    target: _Target,
-    samples: Annotated[str, typer.Option(help=f"Labelled architectures to choose by: {_SAMPLES}.")],
-    predictor: _Predictor,
+    truth: options.Truth,
+    target: options.Target,
+    samples: Annotated[str, typer.Option(help=f"Labelled architectures to choose by: {options.SAMPLES}.")],
+    predictor: options.Predictor,
     out: Annotated[Path | None, typer.Option(help="Write the best parameters to this JSON file.")] = None,
     trials: Annotated[int, typer.Option(help="How many parameters to try; the first are the defaults.")] = 50,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 3,
-    statistics: _Statistics = None,
-    proxies: _Proxies = None,
-    encoding: _Encoding = "rank",
-    alignment: _Alignment = "slots",
-    graph: _Graph = False,
-    seed: _Seed = 0,
+    statistics: options.Statistics = None,
+    proxies: options.Proxies = None,
+    encoding: options.Encoding = "rank",
+    alignment: options.Alignment = "slots",
+    graph: options.Graph = False,
+    seed: options.Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Choose a predictor's parameters with optuna, by cross-validation on the labelled architectures alone.
@@ -331,11 +292,11 @@ def tune(
     from zcpipe.table.files import publish
 
     if out is not None:
-        _require_new(out)
+        options.require_new(out)
     table = open_table(directory)
-    spec = _spec(table, statistics, proxies, encoding, alignment, graph)
+    spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     labels = Labels.read(table, truth, target)
-    with _progress("tuning") as progress:
+    with options.show_progress("tuning") as progress:
         tried = choose(
             table,
             labels,
@@ -354,61 +315,6 @@ def tune(
         print_json({"best": best, "trials": [finite(asdict(one)) for one in tried]})
         return
     print_grid(["kendall", "parameters"], [[f"{one.kendall:.4f}", json.dumps(one.parameters)] for one in tried[:10]])
-
-
-def _spec(
-    table: Table,
-    statistics: str | None,
-    proxies: str | None,
-    encoding: Encoding,
-    alignment: Alignment,
-    graph: bool,
-) -> FeatureSpec:
-    from zcpipe.parzc.choice import choose_spec
-
-    spec, left_out = choose_spec(
-        table, _names(statistics), _names(proxies), encoding=encoding, alignment=alignment, graph=graph
-    )
-    if left_out:
-        typer.echo(
-            f"left out, for more than 1 % of the rows lack them: {', '.join(left_out)}; name features to have them",
-            err=True,
-        )
-    return spec
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _pool(workers: int | None, nodes: int | None, address: str | None, simulate_nodes: int | None) -> Pool:
-    from zcpipe.parzc.parallel import Pool
-    from zcpipe.run.nodes.cluster import Cluster
-
-    if nodes is not None and simulate_nodes is not None:
-        raise UsageError("--nodes and --simulate-nodes exclude each other; give one")
-    count = nodes if simulate_nodes is None else simulate_nodes
-    if count is None:
-        if address is not None:
-            raise UsageError("--address is for trainings on nodes; give --nodes N as well")
-        return Pool(workers)
-    return Pool(workers, Cluster(count, address, simulated=simulate_nodes is not None))
-
-
-def _require_new(path: Path) -> None:
-    """Refuse to overwrite before the work, which may take long; writing decides."""
-    if path.exists():
-        raise DataError(f"{path}: exists already and is not overwritten; give another name or remove it")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no directory {path.parent}; make it first")
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Any]:
-    from zcpipe.progress import trainings_done
-
-    with terminable(), trainings_done(title) as progress:
-        yield progress
 
 
 def _print_rows(rows: Sequence[Row], everything: bool) -> None:
