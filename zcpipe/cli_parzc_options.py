@@ -28,8 +28,8 @@ Proxies = Annotated[
     typer.Option(metavar="NAMES", help="Scalar columns to learn from, params and macs too. [default: all]"),
 ]
 Encoding = Annotated[
-    Literal["rank", "zscore", "log", "minmax"],
-    typer.Option(help="How values are encoded: rank, zscore, log, or minmax as published."),
+    Literal["live-rank", "rank", "zscore", "log", "minmax"],
+    typer.Option(help="How values are encoded: live-rank (0 apart, as places that are empty), rank, zscore, log, or minmax as published."),
 ]
 Alignment = Annotated[
     Literal["slots", "packed"],
