@@ -34,7 +34,7 @@ def train(
     target: options.Target,
     out: Annotated[Path, typer.Option(help="The model's file to make (safetensors); nothing is overwritten.")],
     samples: Annotated[
-        str | None, typer.Option(help=f"Architectures to learn from: {options.SAMPLES}. [default: all labelled ones]")
+        str | None, typer.Option(help=f"Architectures to learn from: {options.SAMPLES}. (default: all labelled ones)")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Train so many times and predict the mean.")] = 1,
     predictor: options.Predictor = "parzc",
@@ -145,7 +145,7 @@ def evaluate(
     target: Annotated[str, typer.Option(metavar="COLUMN", help="Column that the ranking is tested by.")],
     samples: Annotated[str, typer.Option(help=f"Numbers of architectures to learn from, each {options.SAMPLES}.")],
     train_target: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that is learnt. [default: the target]")
+        str | None, typer.Option(metavar="COLUMN", help="Column that is learnt. (default: the target)")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Repeat with so many draws and seeds.")] = 10,
     methods: Annotated[

@@ -21,11 +21,11 @@ Truth = Annotated[Path, typer.Option(help="Parquet file with a text column 'arch
 Target = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the truth file that is learnt.")]
 Statistics = Annotated[
     str | None,
-    typer.Option(metavar="NAMES", help="Statistics to learn from, such as snip@layer. [default: all of the table]"),
+    typer.Option(metavar="NAMES", help="Statistics to learn from, such as snip@layer. (default: all of the table)"),
 ]
 Proxies = Annotated[
     str | None,
-    typer.Option(metavar="NAMES", help="Scalar columns to learn from, params and macs too. [default: all]"),
+    typer.Option(metavar="NAMES", help="Scalar columns to learn from, params and macs too. (default: all)"),
 ]
 Encoding = Annotated[
     Literal["live-rank", "rank", "zscore", "log", "minmax"],
@@ -41,10 +41,10 @@ Parameters = Annotated[
     Path | None, typer.Option(help="JSON file of the predictor's parameters, such as zcpipe parzc tune writes.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the draw of architectures and of the training.")]
-Workers = Annotated[int | None, typer.Option(help="Train in so many processes. [default: in this one]")]
+Workers = Annotated[int | None, typer.Option(help="Train in so many processes. (default: in this one)")]
 Nodes = Annotated[int | None, typer.Option(help="Train on so many nodes of a Ray cluster.")]
 Address = Annotated[
-    str | None, typer.Option(help="With --nodes: the cluster. [default: RAY_ADDRESS, or the one on this machine]")
+    str | None, typer.Option(help="With --nodes: the cluster. (default: RAY_ADDRESS, or the one on this machine)")
 ]
 SimulateNodes = Annotated[
     int | None, typer.Option(help="Try nodes out: start so many on this machine, and train on them.")
