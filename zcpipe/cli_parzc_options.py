@@ -29,14 +29,21 @@ Proxies = Annotated[
 ]
 Encoding = Annotated[
     Literal["live-rank", "rank", "zscore", "log", "minmax"],
-    typer.Option(help="How values are encoded: live-rank (0 apart, as places that are empty), rank, zscore, log, or minmax as published."),
+    typer.Option(
+        help="How values are encoded: live-rank (0, an empty place, apart), rank, zscore, log, or minmax as published."
+    ),
 ]
 Alignment = Annotated[
     Literal["slots", "packed"],
     typer.Option(help="slots: a feature is a place in the network; packed: live nodes first, as published."),
 ]
 Graph = Annotated[bool, typer.Option("--graph", help="Learn from the operations of the cell as well.")]
-Predictor = Annotated[str, typer.Option(help="parzc, mabn, mabn-published, extra-trees, boosted-trees or ridge.")]
+Predictor = Annotated[
+    str,
+    typer.Option(
+        help="parzc, mabn, mabn-published, gaussian-process, extra-trees, boosted-trees or ridge.", metavar="NAME"
+    ),
+]
 Parameters = Annotated[
     Path | None, typer.Option(help="JSON file of the predictor's parameters, such as zcpipe parzc tune writes.")
 ]

@@ -70,8 +70,7 @@ class FittedProcess:
             padded[: len(x[rows])] = x[rows]
             centre, spread = self._posterior(padded)
             mean[rows], deviation[rows] = centre[: len(x[rows])], spread[: len(x[rows])]
-        low, high = self.scale.back(mean - deviation), self.scale.back(mean + deviation)
-        return Prediction(self.scale.back(mean), (high - low) / 2)
+        return self.scale.prediction(mean, deviation)
 
     def record(self) -> dict[str, Any]:
         """Return what it is besides its arrays: nothing."""

@@ -13,13 +13,15 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from zcpipe.errors import DataError, UsageError
-from zcpipe.parzc.arrays import Tensors, array_of, part
+from zcpipe.parzc.arrays import Tensors, array_of, part, prefixed
 from zcpipe.parzc.mabn import MABN, PublishedMABN
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import Context, Floats, Parameters, Prediction, Range, Vectors, require_labelled
+from zcpipe.parzc.predictors.targets import Scale, Shown
 from zcpipe.parzc.training import Scaled, Settings, fit_ensemble, predict
 
 _TRAINING: Mapping[str, Range] = {
+    "shown": Range(choices=("scores", "raw")),
     "dropout": Range(0.0, 0.5),
     "settings.learning_rate": Range(1e-4, 1e-2, log=True),
     "settings.weight_decay": Range(1e-5, 1e-1, log=True),
@@ -36,6 +38,7 @@ class FittedNetworks:
     models: tuple[Scaled, ...]
     samples: int
     seed: int
+    scale: Scale  # of the targets
 
     def predict(self, x: Vectors) -> Prediction:
         """Predict by Monte Carlo; the draws are the same each time.
@@ -43,7 +46,7 @@ class FittedNetworks:
         Raises:
             UsageError: another number of features.
         """
-        return Prediction(*predict(self.models, x, self.samples, self.seed))
+        return self.scale.prediction(*predict(self.models, x, self.samples, self.seed))
 
     def record(self) -> dict[str, Any]:
         """Return what it is besides its arrays."""
@@ -51,11 +54,10 @@ class FittedNetworks:
 
     def tensors(self) -> Tensors:
         """Return the arrays that it consists of."""
-        return {
-            f"{member}.{name}": tensor.numpy()
-            for member, model in enumerate(self.models)
-            for name, tensor in model.state_dict().items()
-        }
+        tensors = prefixed(self.scale.tensors(), "scale")
+        for member, model in enumerate(self.models):
+            tensors |= {f"{member}.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
+        return tensors
 
 
 class _Networks(Parameters):
@@ -73,8 +75,9 @@ class _Networks(Parameters):
                 network.load_state_dict(start[next(starts) % len(start)])
             return network
 
-        fitted = fit_ensemble(make, x, y, self._settings, seed)
-        return FittedNetworks(tuple(one.model for one in fitted), self._settings.mc_samples, seed)
+        scale = Scale.fit(y, self._shown)
+        fitted = fit_ensemble(make, x, scale.show(y), self._settings, seed)
+        return FittedNetworks(tuple(one.model for one in fitted), self._settings.mc_samples, seed, scale)
 
     def restore(
         self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context
@@ -85,8 +88,10 @@ class _Networks(Parameters):
             raise DataError(f"the record of {self.name} has no seed")
         with torch.device("meta"):  # a size that no array has costs nothing
             shapes = Scaled(self._network(context)).state_dict()
-        if len(tensors) != members * len(shapes):
-            raise DataError(f"{len(tensors)} arrays are not those of {members} networks of {len(shapes)} each")
+        scale = Scale.restore(part(tensors, "scale"))
+        held_arrays = sum(not name.startswith("scale.") for name in tensors)
+        if held_arrays != members * len(shapes):
+            raise DataError(f"{held_arrays} arrays are not those of {members} networks of {len(shapes)} each")
         models = []
         for member in range(members):
             held = part(tensors, str(member))
@@ -95,12 +100,16 @@ class _Networks(Parameters):
             model = Scaled(self._network(context)).eval()
             model.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
             models.append(model)
-        return FittedNetworks(tuple(models), self._settings.mc_samples, seed)
+        return FittedNetworks(tuple(models), self._settings.mc_samples, seed, scale)
 
     name: ClassVar[str]
 
     @property
     def _settings(self) -> Settings:
+        raise NotImplementedError
+
+    @property
+    def _shown(self) -> Shown:
         raise NotImplementedError
 
     def _network(self, context: Context) -> nn.Module:
@@ -146,6 +155,7 @@ class Mabn(_Networks):
     token_hidden: int = Field(default=defaults.MABN["token_hidden"], ge=1, le=16384)
     channel_hidden: int = Field(default=defaults.MABN["channel_hidden"], ge=1, le=16384)
     dropout: float = Field(default=defaults.MABN["dropout"], ge=0, lt=1)
+    shown: Shown = "scores"
     settings: Settings = Settings(**defaults.MABN["settings"])
 
     @field_validator("settings", mode="before")
@@ -156,6 +166,10 @@ class Mabn(_Networks):
     @property
     def _settings(self) -> Settings:
         return self.settings
+
+    @property
+    def _shown(self) -> Shown:
+        return self.shown
 
     def _network(self, context: Context) -> nn.Module:
         return MABN(
@@ -189,6 +203,7 @@ class PublishedMabn(_Networks):
     dim: int = Field(default=defaults.PUBLISHED["dim"], ge=2, le=8192)
     depth: int = Field(default=defaults.PUBLISHED["depth"], ge=1, le=64)
     dropout: float = Field(default=defaults.PUBLISHED["dropout"], ge=0, lt=1)
+    shown: Shown = "raw"
     settings: Settings = Settings(**defaults.PUBLISHED["settings"])
 
     @field_validator("settings", mode="before")
@@ -199,6 +214,10 @@ class PublishedMabn(_Networks):
     @property
     def _settings(self) -> Settings:
         return self.settings
+
+    @property
+    def _shown(self) -> Shown:
+        return self.shown
 
     def _network(self, context: Context) -> nn.Module:
         return PublishedMABN(

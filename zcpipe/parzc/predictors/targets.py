@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
 from zcpipe.parzc.arrays import Tensors, array_of
-from zcpipe.parzc.predictors.base import Floats
+from zcpipe.parzc.predictors.base import Floats, Prediction
 from zcpipe.rank import ranks
 
 Shown = Literal["scores", "raw"]
@@ -54,6 +54,14 @@ class Scale:
     def back(self, shown: Floats) -> Floats:
         """Map what was predicted to targets, an array of any shape."""
         return _along(shown, self.shown, self.values, self.slope)
+
+    def prediction(self, mean: Floats, deviation: Floats) -> Prediction:
+        """Make a prediction of targets from one of what is shown, [n] each.
+
+        The deviation is a half of what lies between the targets of one deviation below and above.
+        """
+        low, high = self.back(mean - deviation), self.back(mean + deviation)
+        return Prediction(self.back(mean), (high - low) / 2)
 
     def tensors(self) -> Tensors:
         """Return the arrays that it consists of."""
