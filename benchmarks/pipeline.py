@@ -12,6 +12,8 @@
   row and the last in which none was being scored.
 - ``scaling_2``: AZ-NAS of the same cells of NAS-Bench-201, rows a second of two workers over those of one, the median
   over interleaved pairs, from the first row to the last; ``busy``: seconds of scoring over seconds of two workers.
+- ``independent_2``: the same of two processes that score these cells each for itself, without supervisor or workers,
+  over one such process: what the machine's two cores allow, because they share caches and memory.
 
 Before anything is reported the tables are compared: every row once, and one worker's equal to two workers' bit for bit
 in every column but ``seconds``.
@@ -25,20 +27,24 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import psutil
+import torch
 
 from benchmarks.aznas import print_result
 from zcpipe.run import Event, Range, RunSpec, Sample, run
 from zcpipe.run.events import Committed, Scored
 from zcpipe.run.nodes.cluster import Cluster
+from zcpipe.run.process import worker_environment
 from zcpipe.run.workers import WorkersExecutor
 from zcpipe.table import open_table
 
@@ -135,8 +141,21 @@ def overhead(out: Path, architectures: int) -> float:
     return 1 - timed(spec, out, CORES, "Sleeper").busy / CORES
 
 
+def alone(spec: RunSpec) -> float:
+    """Score in this process and return rows a second."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as out:
+        return timed(spec, Path(out) / "table", None).rate
+
+
+def independent(spec: RunSpec, processes: int) -> float:
+    """Measure rows a second of processes that score the same at once and know nothing of each other."""
+    with patch.dict(os.environ, worker_environment()), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return sum(pool.map(alone, [spec] * processes))
+
+
 def scaling(out: Path, cells: int, batch_size: int) -> dict[str, object]:
-    """Measure two workers against one."""
+    """Measure two workers against one, and two processes on their own against one."""
     spec = RunSpec(
         space="nasbench201",
         dataset="cifar10",
@@ -144,7 +163,7 @@ def scaling(out: Path, cells: int, batch_size: int) -> dict[str, object]:
         selection=Sample(n=cells),
         batch_size=batch_size,
     )
-    ratios, busy, tables = [], [], []
+    ratios, busy, baseline, tables = [], [], [], []
     for pair in range(PAIRS):
         clocks = {}
         for workers in (1, 2) if pair % 2 else (2, 1):
@@ -152,11 +171,15 @@ def scaling(out: Path, cells: int, batch_size: int) -> dict[str, object]:
             tables.append(open_table(out / f"{pair}-{workers}").to_arrow().drop_columns(["seconds"]))
         ratios.append(clocks[2].rate / clocks[1].rate)
         busy.append(clocks[2].busy / 2)
+        rates = {processes: independent(spec, processes) for processes in ((1, 2) if pair % 2 else (2, 1))}
+        baseline.append(rates[2] / rates[1])
     assert all(table.equals(tables[0]) for table in tables)
     return {
         "scaling_2": statistics.median(ratios),
         "scaling_2_spread": max(ratios) - min(ratios),
         "busy": statistics.median(busy),
+        "independent_2": statistics.median(baseline),
+        "independent_2_spread": max(baseline) - min(baseline),
     }
 
 

@@ -270,7 +270,7 @@ def test_lists(zcpipe):
         (("run", *RUN[:2], "--range", "5"), 2, "A:B"),
         (("run", *RUN[:2], "--range", "5:99999"), 2, "15625"),
         (("run", *RUN[:2], "--range", "5:9", "--sample", "3"), 2, "exclude each other"),
-        (("run", *RUN[:2], "--archs", "/nowhere/archs.txt"), 2, "/nowhere/archs.txt"),
+        (("run", *RUN[:2], "--archs", "/nowhere/archs.txt"), 4, "/nowhere/archs.txt"),
         (("run", *RUN[:2], "--batch-size", "0"), 2, "batch_size"),
         (("run", *RUN[:2], "--protocol", "papr"), 2, "protocol"),
         (("run", *RUN[:2], "--inputs", "cifr10:x"), 2, "did you mean cifar10"),

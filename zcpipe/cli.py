@@ -19,7 +19,7 @@ from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
 from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
-from zcpipe.printing import finite, number, print_grid, print_json, print_records, reasons_of
+from zcpipe.printing import counted, finite, number, print_grid, print_json, print_records, reasons_of
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial rows; 4 data or identity mismatch;
@@ -65,7 +65,7 @@ def status(directory: TableDir, as_json: Json = False) -> None:
     state = "complete" if found.complete else f"{found.missing} to go"
     if found.missing and found.rows == found.planned:
         state = f"{found.missing} lack the proxies of a group"
-    typer.echo(f"{found.rows} of {found.planned} rows in {found.shards} shards: {state}")
+    typer.echo(f"{found.rows} of {counted(found.planned, 'row')} in {counted(found.shards, 'shard')}: {state}")
     if len(found.groups) > 1:
         for group in found.groups:
             typer.echo(f"  {group.rows} of {group.planned} in {group.path}: {', '.join(group.proxies)}")
@@ -88,7 +88,7 @@ def rank(
         ),
     ] = "logrank",
     proxies: Annotated[
-        str | None, typer.Option(help="What to aggregate: proxies or groups. [default: the aggregate's own, or aznas]")
+        str | None, typer.Option(help="What to aggregate: proxies or groups. (default: the aggregate's own, or aznas)")
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the best to print.")] = 10,
     as_json: Json = False,

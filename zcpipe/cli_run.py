@@ -29,7 +29,7 @@ def run(
     space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
     proxies: Annotated[str, typer.Option(help="Proxies or groups, separated by commas; see zcpipe proxies.")] = "aznas",
     out: Annotated[
-        str | None, typer.Option(help="The table's directory, or s3://... [default: runs/<space>-<identity>]")
+        str | None, typer.Option(help="The table's directory, or s3://... (default: runs/<space>-<identity>)")
     ] = None,
     sample: Annotated[int | None, typer.Option(help="Score the first N random draws under the seed.")] = None,
     range_: Annotated[str | None, typer.Option("--range", metavar="A:B", help="Score indices A to B-1.")] = None,
@@ -37,33 +37,33 @@ def run(
         Path | None, typer.Option(help="Score a file's architectures, one a line; or official JSON files.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Shape of the task. [default: that of official files, or the space's first]")
+        str | None, typer.Option(help="Shape of the task. (default: that of official files, or the space's first)")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
     resolution: Annotated[
-        int | None, typer.Option(help="Side of the images in pixels. [default: the dataset's own]")
+        int | None, typer.Option(help="Side of the images in pixels. (default: the dataset's own)")
     ] = None,
     inputs: Annotated[
         str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
     ] = "noise",
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
     repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="Worker processes. [default: score in this process]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes. (default: score in this process)")] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds an architecture may take in a worker process. [default: 600]")
+        float | None, typer.Option(help="Seconds an architecture may take in a worker process. (default: 600)")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory that a worker process may hold, like 4GiB. [default: its share of 90 %]")
+        str | None, typer.Option(help="Memory that a worker process may hold, like 4GiB. (default: its share of 90 %)")
     ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Score rows anew whose status is error, timeout or memory.")
     ] = False,
     nodes: Annotated[int | None, typer.Option(help="Score on so many nodes of a Ray cluster.")] = None,
     address: Annotated[
-        str | None, typer.Option(help="With --nodes: the cluster. [default: RAY_ADDRESS, or the one on this machine]")
+        str | None, typer.Option(help="With --nodes: the cluster. (default: RAY_ADDRESS, or the one on this machine)")
     ] = None,
     actors_per_node: Annotated[
-        int | None, typer.Option(help="Scoring processes on each node. [default: by cores, memory and GPUs]")
+        int | None, typer.Option(help="Scoring processes on each node. (default: by cores, memory and GPUs)")
     ] = None,
     gpus_per_actor: Annotated[
         float, typer.Option(help="Share of a GPU for each: 1, 0.5, 0.25 ...; 0 scores on the CPU.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zcpipe.printing import counted
+
 if TYPE_CHECKING:
     from zcpipe.table import Rewritten
 
@@ -61,4 +63,6 @@ def _print(made: Rewritten, as_json: bool) -> None:
         typer.echo(json.dumps({**asdict(made), "path": str(made.path)}))
         return
     groups = f", {made.groups} groups of columns" if made.groups > 1 else ""
-    typer.echo(f"{made.path}: {made.rows} rows in {made.files} files (from {made.sources}){groups}")
+    typer.echo(
+        f"{made.path}: {counted(made.rows, 'row')} in {counted(made.files, 'file')} (from {made.sources}){groups}"
+    )

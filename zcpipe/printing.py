@@ -106,9 +106,14 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, allow_nan=False))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts, as in "1 row" and "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def reasons_of(reasons: Mapping[str, int]) -> list[str]:
     """Return the most frequent reasons of failures as lines, and where the others are."""
     most = list(itertools.islice(reasons.items(), _REASONS))
-    lines = [f"{count} rows: {reason}" for reason, count in most]
+    lines = [f"{counted(count, 'row')}: {reason}" for reason, count in most]
     left = len(reasons) - len(most)
-    return [*lines, f"{left} more reasons are in the column failures"] if left else lines
+    return [*lines, f"{counted(left, 'more reason')} in the column failures"] if left else lines

@@ -83,7 +83,7 @@ def test_the_commands(tmp_path: Path) -> None:
     for name, selection in (("a", Range(start=0, stop=9)), ("b", Range(start=9, stop=24))):
         run(spec(selection=selection), tmp_path / name)
     text = zcpipe("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "new")
-    assert text == f"{tmp_path / 'new'}: 24 rows in 1 files (from 4)\n"
+    assert text == f"{tmp_path / 'new'}: 24 rows in 1 file (from 4)\n"
     found = json.loads(zcpipe("compact", tmp_path / "new", "--out", tmp_path / "more", "--rows-per-file", 10, "--json"))
     assert found == {"path": str(tmp_path / "more"), "rows": 24, "files": 3, "groups": 1, "sources": 1}
     assert inspect.signature(compact_command).parameters["rows_per_file"].default == ROWS_PER_FILE

@@ -23,6 +23,7 @@ from zcpipe.proxies import list_proxies
 from zcpipe.rank.population import correlate_table, rank_table
 from zcpipe.run import All, Archs, Range, RunSpec, Sample, describe, run
 from zcpipe.run.events import Committed, Event, Planned, Scored
+from zcpipe.run.work import Progress
 from zcpipe.table import open_table, status
 from zcpipe.table.groups import companion, find_groups
 from zcpipe.table.store import locked, require_header
@@ -323,8 +324,8 @@ def test_another_run_that_was_faster_is_noticed(tmp_path: Path, monkeypatch: pyt
     out, plan_of = tmp_path / "t", supervisor.prepare
     for first, second in ((("expressivity",), ("trainability",)), (("complexity",), ("progressivity",))):
 
-        def slow(asked: RunSpec, where: Path, others: tuple[str, ...] = second) -> object:
-            planned = plan_of(asked, where)
+        def slow(asked: RunSpec, where: Path, progress: Progress, others: tuple[str, ...] = second) -> object:
+            planned = plan_of(asked, where, progress)
             monkeypatch.setattr(supervisor, "prepare", plan_of)
             run(spec(others, selection=Sample(n=2)), out)
             return planned

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from zcpipe.run import show_progress
-from zcpipe.run.events import Committed, Event, Joined, Left, Planned, Scored, Warned
+from zcpipe.run.events import Committed, Drawn, Event, Joined, Left, Planned, Scored, Warned
 
 EVENTS: list[Event] = [Planned(10, 2), Warned("mixed builds"), Scored(3, 0), Scored(4, 2), Committed(Path("x"), 7)]
 
@@ -31,6 +31,15 @@ def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zcpipe.run.progress._LINE_SECONDS", 0.0)
     *_, last = shown(terminal=False, quiet=False).splitlines()
     assert last.startswith("9/10 architectures, ") and last.endswith("2 failed")
+
+
+def test_drawing_is_shown_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr(f"{__name__}.EVENTS", [Drawn(2000, 3000), Planned(3000, 0), Scored(1, 0)])
+    drawn, scored = shown(terminal=False, quiet=False).splitlines()
+    assert drawn == "2000/3000 architectures drawn" and scored.startswith("1/3000 architectures, ")
+    monkeypatch.setattr(f"{__name__}.EVENTS", [Drawn(2000, 3000)])
+    assert "drawing" in shown(terminal=True, quiet=False)
 
 
 def test_quiet_keeps_warnings() -> None:

@@ -155,6 +155,13 @@ def spec(**fields: object) -> RunSpec:
     return RunSpec.model_validate({"space": "hazards", "dataset": "tiny", "proxies": ("params",), **fields})
 
 
+def test_who_waits_for_many_draws_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    spec = RunSpec(space="nds/resnet", dataset="cifar10", proxies=("params",), selection=Sample(n=2500))
+    plan(spec, lambda done, total: told.append((done, total)))
+    assert told == [(1000, 2500), (2000, 2500)]
+
+
 def test_selections_of_a_space() -> None:
     assert plan(spec()).indices.tolist() == list(range(24))
     assert plan(spec(selection=Range(start=3, stop=6))).indices.tolist() == [3, 4, 5]

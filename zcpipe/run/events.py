@@ -8,6 +8,14 @@ from zcpipe.table.place import Place
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """So many of the random architectures to come are drawn, before the run is planned; told every thousand or so."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Planned:
     """A run is about to begin."""
 
@@ -59,4 +67,4 @@ class Left:
     reason: str
 
 
-Event = Planned | Scored | Committed | Warned | Joined | Left
+Event = Drawn | Planned | Scored | Committed | Warned | Joined | Left

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zcpipe.errors import CapabilityError, DataError
 from zcpipe.proxies import list_proxies
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import WorkList, plan, sized
+from zcpipe.run.work import Progress, WorkList, plan, silent, sized
 from zcpipe.scoring.columns import COUNTS, Column
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.groups import Group, find_groups, next_group
@@ -62,11 +62,12 @@ class Plan:
         return reduce(np.intersect1d, [job.present() for job in self.jobs], self.work.indices)
 
 
-def prepare(spec: RunSpec, out: str | Place | None) -> Plan:
+def prepare(spec: RunSpec, out: str | Place | None, progress: Progress = silent) -> Plan:
     """Fit a spec to the table that is already there, if any, and plan its rows.
 
     Each proxy is computed in the group that holds it, the table itself before the others, and what none holds in a
-    group of its own. A group that holds none of the proxies is left as it is.
+    group of its own. A group that holds none of the proxies is left as it is. ``progress`` is told (architectures drawn
+    so far, architectures to draw).
 
     Raises what `zcpipe.run.run` raises before it computes.
     """
@@ -75,7 +76,7 @@ def prepare(spec: RunSpec, out: str | Place | None) -> Plan:
     if not found:
         spec = sized(spec)
         group = Group(out, Header(ClassScorer(spec).columns, spec.record(), spec.identity()))
-        return Plan(out, found, group.header, [Job(spec, group, exists=False)], plan(spec))
+        return Plan(out, found, group.header, [Job(spec, group, exists=False)], plan(spec, progress))
     base = found[0].header
     check_identity(out, base.identity, spec.identity())
     jobs, asked = [], dict.fromkeys(spec.proxies)
@@ -91,7 +92,7 @@ def prepare(spec: RunSpec, out: str | Place | None) -> Plan:
         further = _adopt(spec, base, tuple(asked))
         header = Header(ClassScorer(further).columns, further.record(), further.identity())
         jobs.append(Job(further, Group(next_group(out), header), exists=False))
-    return Plan(out, found, base, jobs, plan(jobs[0].spec))
+    return Plan(out, found, base, jobs, plan(jobs[0].spec, progress))
 
 
 def _adopt(spec: RunSpec, header: Header, proxies: Sequence[str]) -> RunSpec:

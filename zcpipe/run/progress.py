@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from zcpipe.run.events import Event, Joined, Left, Planned, Scored, Warned
+from zcpipe.run.events import Drawn, Event, Joined, Left, Planned, Scored, Warned
 
 _LINE_SECONDS = 30.0
 
@@ -28,7 +28,7 @@ def show_progress(*, quiet: bool = False, console: Console | None = None) -> Ite
         yield _Quiet(console)
     elif console.is_terminal:
         with Progress(
-            TextColumn("scoring"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
@@ -78,14 +78,16 @@ class _Bar(_Places):
     def __init__(self, console: Console, bar: Progress) -> None:
         super().__init__(console)
         self._bar = bar
-        self._task = bar.add_task("", total=None, failed="", places="")
+        self._task = bar.add_task("scoring", total=None, failed="", places="")
         self._failed = 0
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
         self._bar.update(self._task, places=self.places)
-        if isinstance(event, Planned):
-            self._bar.reset(self._task, total=event.rows, completed=event.present)
+        if isinstance(event, Drawn):
+            self._bar.update(self._task, description="drawing", total=event.total, completed=event.done)
+        elif isinstance(event, Planned):
+            self._bar.reset(self._task, description="scoring", total=event.rows, completed=event.present)
         elif isinstance(event, Scored):
             self._failed += event.failed
             shown = f"[red]{self._failed} failed" if self._failed else ""
@@ -107,7 +109,13 @@ class _Lines(_Places):
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        if isinstance(event, Planned):
+        if isinstance(event, Drawn):
+            if time.monotonic() - self._shown >= _LINE_SECONDS:
+                self._shown = time.monotonic()
+                text = f"{event.done}/{event.total} architectures drawn"
+                self._console.print(text, soft_wrap=True, highlight=False)
+        elif isinstance(event, Planned):
+            self._started = time.monotonic()
             self._rows, self._done = event.rows, event.present
         elif isinstance(event, Scored):
             self._done += event.rows

@@ -53,13 +53,12 @@ class Archs(_Frozen):
         """Read one text per line.
 
         Raises:
-            UsageError: the file cannot be opened.
-            DataError: it is not text.
+            DataError: the file cannot be read, or is not text.
         """
         try:
             texts = tuple(path.read_text("utf-8-sig").splitlines())  # some editors begin a file with a mark
         except OSError as error:
-            raise UsageError(
+            raise DataError(
                 f"cannot read {path}: {(error.strerror or str(error)).lower()}; name a text file"
             ) from error
         except UnicodeDecodeError as error:

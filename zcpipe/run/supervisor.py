@@ -16,7 +16,7 @@ from zcpipe.errors import UsageError
 from zcpipe.proxies import resolve
 from zcpipe.run.assembly import Assembly
 from zcpipe.run.blame import Blame
-from zcpipe.run.events import Event, Planned, Warned
+from zcpipe.run.events import Drawn, Event, Planned, Warned
 from zcpipe.run.executor import Done, Executor, Lease
 from zcpipe.run.inprocess import InProcessExecutor
 from zcpipe.run.job import Job, Plan, prepare
@@ -93,13 +93,17 @@ def run(
     """
     started = time.monotonic()
     _check_options(spec, workers, timeout, cluster)
-    plan = prepare(spec, out)
+
+    def drawn(done: int, total: int) -> None:
+        on_event(Drawn(done, total))
+
+    plan = prepare(spec, out, drawn)
     if cluster is not None and not retry_errors and len(plan.done()) == len(plan.work.indices):
         cluster = None  # nothing to connect for
     executors = _executors(workers, timeout, cluster, memory, on_event)
     with executors as executor_for, locked(plan.out, plan.base) as store:
         if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
-            plan = prepare(spec, plan.out)
+            plan = prepare(spec, plan.out, drawn)
         rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]
         kept = [there.index[~np.isin(there.status, RETRIED)] if retry_errors else there.index for there in rows]
         planned = len(plan.work.indices)

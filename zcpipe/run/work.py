@@ -26,9 +26,17 @@ from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Sp
 from zcpipe.spaces.classes import key_classes
 
 Indices = NDArray[np.int64]
+Progress = Callable[[int, int], None]  # told (draws done, draws in all)
 
 _SHARDS = 1024  # of which a large table consists, more or less
 _CLASSES = (64, 4096)  # the fewest and the most that a shard has unless it is told: what a death can cost, and files
+
+
+_TOLD = 1000  # after how many draws the progress is told
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +132,22 @@ class DrawList:
     """
 
     def __init__(
-        self, space: Space[Architecture], seed: int, n: int, draws_per_shard: int, dataset: str | None = None
+        self,
+        space: Space[Architecture],
+        seed: int,
+        n: int,
+        draws_per_shard: int,
+        dataset: str | None = None,
+        progress: Progress = silent,
     ) -> None:
         self._space = space
         self._sample = _sampler(space, seed, dataset)
         self._per_shard = draws_per_shard
-        digests = np.fromiter((index_of(self._draw(draw)[1]) for draw in range(n)), np.int64, n)
+        digests = np.empty(n, np.int64)
+        for draw in range(n):
+            if draw and draw % _TOLD == 0:
+                progress(draw, n)
+            digests[draw] = index_of(self._draw(draw)[1])
         self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
 
     def shards(self, present: Indices) -> Iterator[Shard]:
@@ -240,8 +258,12 @@ def sized(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update={"classes_per_shard": min(max(size, fewest), largest)})
 
 
-def plan(spec: RunSpec) -> WorkList:
+def plan(spec: RunSpec, progress: Progress = silent) -> WorkList:
     """Turn the selection of a spec into its rows, in shards of the size that the spec says.
+
+    Args:
+        spec: the run.
+        progress: told how many architectures of a sample are drawn, where that can take its time.
 
     Raises:
         UsageError: unknown space or dataset, a selection that is empty or does not fit the space, malformed texts.
@@ -253,7 +275,7 @@ def plan(spec: RunSpec) -> WorkList:
         raise unknown_name("dataset", spec.dataset, space.datasets)
     if isinstance(space, EnumerableSpace):
         return ClassList(space, _members(space, spec), per_shard)
-    return _unindexed(space, spec, per_shard)
+    return _unindexed(space, spec, per_shard, progress)
 
 
 def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
@@ -277,11 +299,11 @@ def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
                 return np.array([space.index(arch) for arch in parsed], np.int64)
 
 
-def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int) -> WorkList:
+def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int, progress: Progress) -> WorkList:
     match spec.selection:
         case Sample(n=n):
             _check_sample(n)
-            return DrawList(space, spec.seed, n, per_shard, spec.dataset)
+            return DrawList(space, spec.seed, n, per_shard, spec.dataset, progress)
         case Archs() as archs:
             return TextList((text_of(space, arch) for arch in _parse(space, archs)), per_shard)
         case _:
