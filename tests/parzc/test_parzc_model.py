@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from zcpipe.parzc.labels import Labels
 from zcpipe.parzc.model import Model, train
 from zcpipe.parzc.parallel import Pool
 from zcpipe.parzc.predictors import predictor
-from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
 from zcpipe.rank import ranks
 
 QUICK = {"epochs": 5, "members": 2, "mc_samples": 2}
@@ -70,6 +71,16 @@ def test_a_file_predicts_what_its_model_does_to_the_bit(model, saved, directory)
     assert loaded.to_bytes() == model.to_bytes()
     with pytest.raises(DataError, match="exists"):
         model.save(saved)
+
+
+@pytest.mark.parametrize("encoding", get_args(Encoding))
+@pytest.mark.parametrize("alignment", get_args(Alignment))
+def test_features_of_every_kind_survive_the_file(encoding, alignment, directory, truth, tmp_path):
+    spec = SPEC.model_copy(update={"encoding": encoding, "alignment": alignment})
+    model = make(directory, truth, "ridge", samples="20", spec=spec)
+    model.save(tmp_path / "model")
+    table = open_table(directory)
+    assert Model.load(tmp_path / "model").predict(table) == model.predict(table)
 
 
 def test_a_table_of_other_weights_is_predicted_and_one_of_another_recipe_is_not(model, tables):

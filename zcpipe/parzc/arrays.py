@@ -83,7 +83,7 @@ def require_codings(tensors: Mapping[str, NDArray[Any]], spec: FeatureSpec, colu
         width = sum(columns.get(name, 0) for name in of_kind)
         if not of_kind:
             continue
-        if spec.encoding == "rank":
+        if spec.encoding in ("rank", "live-rank"):
             scores_of(part(tensors, kind), width)
             continue
         for name in _OF_CODING[spec.encoding]:
