@@ -102,7 +102,7 @@ def test_tables_of_other_spaces_or_without_the_columns_are_refused(directory, tr
 
 def test_rows_without_a_feature_are_null(directory):
     snip = statistic("snip@layer", ("stem", "classifier"))
-    values = [[float(i), 1.0] for i in range(12)]
+    values = [[float(i + 1), 1.0] for i in range(12)]
     held = table({snip: [*values, None, [np.nan, 1.0]]})
     labels = Labels("test", "higher", np.arange(14.0))
     found = train(held, labels, FeatureSpec(statistics=("snip@layer",)), predictor("ridge")).predict(held)
