@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 import zcpipe
+from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
 from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
@@ -38,6 +39,7 @@ app.add_typer(truth_app, name="truth")
 app.add_typer(spaces_app, name="spaces")
 app.command(epilog=EXAMPLES)(run)
 app.add_typer(table_app)
+app.add_typer(parzc_app, name="parzc")
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +82,10 @@ def rank(
     directory: TableDir,
     method: Annotated[
         str,
-        typer.Option(help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies."),
+        typer.Option(
+            help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies; or "
+            "training-free ParZC, such as parzc-sinusoidal, which takes statistics as --proxies."
+        ),
     ] = "logrank",
     proxies: Annotated[
         str | None, typer.Option(help="What to aggregate: proxies or groups. (default: the aggregate's own, or aznas)")
@@ -89,10 +94,12 @@ def rank(
     as_json: Json = False,
 ) -> None:
     """Rank a table's architectures by an aggregate of proxies, over the population the table holds."""
+    from zcpipe.parzc.free import VARIANTS, rank_free
     from zcpipe.rank.population import rank_table
     from zcpipe.table import open_table
 
-    population, ranked = rank_table(open_table(directory), method, proxies, top)
+    rank_by = rank_free if method in VARIANTS else rank_table
+    population, ranked = rank_by(open_table(directory), method, proxies, top)
     if as_json:
         rows = [{**asdict(row), "proxies": finite(row.proxies)} for row in ranked]
         print_json({"method": method, "population": population, "rows": rows})

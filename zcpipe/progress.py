@@ -42,6 +42,13 @@ def networks_done(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def trainings_done(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many trainings are done; otherwise as `bytes_read`."""
+    with _bar(title, MofNCompleteColumn()) as update:
+        yield update
+
+
+@contextmanager
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), amount, TimeRemainingColumn())

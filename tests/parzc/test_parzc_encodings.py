@@ -15,7 +15,7 @@ DOUBLES = hnp.arrays(
     st.tuples(st.integers(1, 12), st.integers(1, 4)),
     elements=st.floats(-1e150, 1e150, allow_subnormal=False) | st.sampled_from([-np.inf, np.inf]),
 )
-OVER_POPULATION = ("log", "rank", "zscore", "minmax")
+OVER_POPULATION = ("log", "rank", "live-rank", "zscore", "minmax")
 ENCODINGS = st.sampled_from(OVER_POPULATION)
 
 
@@ -35,13 +35,18 @@ def scaled(values, live=None):
     return values
 
 
+def in_order(column, of_column, encoding):
+    """Whether what comes of a column grows with it; among ranks of live places, 0 stands apart."""
+    compared = column != 0 if encoding == "live-rank" else np.ones(len(column), bool)
+    return (np.diff(of_column[compared][np.argsort(column[compared], kind="stable")]) >= 0).all()
+
+
 @given(POPULATIONS | DOUBLES, ENCODINGS, st.booleans())
 def test_whatever_the_values_what_comes_out_is_finite_and_in_their_order(values, encoding, take_log):
     x = encoded(fitted(encoding, values, take_log), values)
     assert np.isfinite(x).all()
     for column, of_column in zip(values.T, x.T, strict=True):
-        order = np.argsort(column, kind="stable")
-        assert (np.diff(of_column[order]) >= 0).all()
+        assert in_order(column, of_column, encoding)
 
 
 @given(POPULATIONS, POPULATIONS, ENCODINGS, st.booleans())
@@ -50,7 +55,7 @@ def test_rows_that_no_population_had_are_finite_and_in_order_too(values, others,
     x = encoded(fitted(encoding, values[:, :width], take_log), others[:, :width])
     assert np.isfinite(x).all()
     for column, of_column in zip(others.T, x.T, strict=False):
-        assert (np.diff(of_column[np.argsort(column, kind="stable")]) >= 0).all()
+        assert in_order(column, of_column, encoding)
 
 
 @given(POPULATIONS, ENCODINGS, st.data())
@@ -87,6 +92,16 @@ def test_only_the_order_of_values_matters_to_rank(values):
     squeezed = np.exp(values.astype(np.float64) / 10)
     assume(all(len(np.unique(a)) == len(np.unique(b)) for a, b in zip(values.T, squeezed.T, strict=True)))
     np.testing.assert_array_equal(encoded(fitted("rank", values), values), encoded(fitted("rank", squeezed), squeezed))
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 3)), elements=VALUES))
+def test_live_ranks_are_those_among_values_other_than_0_which_stays_0(values):
+    x = encoded(fitted("live-rank", values), values)
+    for column, of_column in zip(values.T, x.T, strict=True):
+        live = column != 0
+        expected = norm.ppf((rankdata(column[live]) - 0.5) / max(live.sum(), 1))
+        np.testing.assert_allclose(of_column[live], expected, rtol=1e-5, atol=1e-6)
+        assert (of_column[~live] == 0).all()
 
 
 def test_a_large_population_is_ranked_off_a_grid():

@@ -36,7 +36,7 @@ SPECS = st.builds(
     FeatureSpec,
     statistics=st.sampled_from([("snip@layer",), ("expressivity@block", "synflow@layer", "snip@layer")]),
     proxies=st.sampled_from([(), ("params",)]),
-    encoding=st.sampled_from(["minmax", "log", "rank", "zscore"]),
+    encoding=st.sampled_from(["minmax", "log", "rank", "live-rank", "zscore"]),
     alignment=st.sampled_from(["slots", "packed"]),
     graph=st.booleans(),
 )
@@ -212,7 +212,7 @@ def test_an_empty_table():
     population = table({SNIP: [[1, 2, 3, 4], [1, 2, 4, 3]], PARAMS: [1, 2]})
     empty = table({SNIP: [], PARAMS: []})
     for alignment in ("slots", "packed"):
-        for encoding in ("minmax", "log", "rank", "zscore"):
+        for encoding in ("minmax", "log", "rank", "live-rank", "zscore"):
             spec = FeatureSpec(statistics=["snip@layer"], proxies=["params"], encoding=encoding, alignment=alignment)
             encoder = Encoder.fit(population, spec)
             assert encoder.encode(empty).x.shape == (0, 5)

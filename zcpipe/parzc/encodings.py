@@ -2,17 +2,19 @@
 
 "minmax" is ParZC's: each architecture's values of one statistic go to [0, 1] within the architecture (`scale_within`).
 The others see a coordinate over the population, which they are fitted on once and frozen with: "zscore" standardises,
-"log" standardises a signed logarithm (`Standard`), "rank" takes the normal score of the mid-rank (`Scores`). A proxy is
-one value an architecture, so that "minmax" takes it to [0, 1] over the population (`Span`).
+"log" standardises a signed logarithm (`Standard`), "rank" takes the normal score of the mid-rank (`Scores`), and
+"live-rank" that among the values other than 0, which stays 0 (`LiveScores`). A proxy is one value an architecture, so
+that "minmax" takes it to [0, 1] over the population (`Span`).
 
 Infinities are data, the worst or best value there is, and have a finite place in each:
 
 - minmax: that of the smallest or largest finite value, so 0 or 1;
 - zscore, log: one standard deviation beyond the smallest or largest finite value of the population, where further
   values of other tables are clipped, too;
-- rank: they are values as others, tied among each other.
+- rank, live-rank: they are values as others, tied among each other.
 
-All encodings are weakly monotone in each coordinate, save minmax, which is so within an architecture. What is fitted
+All encodings are weakly monotone in each coordinate, save minmax, which is so within an architecture, and live-rank,
+which is so among values other than 0. What is fitted
 works through a few columns at a time: besides its argument it needs some arrays of 32 MiB, or of one column in double
 precision where that is more.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,11 @@ class Coding(Protocol):
 def fit_coding(encoding: Encoding, values: Reals, take_log: Bools) -> Coding:
     """Fit an encoding of single coordinates; see `Coding.fit`. ``take_log`` counts for "log" alone."""
     return _CODINGS[encoding].fit(values, take_log if encoding == "log" else np.zeros_like(take_log))
+
+
+def of_proxies(encoding: Encoding) -> Encoding:
+    """Return how proxies are encoded beside statistics: a proxy of 0 is a value as others, not an empty place."""
+    return "rank" if encoding == "live-rank" else encoding
 
 
 def restore_coding(encoding: Encoding, tensors: Mapping[str, NDArray[Any]]) -> Coding:
@@ -193,6 +200,8 @@ class Scores:
     values whose scores are about evenly spaced, and those between are off by no more than two neighbours are apart.
     """
 
+    LIVE: ClassVar[bool] = False  # whether values of 0 stay apart
+
     values: Floats  # the points of all coordinates, ascending within each
     scores: NDArray[np.float32]  # theirs
     offsets: NDArray[np.int64]  # [k + 1]: where each coordinate's points begin
@@ -202,10 +211,15 @@ class Scores:
     @classmethod
     def fit(cls, values: Reals, take_log: Bools) -> Self:
         """See `Coding.fit`."""
-        n, width = values.shape
+        width = values.shape[1]
         low, high = np.zeros(width, np.float32), np.zeros(width, np.float32)
         kept: list[tuple[Floats, NDArray[np.float32]]] = []
         for k, column in _columns(values):
+            column = column[column != 0] if cls.LIVE else column
+            if not column.size:
+                kept.append((np.zeros(1), np.zeros(1, np.float32)))
+                continue
+            n = len(column)
             column.sort()
             starts = np.flatnonzero(np.r_[True, column[1:] != column[:-1]])
             counts = np.diff(starts, append=n)
@@ -236,6 +250,8 @@ class Scores:
             found = np.minimum(scores[left] + share * (scores[right] - scores[left]), scores[right])
             found[np.isneginf(column)] = self.low[k]
             found[np.isposinf(column)] = self.high[k]
+            if self.LIVE:
+                found[column == 0] = 0.0
             out[:, k] = found
 
     def tensors(self) -> Tensors:
@@ -243,11 +259,21 @@ class Scores:
         return asdict(self)
 
 
+class LiveScores(Scores):
+    """Normal scores as `Scores` gives them, among the values that are not 0, while 0 becomes 0, the middle of them.
+
+    A slot that nothing fills then says nothing, and does not press the others together at one end.
+    """
+
+    LIVE: ClassVar[bool] = True
+
+
 _CODINGS: Mapping[str, type[Span] | type[Standard] | type[Scores]] = {
     "minmax": Span,
     "log": Standard,
     "zscore": Standard,
     "rank": Scores,
+    "live-rank": LiveScores,
 }
 
 

@@ -9,7 +9,7 @@ are in the table.
 "packed", ParZC's: of each statistic the live nodes first and in order, then zeros up to the length of the longest
 architecture. A layer is live where ``num_layers@layer`` says so, if the table has that column when the encoder is
 fitted, and else where any of the chosen statistics is not exactly 0. All blocks are live. What is behind the live nodes
-is 0 before encoding by "log", "zscore" and "rank", and after "minmax".
+is 0 before encoding by "log", "zscore" and "rank", and after "minmax" and "live-rank".
 
 A row is usable if it has a value of all that is asked for. The others are outside the population and get zeros.
 
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError, reason_of
-from zcpipe.parzc.encodings import Coding, fit_coding, restore_coding, scale_within
+from zcpipe.parzc.encodings import Coding, fit_coding, of_proxies, restore_coding, scale_within
 from zcpipe.parzc.places import (
     Coordinate,
     Integers,
@@ -109,7 +109,8 @@ class Encoder:
             part = encoder._statistics
             encoder._codings["statistics"] = fit_coding(spec.encoding, x[:, part], take_log[part])
         if spec.proxies:
-            encoder._codings["proxies"] = fit_coding(spec.encoding, _scalars(rows), take_log[encoder._proxies])
+            values = _scalars(rows)
+            encoder._codings["proxies"] = fit_coding(of_proxies(spec.encoding), values, take_log[encoder._proxies])
         return encoder
 
     def encode(self, table: Table) -> Encoded:
@@ -177,7 +178,8 @@ class Encoder:
                 held.setdefault(kind, {})[name] = tensor
             fitted = ["statistics"] * bool(spec.statistics and spec.encoding != "minmax")
             fitted += ["proxies"] * bool(spec.proxies)
-            codings = {kind: restore_coding(spec.encoding, held[kind]) for kind in fitted}
+            encodings = {"statistics": spec.encoding, "proxies": of_proxies(spec.encoding)}
+            codings = {kind: restore_coding(encodings[kind], held[kind]) for kind in fitted}
             coordinates = [Coordinate(*described) for described in record["coordinates"]]
             return cls(spec, record["space"], record["live"], coordinates, codings)
         except (KeyError, TypeError, UsageError) as error:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 
 from zcpipe.errors import UsageError
 
-Encoding = Literal["minmax", "log", "rank", "zscore"]
+Encoding = Literal["minmax", "log", "rank", "live-rank", "zscore"]
 Alignment = Literal["slots", "packed"]
 
 
@@ -30,7 +30,7 @@ class FeatureSpec(BaseModel):
 
     statistics: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
-    encoding: Encoding = "rank"
+    encoding: Encoding = "live-rank"
     alignment: Alignment = "slots"
     graph: bool = False
 

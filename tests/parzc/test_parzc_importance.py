@@ -1,0 +1,115 @@
+"""Importance: what the target is made of counts, and nothing else does."""
+
+import json
+
+import numpy as np
+import pytest
+from parzc_tables import proxy, statistic, table
+
+from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc.importance import draw_importance, measure_importance, save_importance
+from zcpipe.parzc.labels import Labels
+from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
+from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.parzc.tuning import _folds, tune
+
+SLOTS = ("stem", "cells.0.layers.0", "classifier")
+SPEC = FeatureSpec(statistics=("snip@layer", "fisher@layer"), proxies=("params",))
+QUICK = BoostedTrees(depths=(2,), trees=(20,), rate=0.3, features=1.0)
+
+
+@pytest.fixture(scope="module")
+def held():
+    """Architectures whose target is the snip of one layer."""
+    rng = np.random.default_rng(0)
+    snip, fisher = rng.normal(size=(2, 120, 3)).astype(np.float32)
+    columns = {
+        statistic("snip@layer", SLOTS): snip.tolist(),
+        statistic("fisher@layer", SLOTS): fisher.tolist(),
+        proxy("params"): rng.normal(size=120),
+    }
+    return table(columns), Labels("test", "higher", snip[:, 1].astype(np.float64))
+
+
+@pytest.fixture(scope="module")
+def rows(held):
+    return measure_importance(*held, SPEC, "60", 2, learner=QUICK)
+
+
+def test_the_layer_and_statistic_that_matter_are_found(rows):
+    assert [(r.kind, r.name) for r in rows] == [
+        *(("node", slot) for slot in SLOTS),
+        *(("column", name) for name in ("snip@layer", "fisher@layer", "params")),
+    ]
+    by_name = {r.name: r for r in rows}
+    for name in ("cells.0.layers.0", "snip@layer"):
+        assert by_name[name].gain > 0.8
+        assert by_name[name].permutation > 0.5
+        assert by_name[name].gain_error >= 0
+    assert by_name["params"].gain < 0.2
+    assert abs(by_name["params"].permutation) < 0.2
+
+
+def test_gains_are_shares(rows):
+    for kind, most in (("node", 1.0), ("column", 1.0)):
+        assert 0 < sum(r.gain for r in rows if r.kind == kind) <= most + 1e-9
+    assert sum(r.gain for r in rows if r.kind == "column") == pytest.approx(1.0)
+
+
+def test_numbers_and_figures_are_files(rows, tmp_path):
+    import pyarrow.parquet as pq
+
+    save_importance(rows, tmp_path / "importance.parquet")
+    assert pq.read_table(tmp_path / "importance.parquet").to_pylist() == [vars(r) for r in rows]
+    draw_importance(rows, tmp_path / "importance.png")
+    assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="exists"):
+        draw_importance(rows, tmp_path / "importance.png")
+    with pytest.raises(DataError, match="no figure of that kind"):
+        draw_importance(rows, tmp_path / "importance.xyz")
+
+
+def test_tuning_chooses_by_the_labelled_rows_that_are_left_out(held):
+    table_, labels = held
+    told = []
+    options = {"samples": "40", "trials": 4, "seed": 1}
+    tried = tune(table_, labels, SPEC, "ridge", **options, progress=lambda *counts: told.append(counts))
+    assert [one.kendall for one in tried] == sorted((one.kendall for one in tried), reverse=True)
+    assert {} in [one.parameters for one in tried]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert tune(table_, labels, SPEC, "ridge", **options) == tried
+
+
+def test_tuning_sees_no_label_but_those_drawn(held):
+    from zcpipe.parzc.labels import draw
+
+    table_, labels = held
+    drawn = draw(120, 40, 0)
+    hidden = Labels("test", "higher", np.where(np.isin(np.arange(120), drawn), labels.values, -1e9))
+    assert tune(table_, labels, SPEC, "ridge", samples="40", trials=3) == tune(
+        table_, hidden, SPEC, "ridge", samples="40", trials=3
+    )
+
+
+def test_tuned_parameters_can_be_given(held):
+    tried = tune(*held, SPEC, "mabn", samples="20", trials=2, folds=2)
+    other = next(one for one in tried if one.parameters)
+    assert set(other.parameters["settings"]) == {"learning_rate", "weight_decay", "epochs", "batch_size", "loss"}
+    json.dumps(other.parameters)
+
+
+def test_folds_keep_keys_together_and_leave_enough():
+    keys = np.repeat(np.arange(20), 3)
+    fold = _folds(keys, 3, 0)
+    assert all(len(set(fold[keys == key])) == 1 for key in range(20))
+    with pytest.raises(DataError, match="too few for 3 folds that leave 10"):
+        _folds(np.arange(12), 3, 0)
+
+
+def test_what_cannot_be_tuned(held):
+    with pytest.raises(UsageError, match="parzc has no parameters to choose"):
+        tune(*held, SPEC, "parzc", samples="40")
+    with pytest.raises(UsageError, match="unknown predictor"):
+        tune(*held, SPEC, "rigde", samples="40")
+    with pytest.raises(UsageError, match="trials and folds"):
+        tune(*held, SPEC, "ridge", samples="40", trials=0)

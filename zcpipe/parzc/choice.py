@@ -1,0 +1,69 @@
+"""Which columns of a table are features where nobody says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from zcpipe.errors import DataError
+from zcpipe.parzc.rows import Lists
+from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
+from zcpipe.scoring.columns import Column
+from zcpipe.table import Table
+
+COVERAGE = 0.99
+"""The share of a table's rows that a column must have values in to be a feature unless it is named."""
+
+
+def choose_spec(
+    table: Table,
+    statistics: Sequence[str] | None = None,
+    proxies: Sequence[str] | None = None,
+    *,
+    encoding: Encoding = "live-rank",
+    alignment: Alignment = "slots",
+    graph: bool = False,
+) -> tuple[FeatureSpec, list[str]]:
+    """Choose features: what is named, and by default all statistics, proxies and counts of the table.
+
+    A row without a value of any feature is not usable. So, by default, columns that lack values in more than 1 % of
+    the rows are left out.
+
+    Returns:
+        The features, and the columns that were left out.
+
+    Raises:
+        UsageError: names that mean nothing.
+        DataError: the table has no statistics, though none are named that could do without.
+    """
+    held = [column for column in table.columns if column.kind == "statistic"]
+    if statistics is None and not held:
+        raise DataError(
+            "the table has no statistics of nodes to learn from; run zcpipe with proxies that have some (aznas, snip, "
+            'synflow ...), or name scalar --proxies and --statistics ""'
+        )
+    left_out: list[str] = []
+    chosen: dict[str, list[str]] = {}
+    for kind, given in (("statistics", statistics), ("proxies", proxies)):
+        if given is not None:
+            chosen[kind] = list(given)
+            continue
+        columns = [column for column in table.columns if (column.kind == "statistic") == (kind == "statistics")]
+        lacking = [c.name for c in columns if _coverage(table, c) < COVERAGE]
+        left_out += lacking
+        chosen[kind] = [column.name for column in columns if column.name not in lacking]
+    spec = FeatureSpec(
+        statistics=tuple(chosen["statistics"]),
+        proxies=tuple(chosen["proxies"]),
+        encoding=encoding,
+        alignment=alignment,
+        graph=graph,
+    )
+    return spec, left_out
+
+
+def _coverage(table: Table, column: Column) -> float:
+    if column.kind == "statistic":
+        return float(np.mean(Lists.of(table, column.name)[1]))
+    return float(np.mean(~np.isnan(table.values([column.name])[column.name])))

@@ -1,0 +1,145 @@
+"""Choosing a predictor's parameters by how it ranks labelled architectures that are left out, with optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zcpipe.errors import CapabilityError, DataError, UsageError
+from zcpipe.parzc.features import Encoder
+from zcpipe.parzc.labels import Labels, draw, parse_samples
+from zcpipe.parzc.parallel import Progress, one_thread
+from zcpipe.parzc.predictors import PREDICTORS, Context, predictor
+from zcpipe.parzc.predictors.base import Range
+from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.parzc.training import FEWEST
+from zcpipe.rank import correlate
+from zcpipe.table import Table
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Parameters, and the Kendall's tau of the predictions of the rows left out."""
+
+    parameters: dict[str, Any]
+    kendall: float
+
+
+def tune(
+    table: Table,
+    labels: Labels,
+    spec: FeatureSpec,
+    name: str,
+    *,
+    samples: str,
+    trials: int = 50,
+    folds: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Tried]:
+    """Search the ranges that a predictor states for the parameters that rank best what is left out.
+
+    Only the labelled architectures that are drawn are seen: the same that `zcpipe.parzc.model.train` draws under the
+    seed. Each fold leaves some out; architectures with one key are left out together. The first trial has the
+    defaults.
+
+    Args:
+        table: the architectures.
+        labels: their accuracies.
+        spec: what the features are made of.
+        name: of the predictor.
+        samples: how many labelled architectures to draw, as a count or a share ("20%").
+        trials: how many parameters to try.
+        folds: of the cross-validation.
+        seed: of the draw, the folds, the search and the trainings.
+        progress: told how many trials are done.
+
+    Returns:
+        What was tried, best first. Parameters hold only what differs from the defaults.
+
+    Raises:
+        UsageError: the predictor has nothing to choose, or a number is out of its range.
+        DataError: too few labels, or a constant target.
+        CapabilityError: optuna is not installed.
+    """
+    library = _import()
+    if name in PREDICTORS and not PREDICTORS[name].ranges:
+        raise UsageError(f"{name} has no parameters to choose; tune its members one by one")
+    if trials < 1 or folds < 2:
+        raise UsageError(f"trials and folds: got {trials} and {folds}, expected at least 1 and 2")
+    ranges = predictor(name).ranges
+    encoder = Encoder.fit(table, spec)
+    encoded = encoder.encode(table)
+    rows = labels.require(encoded.usable)
+    chosen = rows[draw(len(rows), parse_samples(samples, len(rows)), seed)]
+    x, y = encoded.x[chosen], labels.values[chosen]
+    keys = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    fold = _folds(keys[chosen], folds, seed)
+    context = Context.of(encoder.coordinates, encoded.x[encoded.usable])
+    found: list[Tried] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        parameters = _nested({key: _suggest(trial, key, of_key) for key, of_key in ranges.items()} if found else {})
+        learner = predictor(name, parameters)
+        predicted = np.empty(len(y))
+        with one_thread():
+            for left_out in range(folds):
+                inside, outside = fold != left_out, fold == left_out
+                predicted[outside] = learner.fit(x[inside], y[inside], context, seed).predict(x[outside]).mean
+        kendall = correlate(predicted, y).kendall
+        found.append(Tried(parameters, kendall))
+        if progress is not None:
+            progress(len(found), trials)
+        return float(np.nan_to_num(kendall, nan=-1.0))
+
+    library.logging.set_verbosity(library.logging.WARNING)
+    study = library.create_study(direction="maximize", sampler=library.samplers.TPESampler(seed=seed))
+    study.optimize(objective, n_trials=trials)
+    return sorted(found, key=lambda tried: -np.nan_to_num(tried.kendall, nan=-1.0))
+
+
+def _suggest(trial: optuna.Trial, name: str, of_name: Range) -> Any:  # noqa: ANN401 - a parameter
+    if of_name.choices:
+        return trial.suggest_categorical(name, of_name.choices)
+    return trial.suggest_float(name, of_name.low, of_name.high, log=of_name.log)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``settings.epochs`` into ``epochs`` of ``settings``."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        outer, _, inner = key.partition(".")
+        if inner:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[outer] = value
+    return nested
+
+
+def _folds(keys: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Number rows with folds, equal keys alike, in folds of about one size."""
+    _, number = np.unique(keys, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(int(number.max()) + 1)[number] % folds
+    sizes = np.bincount(fold, minlength=folds)
+    if len(keys) - sizes.max() < FEWEST or sizes.min() < 1:
+        raise DataError(
+            f"{len(keys)} labelled architectures are too few for {folds} folds that leave {FEWEST} to learn from; "
+            "give more --samples or other --folds"
+        )
+    result: NDArray[np.int64] = fold
+    return result
+
+
+def _import() -> Any:  # noqa: ANN401 - a module
+    try:
+        import optuna
+    except ImportError as error:
+        raise CapabilityError(f"tuning needs optuna ({error}); install it with pip install 'zcpipe[parzc]'") from error
+    return optuna
