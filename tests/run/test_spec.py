@@ -81,7 +81,7 @@ def test_architectures_from_a_file(tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"a\xffb")
     odd.write_text("a")
     assert spec(selection=Archs.from_file(odd)).model_dump_json()
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(DataError, match="no such file"):
         Archs.from_file(tmp_path / "absent")
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
