@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,22 +39,18 @@ def study(monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two tables of cells of NAS-Bench-201, the second as one of those of pipelines/spaces.py, with accuracies."""
+    """A table of cells of NAS-Bench-201 with accuracies, and the same as one of those of pipelines/spaces.py."""
     place = tmp_path_factory.mktemp("study")
-    for name in ("cells", "spaces/darts"):
-        sample = Sample(n=40 if name == "cells" else 30)
-        spec = RunSpec(
-            space="nasbench201", dataset="cifar10", proxies=PROXIES, selection=sample, batch_size=2, resolution=16
-        )
-        (place / name).parent.mkdir(exist_ok=True)
-        assert run(spec, place / name).failed == 0
-        rows = open_table(place / name).to_arrow(["arch", "params"])
-        noise = np.random.default_rng(0).normal(size=len(rows))
-        good = np.log(rows["params"].to_numpy()) + 0.1 * noise
-        columns = ("cifar10_test_200", "cifar10_val_200", "imagenet_test_50")
-        pq.write_table(
-            pa.table({"arch": rows["arch"], **dict.fromkeys(columns, good)}), place / f"{name}-truth.parquet"
-        )
+    spec = RunSpec(
+        space="nasbench201", dataset="cifar10", proxies=PROXIES, selection=Sample(n=32), batch_size=2, resolution=16
+    )
+    assert run(spec, place / "cells").failed == 0
+    rows = open_table(place / "cells").to_arrow(["arch", "params"])
+    good = np.log(rows["params"].to_numpy()) + 0.1 * np.random.default_rng(0).normal(size=len(rows))
+    columns = dict.fromkeys(("cifar10_test_200", "cifar10_val_200", "imagenet_test_50"), good)
+    pq.write_table(pa.table({"arch": rows["arch"], **columns}), place / "cells-truth.parquet")
+    shutil.copytree(place / "cells", place / "spaces" / "darts")
+    shutil.copy(place / "cells-truth.parquet", place / "spaces" / "darts-truth.parquet")
     return place
 
 
