@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from parzc_sections import above, best, free, plus_minus, section, table, tau
+from parzc_sections import above, best, free, plus_minus, section, table, tau, wrapped
 from parzc_stages import Rows, clear, label, learners, paired
 
 TREES = ("extra-trees", "boosted-trees")
@@ -28,7 +28,7 @@ def page(record: dict[str, Any]) -> str:
     ]
     for name in record:
         lines += ["", *section(name, record)]
-    return "\n".join([*lines, "", *_reproduction()]) + "\n"
+    return "\n".join(wrapped([*lines, "", *_reproduction()])) + "\n"
 
 
 def _opening(stage: dict[str, Any]) -> list[str]:
@@ -78,7 +78,7 @@ def _how_many(parzc: dict[int, dict[str, Any]], without: dict[int, dict[str, Any
     if lasting:
         text = f"From {lasting[0]} labels on `parzc` is above all that needs no training."
     else:
-        text = "At none of these numbers is `parzc` clearly above all that needs no training up to the largest."
+        text = "With the most of these labels `parzc` is not clearly above all that needs no training."
     steps = []
     for fewer, more in pairwise(counts):
         gap, error = paired(parzc[more], parzc[fewer])
@@ -127,7 +127,7 @@ def _protocol(stage: dict[str, Any]) -> list[str]:
         f"  NAS-Bench-201's {of['rows']} cells have {of['keys']} keys, and drawing cells at random draws the keys of",
         "  many cells first. So leaving out all cells of the keys drawn leaves a smaller test set of another kind:",
         f"  {tested} (the fewest of the draws). With {most} labels the best without training has tau {easier:.3f} on",
-        f"  all cells and {harder:.3f} on those: learnt rankings fall from one split to the other for that reason, too.",
+        f"  all cells and {harder:.3f} on those: learnt rankings differ between the splits for that reason, too.",
         '- Split **"published"**: all architectures, those learnt from among them, as ParZC\'s code tests.',
         "- **No training**: the best of all proxies, counts, aggregates and training-free ParZC, chosen by its tau on",
         "  the same architectures; so are the best trees and ridge. That favours them.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import wrap
 from typing import Any
 
 from parzc_published import CAVEAT, LOGS
@@ -25,7 +26,17 @@ def section(name: str, record: dict[str, Any]) -> list[str]:
         "calibration": _calibration,
         "speed": _speed,
     }
-    return render[name](record[name])
+    return wrapped(render[name](record[name]))
+
+
+def wrapped(lines: Iterable[str]) -> list[str]:
+    """Break what is longer than a line, save tables and headings."""
+    broken = []
+    for line in lines:
+        kept = len(line) <= 120 or line[:1] in ("|", "#")
+        indent = "  " if line.startswith(("- ", "  ")) else ""
+        broken += [line] if kept else wrap(line, 120, subsequent_indent=indent, break_long_words=False)
+    return broken
 
 
 def plus_minus(mean: float | None, error: float | None, sign: bool = False) -> str:
