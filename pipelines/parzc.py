@@ -1,13 +1,17 @@
 r"""How ParZC's predictors rank architectures that they were not trained on, beside trees, ridge and no training.
 
-    zcpipe run --space nasbench201 --dataset cifar10 --all --proxies static,cheap,second-order \
+    zcpipe run --space nasbench201 --dataset cifar10 \
+        --proxies aznas,nasbench_suite_zero,grad_norm_global,linear_regions,meco,num_layers,\
+stage_expressivity,swap,synflow_bn,zico \
         --inputs npz:data/cifar10_train_1000.npz --batch-size 16 --workers 2 --out runs/parzc/nasbench201
     ZCPIPE_DATA=data python pipelines/spaces.py --batch-size 8 --resolution 128 \
         --images npz:data/cifar10_train_1000.npz --workers 2
     ZCPIPE_DATA=data python pipelines/parzc.py --workers 2
 
-The first two make the tables: NAS-Bench-201's, and those of NDS and of a sample of NAS-Bench-101, each of which may be
-missing or incomplete. The stages are nasbench201 (all predictors by the number of labels), spaces (the same elsewhere,
+The first two make the tables: NAS-Bench-201's, of all static, cheap and second-order proxies, and those of NDS and of
+a sample of NAS-Bench-101, each of which may be missing or incomplete.
+
+The stages are nasbench201 (all predictors by the number of labels), spaces (the same elsewhere,
 with the parameters chosen on NAS-Bench-201), ablation (one thing changed at a time), calibration and speed. What a
 stage computed is kept under --out and not repeated while its table, labels, features, draws and parameters are the
 same. With --stages the chosen ones alone are run and printed; without it docs/parzc.md, its figure and docs/parzc.json
