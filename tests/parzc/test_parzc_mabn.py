@@ -60,6 +60,16 @@ def test_it_is_uncertain_in_evaluation_and_certain_with_its_means(make):
         assert torch.equal(network(x), network(x))
 
 
+def test_with_a_small_rho_its_weights_are_plain():
+    network, x = paper(rho=-30.0).eval(), torch.randn(4, FEATURES)
+    drawn = network(x)
+    assert torch.equal(network(x), drawn)
+    with mean_weights(network):
+        assert torch.equal(network(x), drawn)
+    network.kl(0.1).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
 @both
 def test_every_parameter_learns(make):
     network = make(dropout=0.0)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from zcpipe.errors import UsageError
 from zcpipe.parzc import bayesian
-from zcpipe.parzc.bayesian import BayesianLinear
+from zcpipe.parzc.bayesian import RHO, BayesianLinear
 
 WIDTH = 16  # of a token, where it is not said
 
@@ -105,6 +105,7 @@ class MABN(_Network):
         token_hidden: hidden size of the mixing along the tokens.
         channel_hidden: hidden size of the mixing along the channels.
         dropout: in the blocks.
+        rho: where every rho of the Bayesian layers starts; at -30 their weights are plain numbers to float32.
 
     Raises:
         UsageError: the layout is not of that form, or names a coordinate that is not there.
@@ -122,11 +123,13 @@ class MABN(_Network):
         token_hidden: int = 32,
         channel_hidden: int = 64,
         dropout: float = 0.1,
+        rho: float = RHO,
     ) -> None:
         layout = segments(features) if layout is None else _checked(layout, features)
         count, width = layout.shape
         blocks = (_MixerBlock(count, dim, token_hidden, channel_hidden, dropout) for _ in range(depth))
-        super().__init__(features, BayesianLinear(width, dim), nn.Sequential(*blocks), BayesianLinear(dim, 1), dim)
+        enter, head = BayesianLinear(width, dim, rho=rho), BayesianLinear(dim, 1, rho=rho)
+        super().__init__(features, enter, nn.Sequential(*blocks), head, dim)
         self.register_buffer("layout", torch.tensor(np.where(layout < 0, features, layout)))
 
     def tokens(self, x: Tensor) -> Tensor:

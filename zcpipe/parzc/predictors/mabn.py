@@ -14,6 +14,7 @@ from torch import nn
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.arrays import Tensors, array_of, part, prefixed
+from zcpipe.parzc.bayesian import RHO
 from zcpipe.parzc.mabn import MABN, PublishedMABN
 from zcpipe.parzc.predictors import defaults
 from zcpipe.parzc.predictors.base import Context, Floats, Parameters, Prediction, Range, Vectors, require_labelled
@@ -155,6 +156,7 @@ class Mabn(_Networks):
     token_hidden: int = Field(default=defaults.MABN["token_hidden"], ge=1, le=16384)
     channel_hidden: int = Field(default=defaults.MABN["channel_hidden"], ge=1, le=16384)
     dropout: float = Field(default=defaults.MABN["dropout"], ge=0, lt=1)
+    rho: float = Field(default=RHO, ge=-50, le=10)
     shown: Shown = "scores"
     settings: Settings = Settings(**defaults.MABN["settings"])
 
@@ -180,6 +182,7 @@ class Mabn(_Networks):
             token_hidden=self.token_hidden,
             channel_hidden=self.channel_hidden,
             dropout=self.dropout,
+            rho=self.rho,
         )
 
     def _check_layout(self, state: Mapping[str, NDArray[Any]], context: Context) -> None:
