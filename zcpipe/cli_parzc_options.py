@@ -30,7 +30,8 @@ Proxies = Annotated[
 Encoding = Annotated[
     Literal["live-rank", "rank", "zscore", "log", "minmax"],
     typer.Option(
-        help="How values are encoded: live-rank (0, an empty place, apart), rank, zscore, log, or minmax as published."
+        help="How values are encoded: live-rank (0, an empty place, apart, and 1 where all others are equal), rank, "
+        "zscore, log, or minmax as published."
     ),
 ]
 Alignment = Annotated[
