@@ -193,6 +193,14 @@ def test_every_part_of_the_record_is_needed_and_checked(saved, tmp_path, model):
         lambda r: {**r, "predictor": {"name": "parzc", "parameters": {"members": [["parzc", {}]]}}},
         lambda r: {**r, "fitted": r["fitted"] + r["fitted"]},
         lambda r: {**r, "fitted": [{}]},
+        lambda r: {**r, "fitted": []},
+        lambda r: {**r, "seed": -1},
+        lambda r: {**r, "encoder": {**r["encoder"], "live": 7}},
+        lambda r: {**r, "encoder": {**r["encoder"], "live": "expressivity@block"}},
+        lambda r: {**r, "encoder": {**r["encoder"], "space": 7}},
+        lambda r: {**r, "encoder": {**r["encoder"], "spec": {**r["encoder"]["spec"], "graph": True}}},
+        lambda r: {**r, "encoder": {**r["encoder"], "coordinates": r["encoder"]["coordinates"][::-1]}},
+        lambda r: {**r, "encoder": {**r["encoder"], "coordinates": [["snip@layer", "a", ""]] * 99}},
         lambda r: {**r, "encoder": {**r["encoder"], "coordinates": r["encoder"]["coordinates"][:-1]}},
         lambda r: {**r, "encoder": {**r["encoder"], "coordinates": [1, 2]}},
         lambda r: {**r, "encoder": {**r["encoder"], "spec": {}}},
@@ -204,6 +212,37 @@ def test_every_part_of_the_record_is_needed_and_checked(saved, tmp_path, model):
     for change in changes:
         with pytest.raises(DataError):
             Model.load(rewritten(saved, tmp_path, change))
+
+
+def test_networks_of_a_negative_seed_are_refused(saved, tmp_path):
+    def negative(record):
+        record["fitted"][1]["members"][2]["seed"] = -1
+        return record
+
+    with pytest.raises(DataError, match="the record of mabn has no seed of at least 0"):
+        Model.load(rewritten(saved, tmp_path, negative))
+
+
+def test_a_graph_that_is_not_that_of_the_space_is_refused(directory, truth, tmp_path):
+    model = make(directory, truth, "ridge", samples="20", spec=SPEC.model_copy(update={"graph": True}))
+    model.save(tmp_path / "model")
+    assert Model.load(tmp_path / "model").to_bytes() == model.to_bytes()
+
+    def renamed(record):
+        record["encoder"]["coordinates"][-1][1] = "0-1=nothing"
+        return record
+
+    with pytest.raises(DataError, match="coordinates are not those of the features"):
+        Model.load(rewritten(tmp_path / "model", tmp_path, renamed))
+
+
+def test_a_fault_of_ours_is_not_laid_to_the_file(saved, monkeypatch):
+    def broken(*arguments):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("zcpipe.parzc.predictors.parzc.Parzc.restore", broken)
+    with pytest.raises(KeyError, match="ours"):
+        Model.load(saved)
 
 
 def test_every_array_is_needed_and_checked(saved, tmp_path):

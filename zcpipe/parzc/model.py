@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, ZcpipeError, reason_of
-from zcpipe.parzc.arrays import part, prefixed, require_codings
+from zcpipe.parzc.arrays import part, prefixed
 from zcpipe.parzc.features import Encoder
 from zcpipe.parzc.labels import Labels, draw, parse_samples
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each, one_thread
@@ -149,15 +148,16 @@ class Model:
         text, tensors = _read(place)
         try:
             record = _Record.model_validate(json.loads(text))
-            return cls._restore(record, tensors)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(step) for step in first["loc"])
             raise DataError(
                 f"{place}: its record is not a model's ({where}: {first['msg'].lower()}); {_MEND}"
             ) from error
-        except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: its record is not a model's ({reason_of(error):.160}); {_MEND}") from error
+        try:
+            return cls._restore(record, tensors)
         except CapabilityError:
             raise
         except ZcpipeError as error:
@@ -166,8 +166,6 @@ class Model:
     @classmethod
     def _restore(cls, record: _Record, tensors: Mapping[str, NDArray[Any]]) -> Self:
         encoder = Encoder.restore(record.encoder, part(tensors, "encoder"))
-        columns = Counter(coordinate.column for coordinate in encoder.coordinates)
-        require_codings(part(tensors, "encoder"), encoder.spec, columns)
         learnt = predictor(record.predictor.name, record.predictor.parameters)
         context = Context.of(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
         fitted = tuple(
@@ -287,11 +285,11 @@ class _Record(BaseModel):
     table: _Identity
     target: str
     direction: Literal["higher", "lower"]
-    samples: int
-    seed: int
+    samples: int = Field(ge=0)
+    seed: int = Field(ge=0)
     predictor: _Learner
     encoder: dict[str, Any]
-    fitted: list[dict[str, Any]]
+    fitted: list[dict[str, Any]] = Field(min_length=1)
 
 
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -200,15 +200,23 @@ def graph_of(table: Table) -> tuple[list[Coordinate], Integers]:
         A coordinate for each thing that can be chosen, and the coordinates that each row has, [rows, choices].
 
     Raises:
-        UsageError: the space does not offer it; those that do are named.
+        UsageError: as `choices_of`.
     """
-    name = table.identity["space"]
+    return choices_of(table.identity["space"]), _codes(table)
+
+
+def choices_of(name: str) -> list[Coordinate]:
+    """Return a coordinate for each thing that can be chosen for the cells of a space.
+
+    Raises:
+        UsageError: there is no such space, or it does not offer it; those that do are named.
+    """
     space = get_space(name)
     if not isinstance(space, DescribesCells):
         able = [other for other in list_spaces() if isinstance(get_space(other), DescribesCells)]
         raise UsageError(f"{name} does not describe its cells, so that graph means nothing; {', '.join(able)} do")
     symbols = [(choice, symbol) for choice, symbols in space.cell_codes.items() for symbol in symbols]
-    return [Coordinate(GRAPH, f"{choice}={symbol}", GRAPH) for choice, symbol in symbols], _codes(table)
+    return [Coordinate(GRAPH, f"{choice}={symbol}", GRAPH) for choice, symbol in symbols]
 
 
 @lru_cache(maxsize=2)

@@ -84,8 +84,8 @@ class _Networks(Parameters):
     ) -> FittedNetworks:
         """See `Predictor.restore`."""
         members, seed = self._settings.members, record.get("seed")
-        if not isinstance(seed, int):
-            raise DataError(f"the record of {self.name} has no seed")
+        if type(seed) is not int or seed < 0:
+            raise DataError(f"the record of {self.name} has no seed of at least 0")
         with torch.device("meta"):  # a size that no array has costs nothing
             shapes = Scaled(self._network(context)).state_dict()
         scale = Scale.restore(part(tensors, "scale"))
