@@ -42,7 +42,9 @@ Graph = Annotated[bool, typer.Option("--graph", help="Learn from the operations 
 Predictor = Annotated[
     str,
     typer.Option(
-        help="parzc, mabn, mabn-published, gaussian-process, extra-trees, boosted-trees or ridge.", metavar="NAME"
+        help="parzc, mabn, mabn-published, gaussian-process (which learns from 4000 labelled architectures at most, in "
+        "parzc too: its parameter rows), extra-trees, boosted-trees or ridge.",
+        metavar="NAME",
     ),
 ]
 Parameters = Annotated[

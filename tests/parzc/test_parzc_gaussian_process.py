@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from zcpipe.errors import DataError
 from zcpipe.parzc.features import Coordinate
 from zcpipe.parzc.predictors import Context, predictor
 from zcpipe.parzc.predictors.gaussian_process import covariance, kinds, objective, squared_distances
@@ -80,3 +81,31 @@ def test_more_rows_than_set_the_parameters_are_all_learnt_from():
     other = predictor("gaussian-process", {"likelihood_rows": 30}).fit(x, y, context, 1)
     assert len(few.x) == 120
     assert not np.array_equal(few.parameters, other.parameters)
+
+
+def test_no_more_rows_are_learnt_from_than_memory_shall_hold():
+    x, y = problem(120)
+    context = Context.of(COORDINATES, x)
+    capped, again, other = (predictor("gaussian-process", {"rows": 30}).fit(x, y, context, seed) for seed in (0, 0, 1))
+    assert len(capped.x) == len(capped.target) == 30
+    assert np.array_equal(capped.x, again.x) and not np.array_equal(capped.x, other.x)
+    rows = [int(np.flatnonzero((x == row).all(axis=1))[0]) for row in capped.x]
+    assert rows == sorted(rows)
+    np.testing.assert_array_equal(capped.target, capped.scale.show(y[rows]))
+    assert len(capped.scale.values) == 120
+    with pytest.raises(DataError, match="not those of such a process of 20 rows at most"):
+        predictor("gaussian-process", {"rows": 20}).restore({}, capped.tensors(), context)
+
+
+def test_arrays_whose_covariance_is_none_are_refused():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 300)).astype(np.float32), rng.normal(size=40)
+    coordinates = tuple(Coordinate("snip@layer", f"stem.{i}", "stem") for i in range(300))
+    learner, context = predictor("gaussian-process"), Context.of(coordinates, x)
+    tensors = learner.fit(x, y, context, 0).tensors()
+    # Of large numbers that differ in their last digits the distances are rounding, which a short length lays bare.
+    large = np.repeat(rng.uniform(1e5, 2e5, (1, 300)).astype(np.float32), 40, axis=0)
+    large = np.where(rng.random(large.shape) < 0.3, np.nextafter(large, np.float32(np.inf)), large)
+    hostile = {**tensors, "x": large, "parameters": np.array([4.0, -4.0, -4.0])}
+    with pytest.raises(DataError, match="the covariance of the Gaussian process is not positive definite"):
+        learner.restore({}, hostile, context)
