@@ -12,13 +12,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import DataError, UsageError
 from zcpipe.scoring.columns import Column
 from zcpipe.spaces import get_space, list_spaces
 from zcpipe.spaces.base import DescribesCells
 from zcpipe.table import Table
 
 Integers = NDArray[np.int64]
+LARGEST_LAYOUT = 1 << 22  # tokens times width
 GRAPH = "graph"  # the column and group of the cell's operations
 
 
@@ -168,6 +169,9 @@ def token_layout(coordinates: Sequence[Coordinate]) -> Integers:  # [tokens, wid
 
     Returns:
         Positions in ``coordinates``, each exactly once, and -1 where a token has nothing.
+
+    Raises:
+        DataError: it would have more than `LARGEST_LAYOUT` elements.
     """
     tokens: dict[str, list[tuple[int, int]]] = {}  # of each group, channels and coordinates
     channels: dict[tuple[str, str], int] = {}
@@ -186,6 +190,11 @@ def token_layout(coordinates: Sequence[Coordinate]) -> Integers:  # [tokens, wid
     places = _sequences(numbers, sequences, np.arange(len(sequences)))
     groups = [*(places.names[i] for i in places.in_order()), *(group for group in (GRAPH, "") if group in tokens)]
     width = 1 + max((channel for token in tokens.values() for channel, _ in token), default=-1)
+    if len(groups) * width > LARGEST_LAYOUT:
+        raise DataError(
+            f"{len(coordinates)} features make {len(groups)} tokens of width {width}, too many for a network; choose "
+            "fewer statistics, or a predictor without networks"
+        )
     layout = np.full((len(groups), width), -1, np.int64)
     for row, group in enumerate(groups):
         for channel, at in tokens[group]:
