@@ -104,6 +104,12 @@ def split(keys: NDArray[np.int64], samples: int, seed: int) -> Split:
     return Split(train, test)
 
 
+def keys_of(table: Table) -> NDArray[np.int64]:
+    """Return the key of each row of a table as a number."""
+    numbers: NDArray[np.int64] = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return numbers
+
+
 def draw(n: int, samples: int, seed: int) -> Positions:
     """Draw ``samples`` of n rows without replacement; returns them ascending.
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zcpipe.errors import CapabilityError, DataError, UsageError, ZcpipeError, reason_of
 from zcpipe.parzc.arrays import part, prefixed
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw, parse_samples
+from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each, one_thread
 from zcpipe.parzc.predictors import Context, Fitted, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import Parameters, Vectors
@@ -167,7 +167,7 @@ class Model:
     def _restore(cls, record: _Record, tensors: Mapping[str, NDArray[Any]]) -> Self:
         encoder = Encoder.restore(record.encoder, part(tensors, "encoder"))
         learnt = predictor(record.predictor.name, record.predictor.parameters)
-        context = Context.of(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
+        context = Context(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
         fitted = tuple(
             learnt.restore(one, part(tensors, f"fitted.{number}"), context) for number, one in enumerate(record.fitted)
         )
@@ -239,7 +239,15 @@ def train(
                 f"{len(encoder.coordinates)}); choose the same --statistics, --proxies and encoding"
             )
         start = init.fitted
-    job = _Job(encoded.x[chosen], labels.values[chosen], encoder, encoded.x[encoded.usable], learner, start)
+    job = _Job(
+        encoded.x[chosen],
+        labels.values[chosen],
+        keys_of(table)[chosen],
+        encoder,
+        encoded.x[encoded.usable],
+        learner,
+        start,
+    )
     fitted = each(_fit, job, [seed + k for k in range(seeds)], pool, progress)
     identity = {name: table.identity[name] for name in ("space", "dataset", "recipe")}
     training = Training(len(chosen), seed)
@@ -251,6 +259,7 @@ def train(
 class _Job:
     x: Vectors
     y: NDArray[np.float64]
+    keys: NDArray[np.int64]
     encoder: Encoder
     population: Vectors
     learner: Predictor
@@ -259,7 +268,8 @@ class _Job:
 
 def _fit(job: _Job, seed: int) -> Fitted:
     start = None if job.start is None else job.start[seed % len(job.start)]
-    return job.learner.fit(job.x, job.y, Context.of(job.encoder.coordinates, job.population, start), seed)
+    context = Context(job.encoder.coordinates, job.population, start, job.keys)
+    return job.learner.fit(job.x, job.y, context, seed)
 
 
 class _Identity(BaseModel):

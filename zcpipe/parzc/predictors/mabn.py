@@ -76,7 +76,7 @@ class _Networks(Parameters):
             return network
 
         scale = Scale.fit(y, self._shown)
-        fitted = fit_ensemble(make, x, scale.show(y), self._settings, seed)
+        fitted = fit_ensemble(make, x, scale.show(y), self._settings, seed, context.keys)
         return FittedNetworks(tuple(one.model for one in fitted), self._settings.mc_samples, seed, scale)
 
     def restore(

@@ -24,6 +24,7 @@ from zcpipe.parzc.predictors.base import (
     Predictor,
     Range,
     Vectors,
+    columns,
     part_of,
     require_labelled,
 )
@@ -94,8 +95,8 @@ class Parzc(Parameters):
             for (learner, own), start in zip(heard, self._starts(context.init, len(heard)), strict=True)
         )
         parts = tuple(own for _, own in heard)
-        found = [member.predict(context.population[:, own]).mean for member, own in zip(members, parts, strict=True)]
-        means = np.stack(found, axis=1)
+        seen = [columns(context.population, own) for own in parts]
+        means = np.stack([member.predict(own).mean for member, own in zip(members, seen, strict=True)], axis=1)
         scores = Scores.fit(means, np.zeros(len(members), bool))
         return FittedMembers(members, parts, scores, matched(means.mean(axis=1), _combined(scores, means)))
 
