@@ -88,6 +88,19 @@ def test_a_row_is_predicted_the_same_whatever_stands_beside_it(name):
     np.testing.assert_allclose(part.std, whole.std[7:9], rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["extra-trees", "boosted-trees", "gaussian-process", "ridge", "parzc"])
+def test_a_row_is_predicted_the_same_to_the_bit_without_networks(name):
+    x, y, context = make(60)
+    members = [["gaussian-process", {}], ["extra-trees:proxies", {"trees": 20}], ["extra-trees", {"trees": 20}]]
+    learner = predictor("parzc", {"members": members}) if name == "parzc" else small(name)
+    fitted = learner.fit(x, y, context, 0)
+    whole = fitted.predict(x)
+    for rows in (slice(7, 9), *(slice(at, at + 1) for at in range(0, 60, 4))):
+        part = fitted.predict(x[rows])
+        np.testing.assert_array_equal(part.mean, whole.mean[rows])
+        np.testing.assert_array_equal(part.std, whole.std[rows])
+
+
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_what_nothing_can_be_learnt_from_is_refused(name):
     x, y, context = make(60)

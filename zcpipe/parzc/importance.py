@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from zcpipe.errors import CapabilityError, DataError, UsageError
+from zcpipe.errors import CapabilityError, DataError
 from zcpipe.parzc.features import Coordinate, Encoder
-from zcpipe.parzc.labels import Floats, Labels, draw, keys_of, parse_samples, split
+from zcpipe.parzc.labels import Floats, Labels, draw, keys_of, parse_samples, require_seeds, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
 from zcpipe.parzc.predictors.base import Context, Vectors
 from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
@@ -87,8 +87,7 @@ def measure_importance(
         UsageError: as `Encoder.fit`.
         DataError: too few labels, or a constant target.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_seeds(seeds)
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = target.require(encoded.usable)

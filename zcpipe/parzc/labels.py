@@ -110,6 +110,18 @@ def keys_of(table: Table) -> NDArray[np.int64]:
     return numbers
 
 
+def require_seeds(seeds: int, seed: int = 0) -> None:
+    """Refuse numbers of seeds, and first seeds, that are none.
+
+    Raises:
+        UsageError: there is no seed, or a negative one.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    if seed < 0:
+        raise UsageError(f"seed must be at least 0, got {seed}")
+
+
 def draw(n: int, samples: int, seed: int) -> Positions:
     """Draw ``samples`` of n rows without replacement; returns them ascending.
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zcpipe.errors import CapabilityError, DataError, UsageError, ZcpipeError, reason_of
 from zcpipe.parzc.arrays import part, prefixed
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples
+from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples, require_seeds
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each, one_thread
 from zcpipe.parzc.predictors import Context, Fitted, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import Parameters, Vectors
+from zcpipe.parzc.predictors.forest import summed
 from zcpipe.parzc.predictors.parzc import spread
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import ranks
@@ -99,9 +100,15 @@ class Model:
         return columns
 
     def predict_vectors(self, x: Vectors) -> Prediction:
-        """Predict feature vectors [n, d] that the encoder made: the mixture of what came of each seed."""
+        """Predict feature vectors [n, d] that the encoder made: the mixture of what came of each seed.
+
+        A deviation is NaN where no seed has one, and the seeds cannot differ.
+        """
         found = [one.predict(x) for one in self.fitted]
-        return Prediction(np.mean([one.mean for one in found], axis=0), spread(found))
+        mean, std = summed(np.stack([one.mean for one in found])) / len(found), spread(found)
+        if not self.predictor.is_random():
+            std[np.isnan([one.std for one in found]).all(axis=0)] = np.nan
+        return Prediction(mean, std)
 
     def save(self, path: Path | str) -> None:
         """Write it as one safetensors file; nothing is overwritten.
@@ -113,7 +120,12 @@ class Model:
         publish(Path(path), self.to_bytes(), exclusive=True)
 
     def to_bytes(self) -> bytes:
-        """Return the file's content: the same model gives the same bytes."""
+        """Return the file's content: the same model gives the same bytes.
+
+        Raises:
+            DataError: an array holds a value that is not finite, so that no file of it could be read.
+            CapabilityError: safetensors is not installed.
+        """
         _import_safetensors()
         from safetensors.numpy import save
 
@@ -134,6 +146,12 @@ class Model:
         for number, one in enumerate(self.fitted):
             tensors |= prefixed(one.tensors(), f"fitted.{number}")
         arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        for name, array in arrays.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise DataError(
+                    f"the training failed: the array {name} of the model holds a value that is not finite; choose "
+                    "other parameters of the predictor, or another encoding"
+                )
         return save(arrays, metadata={_KEY: canonical(record)})
 
     @classmethod
@@ -223,8 +241,7 @@ def train(
         UsageError: the table lacks a column, or ``init`` is of another predictor or of other sizes.
         DataError: too few labels, or a constant target.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_seeds(seeds, seed)
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = labels.require(encoded.usable)
@@ -233,10 +250,16 @@ def train(
     if init is not None:
         if init.predictor.name != learner.name:
             raise UsageError(f"{learner.name} cannot start from a model of {init.predictor.name}; name its predictor")
+        if init.encoder.spec != encoder.spec:
+            theirs, own = init.encoder.spec.model_dump(), spec.model_dump()
+            raise UsageError(
+                f"the model to start from has other features ({_shown(theirs, own)}; here {_shown(own, theirs)}); "
+                "choose the same"
+            )
         if init.encoder.coordinates != encoder.coordinates:
             raise UsageError(
                 f"the model to start from has other features ({len(init.encoder.coordinates)} coordinates, here "
-                f"{len(encoder.coordinates)}); choose the same --statistics, --proxies and encoding"
+                f"{len(encoder.coordinates)}); train it on a table of networks that have the same places"
             )
         start = init.fitted
     job = _Job(

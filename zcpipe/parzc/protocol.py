@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.parzc.baselines import LEARNERS, TREES, training_free
 from zcpipe.parzc.features import Coordinate, Encoder
-from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, keys_of, parse_samples, split
+from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, keys_of, parse_samples, require_seeds, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
 from zcpipe.parzc.predictors import PREDICTORS, Context, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import PARTS, Vectors, part_of
@@ -175,8 +175,7 @@ def evaluate(
         UsageError: as `Encoder.fit`; or numbers that are none.
         DataError: too few architectures have labels and features, or a target is constant.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_seeds(seeds)
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     train_target.require(encoded.usable)

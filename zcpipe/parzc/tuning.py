@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples
+from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples, require_seeds
 from zcpipe.parzc.parallel import Progress, one_thread
 from zcpipe.parzc.predictors import PREDICTORS, Context, predictor
 from zcpipe.parzc.predictors.base import Range
@@ -74,6 +74,7 @@ def tune(
         raise UsageError(f"{name} has no parameters to choose; tune its members one by one")
     if trials < 1 or folds < 2:
         raise UsageError(f"trials and folds: got {trials} and {folds}, expected at least 1 and 2")
+    require_seeds(1, seed)
     ranges = predictor(name).ranges
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)

@@ -68,7 +68,7 @@ class Fitted(Protocol):
     """What came of a training."""
 
     def predict(self, x: Vectors) -> Prediction:
-        """Predict rows [n, d], each by itself: the others have no influence."""
+        """Predict rows [n, d], each by itself: the others have no influence, save on the rounding of networks."""
         ...
 
     def record(self) -> dict[str, Any]:
@@ -105,6 +105,10 @@ class Predictor(Protocol):
             DataError: too few rows, or a constant target.
             CapabilityError: a library is not installed.
         """
+        ...
+
+    def is_random(self) -> bool:
+        """Whether trainings under other seeds may give another result."""
         ...
 
     def restore(self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context) -> Fitted:
@@ -158,6 +162,10 @@ class Parameters(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def is_random(self) -> bool:
+        """See `Predictor.is_random`: most are."""
+        return True
 
     @model_validator(mode="wrap")
     @classmethod

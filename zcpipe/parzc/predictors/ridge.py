@@ -80,6 +80,10 @@ class Ridge(Parameters):
     )
     shown: Shown = "scores"
 
+    def is_random(self) -> bool:
+        """See `Predictor.is_random`: nothing is."""
+        return False
+
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedRidge:
         """See `Predictor.fit`; nothing is random."""
         require_labelled(x, y)
