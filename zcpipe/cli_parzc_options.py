@@ -30,7 +30,8 @@ Proxies = Annotated[
 Encoding = Annotated[
     Literal["live-rank", "rank", "zscore", "log", "minmax"],
     typer.Option(
-        help="How values are encoded: live-rank (0, an empty place, apart), rank, zscore, log, or minmax as published."
+        help="How values are encoded: live-rank (0, an empty place, apart, and 1 where all others are equal), rank, "
+        "zscore, log, or minmax as published."
     ),
 ]
 Alignment = Annotated[
@@ -41,7 +42,9 @@ Graph = Annotated[bool, typer.Option("--graph", help="Learn from the operations 
 Predictor = Annotated[
     str,
     typer.Option(
-        help="parzc, mabn, mabn-published, gaussian-process, extra-trees, boosted-trees or ridge.", metavar="NAME"
+        help="parzc, mabn, mabn-published, gaussian-process (which learns from 4000 labelled architectures at most, in "
+        "parzc too: its parameter rows), extra-trees, boosted-trees or ridge.",
+        metavar="NAME",
     ),
 ]
 Parameters = Annotated[

@@ -105,6 +105,7 @@ def test_tune_and_use_what_was_chosen(zcpipe, directory, truth, tmp_path):
         (("--target", "val", "--statistics", "grasp@layer"), 2, "the table lacks grasp@layer; `zcpipe run"),
         (("--target", "val", "--statistics", "snap@layer"), 2, "unknown statistic 'snap@layer'"),
         (("--target", "val", "--seeds", "0"), 2, "seeds must be at least 1"),
+        (("--target", "val", "--seed", "-1"), 2, "seed must be at least 0, got -1"),
         (("--target", "val", "--workers", "0"), 2, "workers must be at least 1"),
         (("--target", "val", "--workers", "2", "--nodes", "2"), 2, "--workers is for this machine"),
         (("--target", "val", "--address", "a:1"), 2, "--address is for trainings on nodes"),

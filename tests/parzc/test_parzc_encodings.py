@@ -100,6 +100,8 @@ def test_live_ranks_are_those_among_values_other_than_0_which_stays_0(values):
     for column, of_column in zip(values.T, x.T, strict=True):
         live = column != 0
         expected = norm.ppf((rankdata(column[live]) - 0.5) / max(live.sum(), 1))
+        if len(np.unique(column[live])) == 1:
+            expected = np.ones(live.sum())
         np.testing.assert_allclose(of_column[live], expected, rtol=1e-5, atol=1e-6)
         assert (of_column[~live] == 0).all()
 
@@ -146,9 +148,15 @@ def test_infinities_are_a_deviation_beyond_the_rest():
 
 @pytest.mark.parametrize("encoding", OVER_POPULATION)
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
-def test_a_constant_coordinate_becomes_zeros(encoding, value):
+def test_a_constant_coordinate_becomes_zeros_and_of_live_places_ones(encoding, value):
     values = np.full((7, 1), value, np.float32)
-    assert not encoded(fitted(encoding, values), values).any()
+    assert (encoded(fitted(encoding, values), values) == (encoding == "live-rank" and value != 0)).all()
+
+
+@pytest.mark.parametrize("value", [1.0, -7.0, np.inf, -np.inf])
+def test_live_places_of_one_value_differ_from_dead_ones(value):
+    values = np.array([[0.0], [value], [0.0], [value]], np.float32)
+    assert encoded(fitted("live-rank", values), values)[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
 @given(POPULATIONS)

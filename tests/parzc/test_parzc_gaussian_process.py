@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from zcpipe.errors import DataError
 from zcpipe.parzc.features import Coordinate
 from zcpipe.parzc.predictors import Context, predictor
 from zcpipe.parzc.predictors.gaussian_process import covariance, kinds, objective, squared_distances
@@ -53,7 +54,7 @@ def test_objective_is_the_likelihood_with_its_prior_and_has_its_gradient():
 
 def test_posterior_is_that_of_the_joint_normal_distribution():
     x, y = problem(40)
-    fitted = predictor("gaussian-process", {"shown": "raw"}).fit(x[:30], y[:30], Context.of(COORDINATES, x), 0)
+    fitted = predictor("gaussian-process", {"shown": "raw"}).fit(x[:30], y[:30], Context(COORDINATES, x), 0)
     joint = covariance(squared_distances(x, x, kinds(COORDINATES)), fitted.parameters)
     scale = Scale.fit(y[:30], "raw")
     gain = np.linalg.solve(joint[:30, :30], joint[:30, 30:]).T
@@ -66,7 +67,7 @@ def test_posterior_is_that_of_the_joint_normal_distribution():
 
 def test_deviations_hold_the_share_of_targets_that_they_should():
     x, y = problem(600, noise=0.3)
-    found = predictor("gaussian-process", {"shown": "raw"}).fit(x[:200], y[:200], Context.of(COORDINATES, x), 0)
+    found = predictor("gaussian-process", {"shown": "raw"}).fit(x[:200], y[:200], Context(COORDINATES, x), 0)
     prediction = found.predict(x[200:])
     apart = np.abs(y[200:] - prediction.mean) / prediction.std
     assert 0.6 < np.mean(apart < 1) < 0.76
@@ -75,8 +76,36 @@ def test_deviations_hold_the_share_of_targets_that_they_should():
 
 def test_more_rows_than_set_the_parameters_are_all_learnt_from():
     x, y = problem(120)
-    context = Context.of(COORDINATES, x)
+    context = Context(COORDINATES, x)
     few = predictor("gaussian-process", {"likelihood_rows": 30}).fit(x, y, context, 0)
     other = predictor("gaussian-process", {"likelihood_rows": 30}).fit(x, y, context, 1)
     assert len(few.x) == 120
     assert not np.array_equal(few.parameters, other.parameters)
+
+
+def test_no_more_rows_are_learnt_from_than_memory_shall_hold():
+    x, y = problem(120)
+    context = Context(COORDINATES, x)
+    capped, again, other = (predictor("gaussian-process", {"rows": 30}).fit(x, y, context, seed) for seed in (0, 0, 1))
+    assert len(capped.x) == len(capped.target) == 30
+    assert np.array_equal(capped.x, again.x) and not np.array_equal(capped.x, other.x)
+    rows = [int(np.flatnonzero((x == row).all(axis=1))[0]) for row in capped.x]
+    assert rows == sorted(rows)
+    np.testing.assert_array_equal(capped.target, capped.scale.show(y[rows]))
+    assert len(capped.scale.values) == 120
+    with pytest.raises(DataError, match="not those of such a process of 20 rows at most"):
+        predictor("gaussian-process", {"rows": 20}).restore({}, capped.tensors(), context)
+
+
+def test_arrays_whose_covariance_is_none_are_refused():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 300)).astype(np.float32), rng.normal(size=40)
+    coordinates = tuple(Coordinate("snip@layer", f"stem.{i}", "stem") for i in range(300))
+    learner, context = predictor("gaussian-process"), Context(coordinates, x)
+    tensors = learner.fit(x, y, context, 0).tensors()
+    # Of large numbers that differ in their last digits the distances are rounding, which a short length lays bare.
+    large = np.repeat(rng.uniform(1e5, 2e5, (1, 300)).astype(np.float32), 40, axis=0)
+    large = np.where(rng.random(large.shape) < 0.3, np.nextafter(large, np.float32(np.inf)), large)
+    hostile = {**tensors, "x": large, "parameters": np.array([4.0, -4.0, -4.0])}
+    with pytest.raises(DataError, match="the covariance of the Gaussian process is not positive definite"):
+        learner.restore({}, hostile, context)

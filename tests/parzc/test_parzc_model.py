@@ -59,6 +59,22 @@ def test_the_best_of_a_target_that_is_better_lower_ranks_first(directory, truth)
     assert rows["std"].null_count == 48
 
 
+def test_seeds_tell_nothing_of_what_is_not_random(directory, truth):
+    table = open_table(directory)
+    lone = {"members": [["ridge", {}]]}
+    assert make(directory, truth, "ridge", seeds=3).predict(table)["std"].null_count == 48
+    assert make(directory, truth, "parzc", lone, seeds=3).predict(table)["std"].null_count == 48
+    trees = {"depths": [2], "trees": [5]}
+    assert make(directory, truth, "boosted-trees", trees, seeds=3).predict(table)["std"].null_count == 0
+
+
+def test_a_model_that_could_not_be_read_is_not_written(directory, truth):
+    model = make(directory, truth, "ridge")
+    model.fitted[0].weights[3] = np.nan
+    with pytest.raises(DataError, match=r"the training failed: the array fitted.0.weights .* not finite"):
+        model.to_bytes()
+
+
 def test_same_seeds_give_the_same_file_to_the_bit_whatever_the_workers(model, directory, truth):
     again = make(directory, truth, samples="20", seeds=2, pool=Pool(workers=2))
     assert again.to_bytes() == model.to_bytes()
@@ -143,6 +159,8 @@ def test_transfer_starts_from_the_weights_of_a_model(directory, truth):
     assert moved.predict(held)["mean"] != anew.predict(held)["mean"]
     with pytest.raises(UsageError, match="the model to start from has other features"):
         make(directory, truth, "mabn", parameters, init=first, spec=FeatureSpec(statistics=("snip@layer",)))
+    with pytest.raises(UsageError, match=r"other features .encoding 'live-rank'; here encoding 'rank'"):
+        make(directory, truth, "mabn", parameters, init=first, spec=SPEC.model_copy(update={"encoding": "rank"}))
     with pytest.raises(UsageError, match=r"its enter.mean has shape \(4, .* expected \(8, "):
         make(directory, truth, "mabn", {**parameters, "dim": 8}, init=first)
     with pytest.raises(UsageError, match="ridge cannot start from a model of mabn"):
@@ -193,6 +211,14 @@ def test_every_part_of_the_record_is_needed_and_checked(saved, tmp_path, model):
         lambda r: {**r, "predictor": {"name": "parzc", "parameters": {"members": [["parzc", {}]]}}},
         lambda r: {**r, "fitted": r["fitted"] + r["fitted"]},
         lambda r: {**r, "fitted": [{}]},
+        lambda r: {**r, "fitted": []},
+        lambda r: {**r, "seed": -1},
+        lambda r: {**r, "encoder": {**r["encoder"], "live": 7}},
+        lambda r: {**r, "encoder": {**r["encoder"], "live": "expressivity@block"}},
+        lambda r: {**r, "encoder": {**r["encoder"], "space": 7}},
+        lambda r: {**r, "encoder": {**r["encoder"], "spec": {**r["encoder"]["spec"], "graph": True}}},
+        lambda r: {**r, "encoder": {**r["encoder"], "coordinates": r["encoder"]["coordinates"][::-1]}},
+        lambda r: {**r, "encoder": {**r["encoder"], "coordinates": [["snip@layer", "a", ""]] * 99}},
         lambda r: {**r, "encoder": {**r["encoder"], "coordinates": r["encoder"]["coordinates"][:-1]}},
         lambda r: {**r, "encoder": {**r["encoder"], "coordinates": [1, 2]}},
         lambda r: {**r, "encoder": {**r["encoder"], "spec": {}}},
@@ -204,6 +230,37 @@ def test_every_part_of_the_record_is_needed_and_checked(saved, tmp_path, model):
     for change in changes:
         with pytest.raises(DataError):
             Model.load(rewritten(saved, tmp_path, change))
+
+
+def test_networks_of_a_negative_seed_are_refused(saved, tmp_path):
+    def negative(record):
+        record["fitted"][1]["members"][2]["seed"] = -1
+        return record
+
+    with pytest.raises(DataError, match="the record of mabn has no seed of at least 0"):
+        Model.load(rewritten(saved, tmp_path, negative))
+
+
+def test_a_graph_that_is_not_that_of_the_space_is_refused(directory, truth, tmp_path):
+    model = make(directory, truth, "ridge", samples="20", spec=SPEC.model_copy(update={"graph": True}))
+    model.save(tmp_path / "model")
+    assert Model.load(tmp_path / "model").to_bytes() == model.to_bytes()
+
+    def renamed(record):
+        record["encoder"]["coordinates"][-1][1] = "0-1=nothing"
+        return record
+
+    with pytest.raises(DataError, match="coordinates are not those of the features"):
+        Model.load(rewritten(tmp_path / "model", tmp_path, renamed))
+
+
+def test_a_fault_of_ours_is_not_laid_to_the_file(saved, monkeypatch):
+    def broken(*arguments):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("zcpipe.parzc.predictors.parzc.Parzc.restore", broken)
+    with pytest.raises(KeyError, match="ours"):
+        Model.load(saved)
 
 
 def test_every_array_is_needed_and_checked(saved, tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.places import Coordinate, Sequences, group_of, token_layout
 from zcpipe.spaces import get_space, list_spaces
 
@@ -107,6 +107,12 @@ def test_tokens_come_in_network_order_whichever_column_names_them_first():
 
 def test_proxies_alone_are_one_token():
     assert token_layout([Coordinate("params", "", ""), Coordinate("macs", "", "")]).tolist() == [[0, 1]]
+
+
+def test_a_layout_that_would_fill_the_memory_is_refused():
+    scattered = [Coordinate("snip@layer", f"a{i}.b{i}", f"a{i}") for i in range(3000)]
+    with pytest.raises(DataError, match="3000 features make 3000 tokens of width 3000, too many for a network"):
+        token_layout(scattered)
 
 
 def cell(name, text):

@@ -10,6 +10,7 @@ from scipy.special import ndtri
 from scipy.stats import kendalltau
 
 from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc import training
 from zcpipe.parzc.features import Coordinate
 from zcpipe.parzc.predictors import PREDICTORS, Context, predictor
 from zcpipe.parzc.predictors.base import Prediction
@@ -42,7 +43,7 @@ def make(n=150, features=12, seed=0):
         Coordinate("snip@layer", f"cells.{i // 5}.{i % 5}", f"cells.{i // 5}") for i in range(features - 2)
     )
     scalars = (Coordinate("params", "", ""), Coordinate("macs", "", ""))
-    return x, y.astype(np.float64), Context.of((*coordinates, *scalars), x)
+    return x, y.astype(np.float64), Context((*coordinates, *scalars), x)
 
 
 def small(name):
@@ -87,6 +88,19 @@ def test_a_row_is_predicted_the_same_whatever_stands_beside_it(name):
     np.testing.assert_allclose(part.std, whole.std[7:9], rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["extra-trees", "boosted-trees", "gaussian-process", "ridge", "parzc"])
+def test_a_row_is_predicted_the_same_to_the_bit_without_networks(name):
+    x, y, context = make(60)
+    members = [["gaussian-process", {}], ["extra-trees:proxies", {"trees": 20}], ["extra-trees", {"trees": 20}]]
+    learner = predictor("parzc", {"members": members}) if name == "parzc" else small(name)
+    fitted = learner.fit(x, y, context, 0)
+    whole = fitted.predict(x)
+    for rows in (slice(7, 9), *(slice(at, at + 1) for at in range(0, 60, 4))):
+        part = fitted.predict(x[rows])
+        np.testing.assert_array_equal(part.mean, whole.mean[rows])
+        np.testing.assert_array_equal(part.std, whole.std[rows])
+
+
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_what_nothing_can_be_learnt_from_is_refused(name):
     x, y, context = make(60)
@@ -109,7 +123,7 @@ def test_arrays_that_do_not_fit_are_refused(name):
         changed = {**tensors, missing: np.zeros((*tensors[missing].shape, 2), tensors[missing].dtype)}
         with pytest.raises(DataError):
             small(name).restore(record, changed, context)
-    fewer = Context.of(context.coordinates[:-1], x[:, :-1])
+    fewer = Context(context.coordinates[:-1], x[:, :-1])
     with pytest.raises(DataError):
         small(name).restore(record, tensors, fewer)
 
@@ -154,6 +168,53 @@ def test_boosted_trees_are_chosen_on_the_labelled_rows():
     assert stumps.chosen["trees"] == 40  # one tree of a few leaves ties nearly everything
 
 
+def test_networks_with_one_key_are_left_out_together(monkeypatch):
+    """Labels of one network twice would tell boosted trees, and networks that stop early, what is left out."""
+    x, y, context = make(60)
+    x, y, keys = np.repeat(x, 3, axis=0), np.repeat(y, 3), np.repeat(np.arange(60), 3)
+    seen = []
+    boosted = predictor("boosted-trees", {"depths": (2,), "trees": (5, 10)})
+    grow = type(boosted)._grow
+    monkeypatch.setattr(
+        type(boosted), "_grow", lambda self, library, rows, *rest: seen.append(rows) or grow(self, library, rows, *rest)
+    )
+    boosted.fit(x, y, Context(context.coordinates, x, keys=keys), 0)
+    assert [len(rows) for rows in seen] == [120, 120, 120, 180]
+    assert all(np.unique(rows, axis=0, return_counts=True)[1].tolist() == [3] * (len(rows) // 3) for rows in seen)
+    held = []
+    tau_of = training._tau
+    monkeypatch.setattr(training, "_tau", lambda net, rows, *rest: held.append(rows) or tau_of(net, rows, *rest))
+    stopping = predictor("mabn", {"dim": 8, "depth": 1, "settings": {**QUICK, "epochs": 1, "patience": 1}})
+    stopping.fit(x, y, Context(context.coordinates, x, keys=keys), 0)
+    assert all(np.unique(rows, axis=0, return_counts=True)[1].tolist() == [3] * 12 for rows in held)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("ridge", {"penalties": [0.0]}),
+        ("ridge", {"penalties": [-1.0]}),
+        ("ridge", {"penalties": [float("nan")]}),
+        ("ridge", {"penalties": [float("inf")]}),
+        ("boosted-trees", {"depths": [0]}),
+        ("boosted-trees", {"depths": [10**6]}),
+        ("boosted-trees", {"trees": [0]}),
+        ("boosted-trees", {"trees": [10**9]}),
+        ("boosted-trees", {"folds": 10**6}),
+        ("gaussian-process", {"rows": 10**9}),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(name, parameters):
+    with pytest.raises(UsageError, match=f"invalid parameter of {name}: {next(iter(parameters))}"):
+        predictor(name, parameters)
+
+
+def test_more_folds_than_networks_are_refused():
+    x, y, context = make(12)
+    with pytest.raises(DataError, match="12 networks are too few for 20 folds"):
+        predictor("boosted-trees", {"folds": 20}).fit(x, y, context, 0)
+
+
 def test_leave_one_out_in_closed_form_is_leaving_one_out():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(15, 40)), rng.normal(size=15)
@@ -186,6 +247,14 @@ def test_scale_goes_there_and_back_and_keeps_the_order_beyond_its_ends(values, s
     np.testing.assert_allclose(scale.back(scale.show(y)), y, atol=1e-6 * max(1, np.ptp(y)))
     beyond = np.linspace(-9, 9, 50)
     assert (np.diff(scale.back(beyond)) > 0).all()
+
+
+def test_learners_that_are_no_networks_need_no_tokens():
+    x = np.random.default_rng(0).normal(size=(40, 3000)).astype(np.float32)
+    scattered = tuple(Coordinate("snip@layer", f"a{i}.b{i}", f"a{i}") for i in range(3000))
+    small("ridge").fit(x, x[:, 0].astype(np.float64), Context(scattered, x), 0)
+    with pytest.raises(DataError, match="too many for a network"):
+        small("mabn").fit(x, x[:, 0].astype(np.float64), Context(scattered, x), 0)
 
 
 def test_trees_that_a_row_would_never_leave_are_refused():
@@ -232,14 +301,14 @@ def test_spread_is_that_of_a_mixture():
 def test_networks_start_from_those_of_another_model(name):
     x, y, context = make(60)
     first = small(name).fit(x, y, context, 0)
-    started = Context.of(context.coordinates, x, first)
+    started = Context(context.coordinates, x, first)
     again, anew = small(name).fit(x, y, started, 1), small(name).fit(x, y, context, 1)
     assert not np.array_equal(again.predict(x).mean, anew.predict(x).mean)
 
 
 def test_networks_of_other_sizes_are_no_start():
     x, y, context = make(60)
-    started = Context.of(context.coordinates, x, small("mabn").fit(x, y, context, 0))
+    started = Context(context.coordinates, x, small("mabn").fit(x, y, context, 0))
     with pytest.raises(UsageError, match=r"cannot start from the model: its enter.mean has shape \(8, .* \(4, "):
         predictor("mabn", {**SMALL["mabn"], "dim": 4}).fit(x, y, started, 0)
     with pytest.raises(UsageError, match="of other members"):

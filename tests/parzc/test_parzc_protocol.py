@@ -54,7 +54,7 @@ def test_a_row_is_what_one_would_compute_by_hand(table, labels, rows):
     taus = []
     for seed in range(3):
         drawn = split(keys_of(table), 12, seed)
-        context = Context.of(encoder.coordinates, x)
+        context = Context(encoder.coordinates, x)
         fitted = predictor("ridge").fit(x[drawn.train], val.values[drawn.train], context, seed)
         taus.append(correlate(fitted.predict(x[drawn.test]).mean, test.values[drawn.test]).kendall)
     row = of(rows, "ridge")
@@ -106,6 +106,18 @@ def test_learners_are_compared_with_the_best_trees_seed_by_seed(rows):
     assert row.difference_error == pytest.approx(np.std(gaps, ddof=1) / math.sqrt(3))
     assert of(rows, "extra-trees", features=best.features).difference == 0
     assert math.isnan(of(rows, "params").difference)
+
+
+def test_trees_are_the_best_by_what_the_directions_of_the_targets_say(table, labels, rows):
+    """Learning what is better lower, and testing by what is better higher, good predictions correlate negatively."""
+    test, val = labels
+    contrary = evaluate(table, test, Labels("hours", "lower", -val.values), SPEC, METHODS, ["12"], 3)
+    trees = [r for r in contrary if r.method == "extra-trees" and r.split == "others"]
+    best = min(trees, key=lambda r: r.kendall)
+    assert best.kendall < -0.3
+    row = of(contrary, "ridge")
+    assert row.compared_with == f"extra-trees:{best.features}"
+    assert row.difference == pytest.approx(best.kendall - row.kendall)
 
 
 def test_coverage_is_of_what_was_learnt(table, labels):

@@ -244,6 +244,33 @@ def test_a_split_has_every_row_once(n, share, seed):
     assert inside.tolist() == sorted(inside)
 
 
+@given(st.lists(st.integers(0, 20), min_size=30, max_size=60), st.floats(0.05, 0.5), st.integers(0, 9))
+def test_a_split_keeps_rows_of_one_key_together(keys, share, seed):
+    keys = np.array(keys)
+    if np.bincount(keys).max() > len(keys) / 3:
+        return
+    inside, outside = hold_out(len(keys), share, seed, keys)
+    assert sorted([*inside, *outside]) == list(range(len(keys)))
+    assert not set(keys[inside]) & set(keys[outside])
+    assert len(outside) >= min(max(round(share * len(keys)), 2), len(keys) - 2)
+
+
+def test_keys_that_differ_change_no_split():
+    for found, expected in zip(hold_out(50, 0.2, 1, np.arange(50)[::-1]), hold_out(50, 0.2, 1), strict=True):
+        assert found.tolist() == expected.tolist()
+    with pytest.raises(DataError, match="fewer than 2 are left to learn from"):
+        hold_out(50, 0.2, 1, np.zeros(50, np.int64))
+
+
+def test_few_targets_that_differ_are_held_out_so_that_there_is_something_to_learn():
+    y = np.full(12, 90.0)
+    y[5] = 91.0
+    settings = SHORT.model_copy(update={"patience": 2, "members": 8})
+    fitted = fit_ensemble(make, X[:12], y, settings, 0)
+    assert len(fitted) == 8
+    assert all(math.isnan(tau) for one in fitted for tau in one.taus)
+
+
 def test_splits_by_seed():
     assert len(hold_out(50, 0.2, 1)[1]) == 10
     assert hold_out(50, 0.2, 1)[1].tolist() == hold_out(50, 0.2, 1)[1].tolist() != hold_out(50, 0.2, 2)[1].tolist()
@@ -289,8 +316,8 @@ def test_rows_that_cannot_be_learnt_from(x, y, error, complaint):
 
 def test_rows_to_decide_by_are_checked_too():
     settings = Settings(epochs=1, patience=1)
-    with pytest.raises(DataError, match="validation target: all of its 5 values are equal"):
-        fit(made(), X, Y, settings, 0, (X[:5], np.ones(5)))
+    with pytest.raises(DataError, match="validation target: 1 of 5 values are not finite"):
+        fit(made(), X, Y, settings, 0, (X[:5], holed(Y[:5], np.nan)))
     with pytest.raises(UsageError, match="only there"):
         fit(made(), X, Y, settings, 0)
     with pytest.raises(UsageError, match="only there"):
@@ -309,6 +336,9 @@ def test_fewer_than_ten_labels():
         ({"loss": "msq"}, "unknown loss 'msq'; did you mean mse"),
         ({"epochs": 0}, "invalid settings: epochs: input should be greater than or equal to 1, got 0"),
         ({"batch_size": 1}, "batch_size"),
+        ({"mc_samples": 10**9}, "mc_samples: input should be less than or equal to 10000"),
+        ({"epochs": 10**9}, "epochs: input should be less than"),
+        ({"members": 10**9}, "members: input should be less than"),
         ({"alpha": math.inf}, "alpha"),
         ({"kl_weight": -1}, "kl_weight"),
         ({"held_out": 1.0}, "held_out"),

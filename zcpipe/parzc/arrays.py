@@ -9,16 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError
-from zcpipe.parzc.encodings import Scores
+from zcpipe.parzc.encodings import Scores, arrays_of, of_proxies
 from zcpipe.parzc.spec import FeatureSpec
 
 Tensors = dict[str, NDArray[Any]]
-
-_OF_CODING = {
-    "minmax": ("low", "high"),
-    "zscore": ("faint", "unit", "mean", "deviation", "low", "high"),
-    "log": ("faint", "unit", "mean", "deviation", "low", "high"),
-}
 
 
 def part(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Tensors:
@@ -79,12 +73,14 @@ def require_codings(tensors: Mapping[str, NDArray[Any]], spec: FeatureSpec, colu
         DataError: one is missing, or of another type or shape.
     """
     names = {"statistics": spec.statistics if spec.encoding != "minmax" else (), "proxies": spec.proxies}
+    encodings = {"statistics": spec.encoding, "proxies": of_proxies(spec.encoding)}
     for kind, of_kind in names.items():
-        width = sum(columns.get(name, 0) for name in of_kind)
         if not of_kind:
             continue
-        if spec.encoding in ("rank", "live-rank"):
-            scores_of(part(tensors, kind), width)
+        width = sum(columns.get(name, 0) for name in of_kind)
+        held = part(tensors, kind)
+        if encodings[kind] in ("rank", "live-rank"):
+            scores_of(held, width)
             continue
-        for name in _OF_CODING[spec.encoding]:
-            array_of(part(tensors, kind), name, np.float64, (width,))
+        for name in arrays_of(encodings[kind]):
+            array_of(held, name, np.float64, (width,))

@@ -3,8 +3,8 @@
 "minmax" is ParZC's: each architecture's values of one statistic go to [0, 1] within the architecture (`scale_within`).
 The others see a coordinate over the population, which they are fitted on once and frozen with: "zscore" standardises,
 "log" standardises a signed logarithm (`Standard`), "rank" takes the normal score of the mid-rank (`Scores`), and
-"live-rank" that among the values other than 0, which stays 0 (`LiveScores`). A proxy is one value an architecture, so
-that "minmax" takes it to [0, 1] over the population (`Span`).
+"live-rank" that among the values other than 0, which stays 0, and 1 where these are all equal (`LiveScores`). A proxy
+is one value an architecture, so that "minmax" takes it to [0, 1] over the population (`Span`).
 
 Infinities are data, the worst or best value there is, and have a finite place in each:
 
@@ -22,7 +22,7 @@ precision where that is more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -77,9 +77,14 @@ def of_proxies(encoding: Encoding) -> Encoding:
     return "rank" if encoding == "live-rank" else encoding
 
 
+def arrays_of(encoding: Encoding) -> tuple[str, ...]:
+    """Return the names of the arrays that an encoding of single coordinates consists of."""
+    return tuple(field.name for field in fields(_CODINGS[encoding]))
+
+
 def restore_coding(encoding: Encoding, tensors: Mapping[str, NDArray[Any]]) -> Coding:
-    """Rebuild what `fit_coding` gave from its ``tensors()``."""
-    return _CODINGS[encoding](**tensors)
+    """Rebuild what `fit_coding` gave from its ``tensors()``, others beside them apart."""
+    return _CODINGS[encoding](**{name: tensors[name] for name in arrays_of(encoding)})
 
 
 def scale_within(
@@ -224,9 +229,11 @@ class Scores:
             starts = np.flatnonzero(np.r_[True, column[1:] != column[:-1]])
             counts = np.diff(starts, append=n)
             points, scores = column[starts], ndtri((starts + counts / 2) / n)
+            if cls.LIVE and len(points) == 1:
+                scores = np.ones(1)  # their middle is that of what is dead, which they must differ from
             # The first and last rank that there could be, where the population holds no infinity.
             low[k] = scores[0] if np.isneginf(points[0]) else ndtri(0.5 / n)
-            high[k] = scores[-1] if np.isposinf(points[-1]) else ndtri(1 - 0.5 / n)
+            high[k] = scores[-1] if np.isposinf(points[-1]) else max(ndtri(1 - 0.5 / n), scores[-1])
             finite = np.isfinite(points)
             if not finite.any():  # any number is above -inf and below +inf
                 points, scores, finite = np.zeros(1), np.array([(low[k] + high[k]) / 2]), np.ones(1, bool)
@@ -262,7 +269,8 @@ class Scores:
 class LiveScores(Scores):
     """Normal scores as `Scores` gives them, among the values that are not 0, while 0 becomes 0, the middle of them.
 
-    A slot that nothing fills then says nothing, and does not press the others together at one end.
+    A slot that nothing fills then says nothing, and does not press the others together at one end. Where the values
+    that are not 0 are all equal, as numbers of layers may be, they become 1: that the slot is filled is all there is.
     """
 
     LIVE: ClassVar[bool] = True

@@ -26,19 +26,22 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zcpipe.errors import DataError, UsageError, reason_of
+from zcpipe.errors import DataError, UsageError
+from zcpipe.parzc import arrays
 from zcpipe.parzc.encodings import Coding, fit_coding, of_proxies, restore_coding, scale_within
 from zcpipe.parzc.places import (
     Coordinate,
     Integers,
     blocks_of,
+    choices_of,
     graph_of,
     group_of,
     ranges,
     token_layout,
 )
-from zcpipe.parzc.rows import Bools, Lists, Reals, Rows, count_live, is_layers
+from zcpipe.parzc.rows import LIVE, Bools, Lists, Reals, Rows, count_live, is_layers
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.table import Table
 
@@ -168,22 +171,22 @@ class Encoder:
             tensors: the arrays; others beside them do not matter.
 
         Raises:
-            DataError: something is missing there.
+            DataError: something is missing there, or is not that of the features that it says.
         """
         try:
-            spec = FeatureSpec.model_validate(record["spec"])
-            held: dict[str, dict[str, NDArray[Any]]] = {}
-            for key, tensor in tensors.items():
-                kind, _, name = key.partition(".")
-                held.setdefault(kind, {})[name] = tensor
-            fitted = ["statistics"] * bool(spec.statistics and spec.encoding != "minmax")
-            fitted += ["proxies"] * bool(spec.proxies)
-            encodings = {"statistics": spec.encoding, "proxies": of_proxies(spec.encoding)}
-            codings = {kind: restore_coding(encodings[kind], held[kind]) for kind in fitted}
-            coordinates = [Coordinate(*described) for described in record["coordinates"]]
-            return cls(spec, record["space"], record["live"], coordinates, codings)
-        except (KeyError, TypeError, UsageError) as error:
-            raise DataError(f"this is no record of features ({reason_of(error)}); fit and save them anew") from error
+            held = _Record.model_validate(dict(record))
+        except (ValidationError, UsageError) as error:
+            raise DataError(f"this is no record of features ({_first(error)}); fit and save them anew") from error
+        spec, coordinates = held.spec, [Coordinate(*described) for described in held.coordinates]
+        _require_coordinates(coordinates, spec, held.space)
+        if held.live not in ("", LIVE):
+            raise DataError(f"{held.live!r} does not say which layers live; fit and save the features anew")
+        arrays.require_codings(tensors, spec, Counter(coordinate.column for coordinate in coordinates))
+        fitted = ["statistics"] * bool(spec.statistics and spec.encoding != "minmax")
+        fitted += ["proxies"] * bool(spec.proxies)
+        encodings = {"statistics": spec.encoding, "proxies": of_proxies(spec.encoding)}
+        codings = {kind: restore_coding(encodings[kind], arrays.part(tensors, kind)) for kind in fitted}
+        return cls(spec, held.space, held.live, coordinates, codings)
 
     def _aligned(self, rows: Rows) -> tuple[Reals, dict[str, Integers]]:
         """Return raw statistics at their coordinates, with zeros in all others, and how many of each row count."""
@@ -231,6 +234,41 @@ class Encoder:
             owner = np.repeat(np.arange(piece.start, piece.stop), counts[piece])
             out[owner, ranges(np.zeros(piece.stop - piece.start, np.int64), counts[piece])] = values
         return counts
+
+
+class _Record(BaseModel):
+    """What `Encoder.record` gives."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: FeatureSpec
+    space: str
+    live: str
+    coordinates: list[tuple[str, str, str]]
+
+
+def _first(error: ValidationError | UsageError) -> str:
+    """Say in a few words what is wrong with a record."""
+    if isinstance(error, UsageError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(step) for step in first['loc'])}: {first['msg'].lower()}"
+
+
+def _require_coordinates(coordinates: Sequence[Coordinate], spec: FeatureSpec, space: str) -> None:
+    """Refuse coordinates that no table of a space can have by a spec.
+
+    Raises:
+        DataError: their columns, order or number are others.
+    """
+    statistics = [c for c in coordinates if c.column in spec.statistics]
+    expected = [*sorted(statistics, key=lambda c: spec.statistics.index(c.column))]
+    expected += [Coordinate(name, "", "") for name in spec.proxies]
+    if spec.graph:
+        expected += choices_of(space)
+    nowhere = any(not (c.slot and c.group) for c in statistics)
+    if list(coordinates) != expected or nowhere or len(set(coordinates)) < len(coordinates):
+        raise DataError(f"the {len(coordinates)} coordinates are not those of the features; fit and save them anew")
 
 
 def _coordinates(rows: Rows, name: str) -> Iterator[Coordinate]:

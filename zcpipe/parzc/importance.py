@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from zcpipe.errors import CapabilityError, DataError, UsageError
+from zcpipe.errors import CapabilityError, DataError
 from zcpipe.parzc.features import Coordinate, Encoder
-from zcpipe.parzc.labels import Floats, Labels, draw, parse_samples, split
+from zcpipe.parzc.labels import Floats, Labels, draw, keys_of, parse_samples, require_seeds, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
 from zcpipe.parzc.predictors.base import Context, Vectors
 from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
@@ -87,17 +87,15 @@ def measure_importance(
         UsageError: as `Encoder.fit`.
         DataError: too few labels, or a constant target.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_seeds(seeds)
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = target.require(encoded.usable)
     count = parse_samples(samples, len(rows))
     draw(len(rows), count, 0)
-    keys = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     parts = _parts(encoder.coordinates)
     study = _Study(
-        encoded.x[rows], target.values[rows], keys[rows], encoder.coordinates, list(parts.values()), count,
+        encoded.x[rows], target.values[rows], keys_of(table)[rows], encoder.coordinates, list(parts.values()), count,
         learner or BoostedTrees(),
     )  # fmt: skip
     found = np.array(each(_measure, study, list(range(seeds)), pool, progress))  # [seeds, 2, parts]
@@ -176,7 +174,7 @@ class _Study:
 
 def _measure(study: _Study, seed: int) -> Floats:  # [2, parts]
     drawn = split(study.keys, study.samples, seed)
-    context = Context.of(study.coordinates, study.x)
+    context = Context(study.coordinates, study.x, keys=study.keys[drawn.train])
     fitted = study.learner.fit(study.x[drawn.train], study.y[drawn.train], context, seed)
     generator = np.random.default_rng(seed)
     test = np.sort(generator.permutation(drawn.test)[:SHUFFLED])

@@ -104,6 +104,24 @@ def split(keys: NDArray[np.int64], samples: int, seed: int) -> Split:
     return Split(train, test)
 
 
+def keys_of(table: Table) -> NDArray[np.int64]:
+    """Return the key of each row of a table as a number."""
+    numbers: NDArray[np.int64] = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return numbers
+
+
+def require_seeds(seeds: int, seed: int = 0) -> None:
+    """Refuse numbers of seeds, and first seeds, that are none.
+
+    Raises:
+        UsageError: there is no seed, or a negative one.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    if seed < 0:
+        raise UsageError(f"seed must be at least 0, got {seed}")
+
+
 def draw(n: int, samples: int, seed: int) -> Positions:
     """Draw ``samples`` of n rows without replacement; returns them ascending.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,16 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, ZcpipeError, reason_of
-from zcpipe.parzc.arrays import part, prefixed, require_codings
+from zcpipe.parzc.arrays import part, prefixed
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw, parse_samples
+from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples, require_seeds
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each, one_thread
 from zcpipe.parzc.predictors import Context, Fitted, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import Parameters, Vectors
+from zcpipe.parzc.predictors.forest import summed
 from zcpipe.parzc.predictors.parzc import spread
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import ranks
@@ -100,9 +100,15 @@ class Model:
         return columns
 
     def predict_vectors(self, x: Vectors) -> Prediction:
-        """Predict feature vectors [n, d] that the encoder made: the mixture of what came of each seed."""
+        """Predict feature vectors [n, d] that the encoder made: the mixture of what came of each seed.
+
+        A deviation is NaN where no seed has one, and the seeds cannot differ.
+        """
         found = [one.predict(x) for one in self.fitted]
-        return Prediction(np.mean([one.mean for one in found], axis=0), spread(found))
+        mean, std = summed(np.stack([one.mean for one in found])) / len(found), spread(found)
+        if not self.predictor.is_random():
+            std[np.isnan([one.std for one in found]).all(axis=0)] = np.nan
+        return Prediction(mean, std)
 
     def save(self, path: Path | str) -> None:
         """Write it as one safetensors file; nothing is overwritten.
@@ -114,7 +120,12 @@ class Model:
         publish(Path(path), self.to_bytes(), exclusive=True)
 
     def to_bytes(self) -> bytes:
-        """Return the file's content: the same model gives the same bytes."""
+        """Return the file's content: the same model gives the same bytes.
+
+        Raises:
+            DataError: an array holds a value that is not finite, so that no file of it could be read.
+            CapabilityError: safetensors is not installed.
+        """
         _import_safetensors()
         from safetensors.numpy import save
 
@@ -135,6 +146,12 @@ class Model:
         for number, one in enumerate(self.fitted):
             tensors |= prefixed(one.tensors(), f"fitted.{number}")
         arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        for name, array in arrays.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise DataError(
+                    f"the training failed: the array {name} of the model holds a value that is not finite; choose "
+                    "other parameters of the predictor, or another encoding"
+                )
         return save(arrays, metadata={_KEY: canonical(record)})
 
     @classmethod
@@ -149,15 +166,16 @@ class Model:
         text, tensors = _read(place)
         try:
             record = _Record.model_validate(json.loads(text))
-            return cls._restore(record, tensors)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(step) for step in first["loc"])
             raise DataError(
                 f"{place}: its record is not a model's ({where}: {first['msg'].lower()}); {_MEND}"
             ) from error
-        except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: its record is not a model's ({reason_of(error):.160}); {_MEND}") from error
+        try:
+            return cls._restore(record, tensors)
         except CapabilityError:
             raise
         except ZcpipeError as error:
@@ -166,10 +184,8 @@ class Model:
     @classmethod
     def _restore(cls, record: _Record, tensors: Mapping[str, NDArray[Any]]) -> Self:
         encoder = Encoder.restore(record.encoder, part(tensors, "encoder"))
-        columns = Counter(coordinate.column for coordinate in encoder.coordinates)
-        require_codings(part(tensors, "encoder"), encoder.spec, columns)
         learnt = predictor(record.predictor.name, record.predictor.parameters)
-        context = Context.of(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
+        context = Context(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
         fitted = tuple(
             learnt.restore(one, part(tensors, f"fitted.{number}"), context) for number, one in enumerate(record.fitted)
         )
@@ -225,8 +241,7 @@ def train(
         UsageError: the table lacks a column, or ``init`` is of another predictor or of other sizes.
         DataError: too few labels, or a constant target.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_seeds(seeds, seed)
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = labels.require(encoded.usable)
@@ -235,13 +250,27 @@ def train(
     if init is not None:
         if init.predictor.name != learner.name:
             raise UsageError(f"{learner.name} cannot start from a model of {init.predictor.name}; name its predictor")
+        if init.encoder.spec != encoder.spec:
+            theirs, own = init.encoder.spec.model_dump(), spec.model_dump()
+            raise UsageError(
+                f"the model to start from has other features ({_shown(theirs, own)}; here {_shown(own, theirs)}); "
+                "choose the same"
+            )
         if init.encoder.coordinates != encoder.coordinates:
             raise UsageError(
                 f"the model to start from has other features ({len(init.encoder.coordinates)} coordinates, here "
-                f"{len(encoder.coordinates)}); choose the same --statistics, --proxies and encoding"
+                f"{len(encoder.coordinates)}); train it on a table of networks that have the same places"
             )
         start = init.fitted
-    job = _Job(encoded.x[chosen], labels.values[chosen], encoder, encoded.x[encoded.usable], learner, start)
+    job = _Job(
+        encoded.x[chosen],
+        labels.values[chosen],
+        keys_of(table)[chosen],
+        encoder,
+        encoded.x[encoded.usable],
+        learner,
+        start,
+    )
     fitted = each(_fit, job, [seed + k for k in range(seeds)], pool, progress)
     identity = {name: table.identity[name] for name in ("space", "dataset", "recipe")}
     training = Training(len(chosen), seed)
@@ -253,6 +282,7 @@ def train(
 class _Job:
     x: Vectors
     y: NDArray[np.float64]
+    keys: NDArray[np.int64]
     encoder: Encoder
     population: Vectors
     learner: Predictor
@@ -261,7 +291,8 @@ class _Job:
 
 def _fit(job: _Job, seed: int) -> Fitted:
     start = None if job.start is None else job.start[seed % len(job.start)]
-    return job.learner.fit(job.x, job.y, Context.of(job.encoder.coordinates, job.population, start), seed)
+    context = Context(job.encoder.coordinates, job.population, start, job.keys)
+    return job.learner.fit(job.x, job.y, context, seed)
 
 
 class _Identity(BaseModel):
@@ -287,11 +318,11 @@ class _Record(BaseModel):
     table: _Identity
     target: str
     direction: Literal["higher", "lower"]
-    samples: int
-    seed: int
+    samples: int = Field(ge=0)
+    seed: int = Field(ge=0)
     predictor: _Learner
     encoder: dict[str, Any]
-    fitted: list[dict[str, Any]]
+    fitted: list[dict[str, Any]] = Field(min_length=1)
 
 
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -12,13 +12,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import DataError, UsageError
 from zcpipe.scoring.columns import Column
 from zcpipe.spaces import get_space, list_spaces
 from zcpipe.spaces.base import DescribesCells
 from zcpipe.table import Table
 
 Integers = NDArray[np.int64]
+LARGEST_LAYOUT = 1 << 22  # tokens times width
 GRAPH = "graph"  # the column and group of the cell's operations
 
 
@@ -168,6 +169,9 @@ def token_layout(coordinates: Sequence[Coordinate]) -> Integers:  # [tokens, wid
 
     Returns:
         Positions in ``coordinates``, each exactly once, and -1 where a token has nothing.
+
+    Raises:
+        DataError: it would have more than `LARGEST_LAYOUT` elements.
     """
     tokens: dict[str, list[tuple[int, int]]] = {}  # of each group, channels and coordinates
     channels: dict[tuple[str, str], int] = {}
@@ -186,6 +190,11 @@ def token_layout(coordinates: Sequence[Coordinate]) -> Integers:  # [tokens, wid
     places = _sequences(numbers, sequences, np.arange(len(sequences)))
     groups = [*(places.names[i] for i in places.in_order()), *(group for group in (GRAPH, "") if group in tokens)]
     width = 1 + max((channel for token in tokens.values() for channel, _ in token), default=-1)
+    if len(groups) * width > LARGEST_LAYOUT:
+        raise DataError(
+            f"{len(coordinates)} features make {len(groups)} tokens of width {width}, too many for a network; choose "
+            "fewer statistics, or a predictor without networks"
+        )
     layout = np.full((len(groups), width), -1, np.int64)
     for row, group in enumerate(groups):
         for channel, at in tokens[group]:
@@ -200,15 +209,23 @@ def graph_of(table: Table) -> tuple[list[Coordinate], Integers]:
         A coordinate for each thing that can be chosen, and the coordinates that each row has, [rows, choices].
 
     Raises:
-        UsageError: the space does not offer it; those that do are named.
+        UsageError: as `choices_of`.
     """
-    name = table.identity["space"]
+    return choices_of(table.identity["space"]), _codes(table)
+
+
+def choices_of(name: str) -> list[Coordinate]:
+    """Return a coordinate for each thing that can be chosen for the cells of a space.
+
+    Raises:
+        UsageError: there is no such space, or it does not offer it; those that do are named.
+    """
     space = get_space(name)
     if not isinstance(space, DescribesCells):
         able = [other for other in list_spaces() if isinstance(get_space(other), DescribesCells)]
         raise UsageError(f"{name} does not describe its cells, so that graph means nothing; {', '.join(able)} do")
     symbols = [(choice, symbol) for choice, symbols in space.cell_codes.items() for symbol in symbols]
-    return [Coordinate(GRAPH, f"{choice}={symbol}", GRAPH) for choice, symbol in symbols], _codes(table)
+    return [Coordinate(GRAPH, f"{choice}={symbol}", GRAPH) for choice, symbol in symbols]
 
 
 @lru_cache(maxsize=2)

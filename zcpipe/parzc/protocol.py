@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.parzc.baselines import LEARNERS, TREES, training_free
 from zcpipe.parzc.features import Coordinate, Encoder
-from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, parse_samples, split
+from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, keys_of, parse_samples, require_seeds, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
 from zcpipe.parzc.predictors import PREDICTORS, Context, Prediction, Predictor, predictor
 from zcpipe.parzc.predictors.base import PARTS, Vectors, part_of
@@ -92,7 +92,8 @@ class Row:
         coverage_95: that of `Measured.coverage_95`.
         best_free: whether it is the best of all that need no training, by the mean and its direction.
         compared_with: for learners, the best of the trees that are baselines, by the mean.
-        difference: the mean over the seeds of Kendall's tau less that of ``compared_with`` under the same seed.
+        difference: the mean over the seeds of Kendall's tau less that of ``compared_with`` under the same seed, or the
+            contrary where the target is better higher and what is learnt lower, or vice versa: above 0 is better.
         difference_error: standard error of that mean.
         seeds: of each seed.
     """
@@ -174,8 +175,7 @@ def evaluate(
         UsageError: as `Encoder.fit`; or numbers that are none.
         DataError: too few architectures have labels and features, or a target is constant.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_seeds(seeds)
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     train_target.require(encoded.usable)
@@ -189,7 +189,7 @@ def evaluate(
         np.flatnonzero(np.isin(np.flatnonzero(encoded.usable), rows)),
         encoder.coordinates,
         tuple(part_of(encoder.coordinates, name) for name in PARTS),
-        _keys(table)[rows],
+        keys_of(table)[rows],
         train_target.values[rows],
         target.values[rows],
         {name: values[rows] for name, values in scores.items()},
@@ -203,7 +203,7 @@ def evaluate(
         row
         for count in counts
         for which in SPLITS
-        for row in _rows(measured, count, which, methods, directions, target.direction, seeds)
+        for row in _rows(measured, count, which, methods, directions, target, train_target, seeds)
     ]
 
 
@@ -244,7 +244,8 @@ def _measure(study: _Study, task: _Task) -> dict[tuple[str, str], Measured]:  # 
         own = study.parts[PARTS.index(task.method.features)]
         population = study.population[:, own]
         x = population[study.labelled]
-        context = Context.of(tuple(study.coordinates[at] for at in own), population)
+        coordinates = tuple(study.coordinates[at] for at in own)
+        context = Context(coordinates, population, keys=study.keys[drawn.train])
         fitted = task.method.predictor().fit(x[drawn.train], study.train_target[drawn.train], context, task.seed)
         found = {task.method.name: fitted.predict(x)}
     return {
@@ -268,7 +269,8 @@ def _rows(
     which: str,
     methods: Sequence[Method],
     directions: Mapping[str, str],
-    direction: str,
+    target: Labels,
+    train_target: Labels,
     seeds: int,
 ) -> list[Row]:
     """Sum up one number of samples and one split."""
@@ -280,12 +282,13 @@ def _rows(
         _row(name, "", samples, which, [_free(measured, samples, seed, name, which) for seed in range(seeds)])
         for name in directions
     ]
-    signs = {name: 1 if of_name == direction else -1 for name, of_name in directions.items()}
+    signs = {name: 1 if of_name == target.direction else -1 for name, of_name in directions.items()}
     best = max(free, key=lambda row: np.nan_to_num(row.kendall * signs[row.method], nan=-2.0))
     trees = [row for row in learnt if row.method in TREES and row.features in PARTS[1:]]
     if trees:
-        strongest = max(trees, key=lambda row: np.nan_to_num(row.kendall, nan=-2.0))
-        learnt = [_compared(row, strongest) for row in learnt]
+        sign = 1 if target.direction == train_target.direction else -1
+        strongest = max(trees, key=lambda row: np.nan_to_num(row.kendall * sign, nan=-2.0))
+        learnt = [_compared(row, strongest, sign) for row in learnt]
     return learnt + [replace(row, best_free=row is best) for row in free]
 
 
@@ -307,9 +310,9 @@ def _row(method: str, features: str, samples: int, which: str, found: list[Measu
     return Row(method, features, samples, which, fewest, *correlations, *covered, False, "", none, none, tuple(found))
 
 
-def _compared(row: Row, other: Row) -> Row:
+def _compared(row: Row, other: Row, sign: int) -> Row:
     pairs = zip(row.seeds, other.seeds, strict=True)
-    difference, error = _mean([own.kendall - theirs.kendall for own, theirs in pairs])
+    difference, error = _mean([sign * (own.kendall - theirs.kendall) for own, theirs in pairs])
     name = f"{other.method}:{other.features}"
     return replace(row, compared_with=name, difference=difference, difference_error=error)
 
@@ -319,9 +322,3 @@ def _mean(values: list[float]) -> tuple[float, float]:
     if len(values) < 2:
         return float(np.mean(values)), float("nan")
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def _keys(table: Table) -> NDArray[np.int64]:
-    """Return the key of each row as a number."""
-    numbers: NDArray[np.int64] = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    return numbers

@@ -21,7 +21,7 @@ from zcpipe.table import Table
 Bools = NDArray[np.bool_]
 Reals = NDArray[np.float32]
 
-_LIVE = "num_layers@layer"
+LIVE = "num_layers@layer"  # the column that says which layers live
 _AT_ONCE = 1 << 22  # values
 
 
@@ -75,7 +75,7 @@ class Rows:
         """Look which rows are usable; by default the table decides what says which layers live."""
         packed = spec.alignment == "packed" and any(map(is_layers, spec.statistics))
         if live is None:
-            live = _LIVE if packed and _LIVE in (column.name for column in table.columns) else ""
+            live = LIVE if packed and LIVE in (column.name for column in table.columns) else ""
         columns = _require(table, [*dict.fromkeys((*spec.statistics, *filter(None, [live])))], spec.proxies)
         usable = np.ones(len(table), bool)
         for column in columns.values():

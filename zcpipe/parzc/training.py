@@ -30,6 +30,7 @@ _CHUNK = 256  # rows that go through a network together where no gradient is ask
 
 Vectors = NDArray[np.float32]  # [n, d]
 Labelled = tuple[Vectors, Floats]
+_DRAWS_AT_MOST = 100  # of rows to hold out
 _ORDER, _NOISE, _MAKE, _HOLD_OUT, _FIT, _DRAWS = range(6)  # what seeds are for
 
 
@@ -64,15 +65,15 @@ class Settings(BaseModel):
     alpha: float = Field(default=ALPHA, gt=0, allow_inf_nan=False)
     kl_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     prior_sigma: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    epochs: int = Field(default=60, ge=1)
+    epochs: int = Field(default=60, ge=1, le=100_000)
     batch_size: int = Field(default=64, ge=2)
     learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
     decay_rho: bool = False
     patience: int | None = Field(default=None, ge=1)
     held_out: float = Field(default=0.2, gt=0, lt=1)
-    members: int = Field(default=1, ge=1)
-    mc_samples: int = Field(default=10, ge=1)
+    members: int = Field(default=1, ge=1, le=1000)
+    mc_samples: int = Field(default=10, ge=1, le=10_000)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -114,7 +115,7 @@ class Fitted:
         model: the network at the target's scale, in evaluation.
         losses: of each epoch, the mean over its batches.
         taus: of each epoch, Kendall's tau on the rows held out, with the Bayesian layers' mean weights; NaN where all
-            predictions are equal. Empty without such rows.
+            predictions, or all targets, are equal. Empty without such rows.
         best: which epoch's weights were kept, from 0.
     """
 
@@ -156,7 +157,7 @@ def fit(
             "validation: give rows to decide on stopping by where settings.patience is set, and only there"
         )
     if validation is not None:
-        _check_labelled(*validation, "validation")
+        _check_labelled(*validation, "validation", ordered=False)
     centre, scale = float(y.mean()), float(y.std())
     inputs, target = torch.tensor(x), torch.tensor((y - centre) / scale, dtype=torch.float32)
     optimiser = _adam(network, settings)
@@ -194,6 +195,7 @@ def fit_ensemble(
     y: Floats,
     settings: Settings,
     seed: int,
+    keys: NDArray[np.int64] | None = None,
 ) -> list[Fitted]:
     """Train ``settings.members`` networks that differ in their seeds: first weights, rows held out, order and draws.
 
@@ -201,8 +203,10 @@ def fit_ensemble(
         make: a new network; torch's global generator is seeded for it.
         x: [n, d] float32.
         y: [n], what is to be predicted.
-        settings: how; with a patience each member holds out ``settings.held_out`` of the rows.
+        settings: how; with a patience each member holds out ``settings.held_out`` of the rows: of 100 draws the first
+            that leaves different targets on both sides, or else one to learn from.
         seed: of everything.
+        keys: of the rows, [n]; those of one key are held out together. None where all differ.
 
     Raises:
         UsageError: as `fit`.
@@ -218,25 +222,40 @@ def fit_ensemble(
         if settings.patience is None:
             fitted.append(fit(network, x, y, settings, member_seed))
             continue
-        inside, outside = hold_out(len(x), settings.held_out, _seed(seed, _HOLD_OUT, member))
+        inside, outside = _hold_out_of(y, settings.held_out, _seed(seed, _HOLD_OUT, member), keys)
         validation = (x[outside], y[outside])
         fitted.append(fit(network, x[inside], y[inside], settings, member_seed, validation))
     return fitted
 
 
-def hold_out(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hold_out(
+    n: int, share: float, seed: int, keys: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split n rows at random; returns the indices of those to learn from and of those held out, each ascending.
 
-    At least 2 rows are on either side.
+    At least 2 rows are on either side. Rows of one key are on one side, so that more may be held out than the share.
 
     Raises:
-        DataError: there are fewer than 4 rows.
+        DataError: there are fewer than 4 rows, or rows of one key leave fewer than 2 on a side.
     """
     if n < 4:
         raise DataError(f"{n} rows are too few to hold some out; give at least 4, or no patience")
     held = min(max(round(share * n), 2), n - 2)
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[held:]), np.sort(order[:held])
+    number = np.arange(n) if keys is None else numbered(keys)
+    sizes = np.bincount(number)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    count = int(np.searchsorted(np.cumsum(sizes[order]), held)) + 1
+    out = np.isin(number, order[:count])
+    if n - np.count_nonzero(out) < 2:
+        raise DataError(f"so many of {n} rows have one key that fewer than 2 are left to learn from; give no patience")
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def numbered(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the keys of rows from 0 in the order in which they come first."""
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    result: NDArray[np.int64] = np.argsort(np.argsort(first))[number]
+    return result
 
 
 def predict(
@@ -278,6 +297,22 @@ def predict(
     return mean, np.sqrt(squares / count)
 
 
+def _hold_out_of(
+    y: Floats, share: float, seed: int, keys: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split rows as `hold_out`, with an order to learn, and if possible one to decide by."""
+    found = None
+    for attempt in range(_DRAWS_AT_MOST):
+        inside, outside = hold_out(len(y), share, seed + attempt, keys)
+        if np.ptp(y[inside]) > 0 and np.ptp(y[outside]) > 0:
+            return inside, outside
+        if found is None and np.ptp(y[inside]) > 0:
+            found = inside, outside
+    if found is None:
+        raise DataError(f"{len(y)} targets differ too little to hold some out; give more labels, or no patience")
+    return found
+
+
 def _epoch(
     network: nn.Module,
     x: Tensor,  # [n, d]
@@ -316,7 +351,8 @@ def _adam(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 
 def _tau(network: nn.Module, x: Vectors, y: Floats, settings: Settings, epoch: int) -> float:
-    return correlate(_by_means(network, x, settings, epoch), y).kendall
+    values = _by_means(network, x, settings, epoch)
+    return math.nan if np.all(y == y[0]) else correlate(values, y).kendall
 
 
 def _by_means(network: nn.Module, x: Vectors, settings: Settings, epoch: int) -> Floats:
@@ -346,13 +382,13 @@ def _require_finite(values: float | Floats, what: str, settings: Settings, epoch
         )
 
 
-def _check_labelled(x: Vectors, y: Floats, what: str) -> None:
+def _check_labelled(x: Vectors, y: Floats, what: str, ordered: bool = True) -> None:
     _check_vectors(x, what)
     if y.shape != (len(x),):
         raise UsageError(f"{what} target: got shape {y.shape}, expected {(len(x),)}, a value for each row")
     if not np.isfinite(y).all():
         raise DataError(f"{what} target: {np.count_nonzero(~np.isfinite(y))} of {len(y)} values are not finite")
-    if len(y) < 2 or np.all(y == y[0]):
+    if not len(y) or (ordered and np.all(y == y[0])):
         raise DataError(f"{what} target: all of its {len(y)} values are equal, there is no order to learn from")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError
 from zcpipe.parzc.features import Encoder
-from zcpipe.parzc.labels import Labels, draw, parse_samples
+from zcpipe.parzc.labels import Labels, draw, keys_of, parse_samples, require_seeds
 from zcpipe.parzc.parallel import Progress, one_thread
 from zcpipe.parzc.predictors import PREDICTORS, Context, predictor
 from zcpipe.parzc.predictors.base import Range
@@ -74,15 +74,16 @@ def tune(
         raise UsageError(f"{name} has no parameters to choose; tune its members one by one")
     if trials < 1 or folds < 2:
         raise UsageError(f"trials and folds: got {trials} and {folds}, expected at least 1 and 2")
+    require_seeds(1, seed)
     ranges = predictor(name).ranges
     encoder = Encoder.fit(table, spec)
     encoded = encoder.encode(table)
     rows = labels.require(encoded.usable)
     chosen = rows[draw(len(rows), parse_samples(samples, len(rows)), seed)]
     x, y = encoded.x[chosen], labels.values[chosen]
-    keys = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    fold = _folds(keys[chosen], folds, seed)
-    context = Context.of(encoder.coordinates, encoded.x[encoded.usable])
+    keys = keys_of(table)[chosen]
+    fold = _folds(keys, folds, seed)
+    population = encoded.x[encoded.usable]
     found: list[Tried] = []
 
     def objective(trial: optuna.Trial) -> float:
@@ -92,6 +93,7 @@ def tune(
         with one_thread():
             for left_out in range(folds):
                 inside, outside = fold != left_out, fold == left_out
+                context = Context(encoder.coordinates, population, keys=keys[inside])
                 predicted[outside] = learner.fit(x[inside], y[inside], context, seed).predict(x[outside]).mean
         kendall = correlate(predicted, y).kendall
         found.append(Tried(parameters, kendall))

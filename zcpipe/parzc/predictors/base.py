@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -26,24 +27,30 @@ class Context:
 
     Attributes:
         coordinates: what each feature is, [d].
-        layout: how networks cut a vector into tokens, [tokens, width], -1 where a token has nothing.
         population: the features of every architecture that the encoder was fitted on, [N, d]; no label among them.
         init: what training starts from, of the same predictor; None to start anew.
+        keys: of each labelled row, as any numbers; rows of one key are one network and stay together wherever some of
+            the labelled rows are held out. None where all differ.
     """
 
     coordinates: tuple[Coordinate, ...]
-    layout: NDArray[np.int64]
     population: Vectors
     init: Fitted | None = None
+    keys: NDArray[np.int64] | None = None
 
-    @classmethod
-    def of(cls, coordinates: tuple[Coordinate, ...], population: Vectors, init: Fitted | None = None) -> Context:
-        """Make a context with the token layout of its coordinates."""
-        return cls(coordinates, token_layout(coordinates), population, init)
+    @cached_property
+    def layout(self) -> NDArray[np.int64]:
+        """How networks cut a vector into tokens, [tokens, width], -1 where a token has nothing.
+
+        Raises:
+            DataError: as `token_layout`.
+        """
+        return token_layout(self.coordinates)
 
     def part(self, own: NDArray[np.int64], init: Fitted | None = None) -> Context:
         """Return the context of some of the features, by their positions."""
-        return Context.of(tuple(self.coordinates[at] for at in own), self.population[:, own], init)
+        coordinates = tuple(self.coordinates[at] for at in own)
+        return Context(coordinates, columns(self.population, own), init, self.keys)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Fitted(Protocol):
     """What came of a training."""
 
     def predict(self, x: Vectors) -> Prediction:
-        """Predict rows [n, d], each by itself: the others have no influence."""
+        """Predict rows [n, d], each by itself: the others have no influence, save on the rounding of networks."""
         ...
 
     def record(self) -> dict[str, Any]:
@@ -100,6 +107,10 @@ class Predictor(Protocol):
         """
         ...
 
+    def is_random(self) -> bool:
+        """Whether trainings under other seeds may give another result."""
+        ...
+
     def restore(self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context) -> Fitted:
         """Rebuild what ``record()`` and ``tensors()`` of a `Fitted` gave.
 
@@ -126,6 +137,13 @@ def part_of(coordinates: Sequence[Coordinate], part: str) -> NDArray[np.int64]:
     return np.flatnonzero(wanted[part]).astype(np.int64)
 
 
+def columns(x: Vectors, own: NDArray[np.int64]) -> Vectors:
+    """Return some of the columns, by their ascending positions: without a copy where they stand side by side."""
+    if len(own) and own[-1] - own[0] + 1 == len(own):
+        return x[:, own[0] : own[-1] + 1]
+    return x[:, own]
+
+
 @dataclass(frozen=True)
 class Range:
     """What a parameter may become when parameters are chosen: one of ``choices``, or a number from low to high."""
@@ -144,6 +162,10 @@ class Parameters(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def is_random(self) -> bool:
+        """See `Predictor.is_random`: most are."""
+        return True
 
     @model_validator(mode="wrap")
     @classmethod

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from zcpipe.parzc.predictors.base import (
 )
 from zcpipe.parzc.predictors.forest import Forest, Tree
 from zcpipe.parzc.predictors.targets import Scale, Shown
+from zcpipe.parzc.training import numbered
 from zcpipe.rank import correlate
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class BoostedTrees(Parameters):
         rate: how much each tree counts.
         rows: the share of the labelled rows that each tree sees.
         features: the share of the features that each tree sees.
-        folds: of the cross-validation.
+        folds: of the cross-validation; rows of one key are left out together.
         shown: what the trees see of the targets, see `Scale`.
     """
 
@@ -99,12 +100,16 @@ class BoostedTrees(Parameters):
         "shown": Range(choices=("scores", "raw")),
     }
 
-    depths: tuple[int, ...] = Field(default=defaults.BOOSTED_DEPTHS, min_length=1)
-    trees: tuple[int, ...] = Field(default=defaults.BOOSTED_TREES, min_length=1)
+    depths: tuple[Annotated[int, Field(ge=1, le=20)], ...] = Field(
+        default=defaults.BOOSTED_DEPTHS, min_length=1, max_length=20
+    )
+    trees: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        default=defaults.BOOSTED_TREES, min_length=1, max_length=20
+    )
     rate: float = Field(default=defaults.BOOSTED_RATE, gt=0, le=1)
     rows: float = Field(default=defaults.BOOSTED_ROWS, gt=0, le=1)
     features: float = Field(default=defaults.BOOSTED_FEATURES, gt=0, le=1)
-    folds: int = Field(default=defaults.BOOSTED_FOLDS, ge=2)
+    folds: int = Field(default=defaults.BOOSTED_FOLDS, ge=2, le=100)
     shown: Shown = "scores"
 
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedBoosting:
@@ -114,7 +119,7 @@ class BoostedTrees(Parameters):
         require_no_start(self.name, context)
         scale = Scale.fit(y, self.shown)
         target = scale.show(y)
-        depth, trees = self._choose(xgboost, x, y, target, seed)
+        depth, trees = self._choose(xgboost, x, y, target, context.keys, seed)
         booster = self._grow(xgboost, x, target, depth, trees, seed)
         gain = np.zeros(x.shape[1])
         for feature, value in booster.get_score(importance_type="total_gain").items():
@@ -136,11 +141,23 @@ class BoostedTrees(Parameters):
             chosen,
         )
 
-    def _choose(self, xgboost: ModuleType, x: Vectors, y: Floats, target: Floats, seed: int) -> tuple[int, int]:
+    def _choose(
+        self,
+        xgboost: ModuleType,
+        x: Vectors,
+        y: Floats,
+        target: Floats,
+        keys: NDArray[np.int64] | None,
+        seed: int,
+    ) -> tuple[int, int]:
         grid = list(itertools.product(self.depths, self.trees))
         if len(grid) == 1:
             return grid[0]
-        fold = np.random.default_rng(seed).permutation(len(x)) % self.folds
+        number = np.arange(len(x)) if keys is None else numbered(keys)
+        networks = int(number.max()) + 1
+        if networks < self.folds:
+            raise DataError(f"{networks} networks are too few for {self.folds} folds; give more labels, or fewer folds")
+        fold = np.random.default_rng(seed).permutation(networks)[number] % self.folds
         predicted = np.empty((len(self.depths), len(self.trees), len(x)))
         for row, depth in enumerate(self.depths):
             for left_out in range(self.folds):

@@ -35,6 +35,7 @@ PUBLISHED: Mapping[str, Any] = {
     "settings": {"loss": "diffkendall", "epochs": 100, "members": 1},
 }
 
+GP_ROWS = 4000  # labelled rows at most, since memory grows with their square
 GP_LIKELIHOOD_ROWS = 1000
 GP_ITERATIONS = 40
 

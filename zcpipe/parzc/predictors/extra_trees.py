@@ -24,7 +24,7 @@ from zcpipe.parzc.predictors.base import (
     require_no_start,
     require_vectors,
 )
-from zcpipe.parzc.predictors.forest import Forest
+from zcpipe.parzc.predictors.forest import Forest, summed
 from zcpipe.parzc.predictors.targets import Scale, Shown
 
 
@@ -49,13 +49,15 @@ class FittedTrees:
         require_vectors(x, self.features)
         shown, std = np.empty(len(x)), np.empty(len(x))
         for rows, values in self.forest.values(x):
-            shown[rows] = values.sum(axis=0) / len(self.forest)
-            std[rows] = self.scale.back(values).std(axis=0)
+            shown[rows] = summed(values) / len(self.forest)
+            targets = self.scale.back(values)
+            targets -= summed(targets) / len(self.forest)
+            std[rows] = np.sqrt(summed(targets**2) / len(self.forest))
         return Prediction(self.scale.back(shown), std)
 
     def record(self) -> dict[str, Any]:
-        """Return what it is besides its arrays."""
-        return {"features": self.features}
+        """Return what it is besides its arrays: nothing."""
+        return {}
 
     def tensors(self) -> Tensors:
         """Return the arrays that it consists of."""

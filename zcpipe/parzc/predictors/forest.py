@@ -75,7 +75,7 @@ class Forest:
         """Sum over the trees, in their order: [n]."""
         result = np.empty(len(x))
         for rows, values in self.values(x):
-            result[rows] = values.sum(axis=0)
+            result[rows] = summed(values)
         return result
 
     def tensors(self) -> Tensors:
@@ -122,3 +122,11 @@ class Forest:
             at[going] = below
             going = going[self.left[below] != below]
         return at.reshape(trees, n)
+
+
+def summed(values: NDArray[np.float64]) -> Floats:  # [trees, rows] -> [rows]
+    """Sum over the trees in their order, which numpy keeps for many rows alone: so a row has its sum by itself."""
+    total = np.zeros(values.shape[1])
+    for of_tree in values:
+        total += of_tree
+    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 from zcpipe.errors import DataError
@@ -42,7 +42,7 @@ class FittedProcess:
     """The posterior of a Gaussian process.
 
     Attributes:
-        x: the labelled rows, [n, d].
+        x: the labelled rows that were learnt from, [n, d].
         target: what they are shown as, [n], centred on 0.
         groups: the features of each kernel.
         parameters: logarithms of the kernels' deviations, of their lengths and of the noise's deviation, [2 g + 1].
@@ -82,19 +82,22 @@ class FittedProcess:
         return {**own, **prefixed(self.scale.tensors(), "scale")}
 
     @cached_property
-    def _factor(self) -> Floats:  # lower triangle of the Cholesky factor, [n, n]
-        distances = squared_distances(self.x, self.x, self.groups)
-        factor: Floats = np.tril(cho_factor(covariance(distances, self.parameters), lower=True)[0])
-        return factor
+    def factor(self) -> Floats:
+        """The lower triangle of the Cholesky factor of the labelled rows' covariance, [n, n]; above it is anything.
+
+        Raises:
+            DataError: the covariance is not positive definite.
+        """
+        return factorised(covariance(each_distance(self.x, self.x, self.groups), self.parameters))
 
     @cached_property
     def _weights(self) -> Floats:
-        weights: Floats = cho_solve((self._factor, True), self.target)
+        weights: Floats = cho_solve((self.factor, True), self.target)
         return weights
 
     def _posterior(self, x: Vectors) -> tuple[Floats, Floats]:
-        across = signal(squared_distances(x, self.x, self.groups), self.parameters)  # [m, n]
-        explained = solve_triangular(self._factor, across.T, lower=True)
+        across = signal(each_distance(x, self.x, self.groups), self.parameters)  # [m, n]
+        explained = solve_triangular(self.factor, across.T, lower=True)
         count = len(self.groups)
         prior = np.exp(2 * self.parameters[:count]).sum() + np.exp(2 * self.parameters[-1])
         return across @ self._weights, np.sqrt(np.maximum(prior - (explained**2).sum(axis=0), 0.0))
@@ -108,23 +111,27 @@ class GaussianProcess(Parameters):
 
     Attributes:
         shown: what it sees of the targets, see `Scale`.
-        likelihood_rows: at most so many of the labelled rows set the parameters; all are learnt from.
+        rows: at most so many of the labelled rows are learnt from, drawn under the seed: memory grows with their square
+            and time with their cube. All of them make the scale of the targets.
+        likelihood_rows: at most so many of those set the parameters.
     """
 
     name: ClassVar[str] = "gaussian-process"
     ranges: ClassVar[Mapping[str, Range]] = {"shown": Range(choices=("scores", "raw"))}
 
     shown: Shown = "scores"
-    likelihood_rows: int = Field(default=defaults.GP_LIKELIHOOD_ROWS, ge=10)
+    rows: int = Field(default=defaults.GP_ROWS, ge=10, le=20_000)
+    likelihood_rows: int = Field(default=defaults.GP_LIKELIHOOD_ROWS, ge=10, le=20_000)
 
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedProcess:
-        """See `Predictor.fit`; the seed says which rows set the parameters where there are too many."""
+        """See `Predictor.fit`; the seed says which rows are learnt from and set the parameters."""
         require_labelled(x, y)
         require_no_start(self.name, context)
         scale = Scale.fit(y, self.shown)
         target = scale.show(y)
         groups = kinds(context.coordinates)
-        some = np.sort(np.random.default_rng(seed).permutation(len(y))[: self.likelihood_rows])
+        order = np.random.default_rng(seed).permutation(len(y))[: self.rows]
+        some, own = np.sort(order[: self.likelihood_rows]), np.sort(order)
         distances = squared_distances(x[some], x[some], groups)
         start = np.concatenate([np.zeros(len(groups)), np.full(len(groups), 0.5), [-1.0]])
         found = minimize(
@@ -136,7 +143,7 @@ class GaussianProcess(Parameters):
             bounds=[(-4.0, 4.0)] * len(start),
             options={"maxiter": defaults.GP_ITERATIONS},
         )
-        return FittedProcess(x, target, groups, found.x, scale)
+        return FittedProcess(x[own], target[own], groups, found.x, scale)
 
     def restore(
         self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context
@@ -146,9 +153,11 @@ class GaussianProcess(Parameters):
         x = array_of(tensors, "x", np.float32, (None, len(context.coordinates)))
         target = array_of(tensors, "target", np.float64, (len(x),))
         parameters = array_of(tensors, "parameters", np.float64, (2 * len(groups) + 1,))
-        if not len(x) or np.abs(parameters).max() > 4.0:
-            raise DataError(f"the arrays of {self.name} are not those of a Gaussian process")
-        return FittedProcess(x, target, groups, parameters, Scale.restore(part(tensors, "scale")))
+        if not 0 < len(x) <= self.rows or np.abs(parameters).max() > 4.0:
+            raise DataError(f"the arrays of {self.name} are not those of such a process of {self.rows} rows at most")
+        fitted = FittedProcess(x, target, groups, parameters, Scale.restore(part(tensors, "scale")))
+        _ = fitted.factor  # predicting needs it, and here it can be refused
+        return fitted
 
 
 def kinds(coordinates: Sequence[Coordinate]) -> Groups:
@@ -160,34 +169,64 @@ def kinds(coordinates: Sequence[Coordinate]) -> Groups:
 def squared_distances(a: Vectors, b: Vectors, groups: Groups) -> Floats:  # [g, m, n]
     """Return the mean squared difference over the features of each group, of each row of a from each of b."""
     found = np.empty((len(groups), len(a), len(b)))
-    for group, out in zip(groups, found, strict=True):
+    for out, distances in zip(found, each_distance(a, b, groups), strict=True):
+        out[:] = distances
+    return found
+
+
+def each_distance(a: Vectors, b: Vectors, groups: Groups) -> Iterator[Floats]:  # [m, n] each
+    """Yield what `squared_distances` returns, one group at a time."""
+    for group in groups:
         left, right = a[:, group].astype(np.float64), b[:, group].astype(np.float64)
-        out[:] = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
+        out: Floats = left @ right.T
+        out *= -2
+        out += (left**2).sum(axis=1)[:, None]
+        out += (right**2).sum(axis=1)
         np.maximum(out, 0.0, out=out)
         out /= len(group)
-    return found
+        yield out
 
 
-def signal(distances: Floats, parameters: Floats) -> Floats:
+def signal(distances: Iterable[Floats], parameters: Floats) -> Floats:  # [m, n]
     """Return the sum of the kernels, without noise."""
-    count = len(distances)
-    found: Floats = sum(
-        np.exp(2 * parameters[i] - distances[i] / 2 * np.exp(-2 * parameters[count + i])) for i in range(count)
-    )
+    count = len(parameters) // 2
+    found: Floats | None = None
+    for i, distance in enumerate(distances):
+        kernel = distance * (-np.exp(-2 * parameters[count + i]) / 2)
+        kernel += 2 * parameters[i]
+        np.exp(kernel, out=kernel)
+        found = kernel if found is None else np.add(found, kernel, out=found)
+    assert found is not None  # noqa: S101 - there are features
     return found
 
 
-def covariance(distances: Floats, parameters: Floats) -> Floats:
+def covariance(distances: Iterable[Floats], parameters: Floats) -> Floats:
     """Return the covariance of the labelled rows, noise and a little for the numerics on its diagonal."""
     found = signal(distances, parameters)
     found[np.diag_indices_from(found)] += np.exp(2 * parameters[-1]) + _JITTER
     return found
 
 
+def factorised(matrix: Floats) -> Floats:  # [n, n], symmetric, which is overwritten
+    """Return the lower triangle of the Cholesky factor; above it is anything.
+
+    Raises:
+        DataError: the matrix is not positive definite.
+    """
+    try:
+        factor: Floats = cho_factor(matrix.T, lower=True, overwrite_a=True)[0]
+    except LinAlgError as error:
+        raise DataError(
+            "the covariance of the Gaussian process is not positive definite; encode the features in a way that keeps "
+            "them small, such as rank"
+        ) from error
+    return factor
+
+
 def objective(parameters: Floats, distances: Floats, target: Floats) -> tuple[float, Floats]:
     """Return the negative logarithm of marginal likelihood times prior, and its gradient."""
     count = len(distances)
-    factor = cho_factor(covariance(distances, parameters), lower=True)
+    factor = (factorised(covariance(distances, parameters)), True)
     weights = cho_solve(factor, target)
     centre = np.zeros(len(parameters))
     centre[-1] = -1.0

@@ -77,7 +77,7 @@ class _Networks(Parameters):
             return network
 
         scale = Scale.fit(y, self._shown)
-        fitted = fit_ensemble(make, x, scale.show(y), self._settings, seed)
+        fitted = fit_ensemble(make, x, scale.show(y), self._settings, seed, context.keys)
         return FittedNetworks(tuple(one.model for one in fitted), self._settings.mc_samples, seed, scale)
 
     def restore(
@@ -85,8 +85,8 @@ class _Networks(Parameters):
     ) -> FittedNetworks:
         """See `Predictor.restore`."""
         members, seed = self._settings.members, record.get("seed")
-        if not isinstance(seed, int):
-            raise DataError(f"the record of {self.name} has no seed")
+        if type(seed) is not int or seed < 0:
+            raise DataError(f"the record of {self.name} has no seed of at least 0")
         with torch.device("meta"):  # a size that no array has costs nothing
             shapes = Scaled(self._network(context)).state_dict()
         scale = Scale.restore(part(tensors, "scale"))

@@ -24,9 +24,11 @@ from zcpipe.parzc.predictors.base import (
     Predictor,
     Range,
     Vectors,
+    columns,
     part_of,
     require_labelled,
 )
+from zcpipe.parzc.predictors.forest import summed
 from zcpipe.parzc.predictors.targets import Scale
 
 
@@ -46,6 +48,8 @@ class FittedMembers:
 
     def predict(self, x: Vectors) -> Prediction:
         """Predict; the variance is the mean of the members' variances, where they have some, plus that of their means.
+
+        It is about the mean of the members' predictions, which the predicted mean, found by its rank, may lie beside.
 
         Raises:
             UsageError: another number of features.
@@ -81,6 +85,12 @@ class Parzc(Parameters):
         default=tuple((name, dict(parameters)) for name, parameters in defaults.PARZC), min_length=1
     )
 
+    def is_random(self) -> bool:
+        """See `Predictor.is_random`: as soon as a member is."""
+        from zcpipe.parzc.predictors import predictor  # which lists this one
+
+        return any(predictor(text.partition(":")[0], parameters).is_random() for text, parameters in self.members)
+
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedMembers:
         """See `Predictor.fit`. With ``context.init`` the members that are networks start from those there.
 
@@ -94,8 +104,8 @@ class Parzc(Parameters):
             for (learner, own), start in zip(heard, self._starts(context.init, len(heard)), strict=True)
         )
         parts = tuple(own for _, own in heard)
-        found = [member.predict(context.population[:, own]).mean for member, own in zip(members, parts, strict=True)]
-        means = np.stack(found, axis=1)
+        seen = [columns(context.population, own) for own in parts]
+        means = np.stack([member.predict(own).mean for member, own in zip(members, seen, strict=True)], axis=1)
         scores = Scores.fit(means, np.zeros(len(members), bool))
         return FittedMembers(members, parts, scores, matched(means.mean(axis=1), _combined(scores, means)))
 
@@ -167,7 +177,7 @@ def matched(values: Floats, shown: Floats) -> Scale:
 
 
 def spread(found: list[Prediction]) -> Floats:
-    """Compute the standard deviation of the mixture of several predictions of the same rows: [n].
+    """Compute the standard deviation of the mixture of several predictions of the same rows, about its mean: [n].
 
     Those without a deviation count with their mean alone; a row is NaN where none has one and there is only one.
     """
@@ -175,8 +185,8 @@ def spread(found: list[Prediction]) -> Floats:
     stds = np.stack([one.std for one in found])
     known = ~np.isnan(stds)
     counts = known.sum(axis=0)
-    inner = np.where(known, stds, 0.0) ** 2
-    variance = means.var(axis=0) + inner.sum(axis=0) / np.maximum(counts, 1)
+    inner = summed(np.where(known, stds, 0.0) ** 2) / np.maximum(counts, 1)
+    variance = summed((means - summed(means) / len(found)) ** 2) / len(found) + inner
     return np.where((counts == 0) & (len(found) == 1), np.nan, np.sqrt(variance))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,14 @@ class Ridge(Parameters):
     name: ClassVar[str] = "ridge"
     ranges: ClassVar[Mapping[str, Range]] = {"shown": Range(choices=("scores", "raw"))}
 
-    penalties: tuple[float, ...] = Field(default=defaults.RIDGE_PENALTIES, min_length=1)
+    penalties: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=defaults.RIDGE_PENALTIES, min_length=1, max_length=1000
+    )
     shown: Shown = "scores"
+
+    def is_random(self) -> bool:
+        """See `Predictor.is_random`: nothing is."""
+        return False
 
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedRidge:
         """See `Predictor.fit`; nothing is random."""
@@ -112,7 +118,7 @@ def loo_error(
 ) -> float:
     """Compute the mean squared error of rows that are left out one by one, with a constant fitted each time.
 
-    It is exact but for the centring and scaling of the features, which all rows have a part in.
+    It is exact, the centring of the features by the rows that are left included; only their scaling is by all rows.
     """
     kept = singular**2 / (singular**2 + penalty)
     residual = target - left @ (kept * (left.T @ target))
