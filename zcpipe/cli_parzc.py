@@ -12,6 +12,7 @@ import typer
 
 from zcpipe import cli_parzc_options as options
 from zcpipe.cli_table import Json, TableDir
+from zcpipe.errors import UsageError
 from zcpipe.printing import finite, print_grid, print_json
 
 if TYPE_CHECKING:
@@ -157,7 +158,11 @@ def evaluate(
         ),
     ] = "parzc,baselines",
     parameters: Annotated[
-        list[Path] | None, typer.Option(help="JSON file of a predictor's parameters; for several give it again.")
+        list[Path] | None,
+        typer.Option(
+            help="JSON file of a predictor's parameters, baselines of its name included; for several predictors give "
+            "it again."
+        ),
     ] = None,
     statistics: options.Statistics = None,
     proxies: options.Proxies = None,
@@ -232,23 +237,29 @@ def importance(
     Gain: the share of all that splits on it gained in training. Permutation: by how much Kendall's tau falls on
     architectures with other keys when it is shuffled among them.
     """
-    from zcpipe.parzc.importance import draw_importance, measure_importance, save_importance
+    from zcpipe.parzc.importance import draw_importance, measure_importance, require_figure, tabulate_importance
     from zcpipe.parzc.labels import Labels
     from zcpipe.table import open_table
+    from zcpipe.table.files import publish
 
     pool = options.make_pool(workers, nodes, address, simulate_nodes)
     for path in (out, figure):
         if path is not None:
             options.require_new(path)
+    if figure is not None:
+        require_figure(figure)
+        if out is not None and out.resolve() == figure.resolve():
+            raise UsageError(f"--out and --figure are both {out}; give two names")
     table = open_table(directory)
     spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     labels = Labels.read(table, truth, target)
     with options.show_progress("training") as progress:
         rows = measure_importance(table, labels, spec, samples, seeds, pool=pool, progress=progress)
+    drawn = None if figure is None else draw_importance(rows, figure.suffix)
     if out is not None:
-        save_importance(rows, out)
-    if figure is not None:
-        draw_importance(rows, figure)
+        publish(out, tabulate_importance(rows), exclusive=True)
+    if figure is not None and drawn is not None:
+        publish(figure, drawn, exclusive=True)
     if as_json:
         print_json({"target": target, "rows": [finite(asdict(row)) for row in rows]})
         return

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from zcpipe import open_table
+from zcpipe.errors import DataError
 
 FEATURES = ("--statistics", "snip@layer,synflow@layer", "--proxies", "params,snip,expressivity")
 
@@ -81,6 +82,36 @@ def test_importance(zcpipe, directory, truth, tmp_path):
     assert code == 0
     assert pq.read_table(out).num_rows == len(json.loads(said)["rows"])
     assert figure.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("out", "figure", "message"),
+    [("a.parquet", "a.xyz", "no figure of that kind can be drawn; name it .png"), ("a.svg", "a.svg", "are both")],
+)
+def test_figures_that_cannot_be_are_refused_before_the_work(zcpipe, directory, tmp_path, out, figure, message):
+    common = ("parzc", "importance", directory, "--truth", tmp_path / "absent", "--target", "val", "--samples", 16)
+    code, _, told = zcpipe(*common, "--out", tmp_path / out, "--figure", tmp_path / figure)
+    assert (code, told.count("\n")) == (2, 1)
+    assert message in told
+
+
+def test_a_figure_that_fails_leaves_no_numbers_behind(zcpipe, directory, truth, tmp_path, monkeypatch):
+    def failing(*arguments):
+        raise DataError("it cannot be drawn")
+
+    monkeypatch.setattr("zcpipe.parzc.importance.draw_importance", failing)
+    common = ("parzc", "importance", directory, "--truth", truth, "--target", "val", *FEATURES, "--samples", 16)
+    code, _, told = zcpipe(*common, "--seeds", 1, "--out", tmp_path / "a.parquet", "--figure", tmp_path / "a.svg")
+    assert (code, told) == (4, "error: it cannot be drawn\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_files_of_one_predictors_parameters_are_refused(zcpipe, directory, truth, small):
+    common = ("parzc", "evaluate", directory, "--truth", truth, "--target", "test", *FEATURES, "--samples", "12")
+    twice = ("--parameters", small / "extra-trees.json") * 2
+    code, _, told = zcpipe(*common, "--methods", "extra-trees", *twice)
+    assert code == 2
+    assert "has parameters of extra-trees, as another file has; give one file of each predictor" in told
 
 
 def test_tune_and_use_what_was_chosen(zcpipe, directory, truth, tmp_path):

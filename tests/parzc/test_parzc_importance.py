@@ -7,9 +7,10 @@ import pytest
 from parzc_tables import proxy, statistic, table
 
 from zcpipe.errors import DataError, UsageError
-from zcpipe.parzc.importance import draw_importance, measure_importance, save_importance
+from zcpipe.parzc.importance import draw_importance, measure_importance, tabulate_importance
 from zcpipe.parzc.labels import Labels
 from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
+from zcpipe.parzc.predictors.ridge import Ridge
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.parzc.tuning import _folds, tune
 
@@ -59,14 +60,10 @@ def test_gains_are_shares(rows):
 def test_numbers_and_figures_are_files(rows, tmp_path):
     import pyarrow.parquet as pq
 
-    save_importance(rows, tmp_path / "importance.parquet")
+    (tmp_path / "importance.parquet").write_bytes(tabulate_importance(rows))
     assert pq.read_table(tmp_path / "importance.parquet").to_pylist() == [vars(r) for r in rows]
-    draw_importance(rows, tmp_path / "importance.png")
-    assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match="exists"):
-        draw_importance(rows, tmp_path / "importance.png")
-    with pytest.raises(DataError, match="no figure of that kind"):
-        draw_importance(rows, tmp_path / "importance.xyz")
+    for ending, first in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        assert draw_importance(rows, ending).startswith(first)
 
 
 def test_tuning_chooses_by_the_labelled_rows_that_are_left_out(held):
@@ -96,6 +93,25 @@ def test_tuned_parameters_can_be_given(held):
     other = next(one for one in tried if one.parameters)
     assert set(other.parameters["settings"]) == {"learning_rate", "weight_decay", "epochs", "batch_size", "loss"}
     json.dumps(other.parameters)
+
+
+def test_a_trial_that_fails_takes_no_other_with_it(held, monkeypatch):
+    fit, calls = Ridge.fit, []
+
+    def diverging(self, *arguments):
+        calls.append(self)
+        if len(calls) == 1:
+            raise DataError("the training diverged")
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(Ridge, "fit", diverging)
+    told = []
+    tried = tune(*held, SPEC, "ridge", samples="40", trials=3, progress=lambda *counts: told.append(counts))
+    assert len(tried) == 2
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    calls.clear()
+    with pytest.raises(DataError, match="all 1 trials failed, the last so: the training diverged"):
+        tune(*held, SPEC, "ridge", samples="40", trials=1)
 
 
 def test_folds_keep_keys_together_and_leave_enough():

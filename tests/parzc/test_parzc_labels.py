@@ -1,6 +1,7 @@
 """Labels and splits: who is learnt from and who is tested."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,15 @@ def test_labels_come_with_their_direction(directory, truth):
     table = open_table(directory)
     assert Labels.read(table, truth, "test").direction == "higher"
     assert Labels.read(table, truth, "hours").direction == "lower"
+
+
+@pytest.mark.parametrize("direction", [b"sideways", b"", b"\xff\xfe"])
+def test_directions_that_are_none(directory, truth, tmp_path, direction):
+    held = pq.read_table(truth, columns=["arch", "test"])
+    field = held.schema.field("test").with_metadata({b"direction": direction})
+    pq.write_table(held.set_column(1, field, held["test"]), tmp_path / "truth.parquet")
+    with pytest.raises(DataError, match=r"the direction of column 'test' is .*, expected higher or lower"):
+        Labels.read(open_table(directory), tmp_path / "truth.parquet", "test")
 
 
 def test_labels_that_nothing_can_be_learnt_from(directory, truth):

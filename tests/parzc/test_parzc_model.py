@@ -150,6 +150,17 @@ def test_default_features_are_what_nearly_all_rows_have():
         choose_spec(table({proxy("params"): np.arange(50.0)}))
 
 
+def test_a_table_whose_columns_all_fail_is_said_to_be_one():
+    columns = {statistic("snip@layer", ("stem",)): [None] * 5 + [[1.0]] * 45, proxy("params"): [None] + [1.0] * 49}
+    with pytest.raises(
+        DataError,
+        match=r"no column has values in 99% of the 50 rows: snip@layer in 90.0%, params in 98.0%; zcpipe status",
+    ):
+        choose_spec(table(columns))
+    with pytest.raises(DataError, match="the table has no rows"):
+        choose_spec(table({statistic("snip@layer", ("stem",)): []}))
+
+
 def test_transfer_starts_from_the_weights_of_a_model(directory, truth):
     parameters = {"dim": 4, "depth": 1, "settings": QUICK}
     first = make(directory, truth, "mabn", parameters, samples="30")

@@ -12,7 +12,7 @@ from zcpipe.parzc.features import Encoder
 from zcpipe.parzc.labels import Labels, split
 from zcpipe.parzc.parallel import Pool
 from zcpipe.parzc.predictors import Context, predictor
-from zcpipe.parzc.predictors.base import part_of
+from zcpipe.parzc.predictors.base import PARTS, columns, part_of
 from zcpipe.parzc.protocol import Method, evaluate, parse_methods
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import correlate
@@ -125,6 +125,30 @@ def test_coverage_is_of_what_was_learnt(table, labels):
     row = of(found, "extra-trees")
     assert 0 < row.coverage_68 <= row.coverage_95 <= 1
     assert math.isnan(of(found, "params").coverage_68)
+
+
+def test_draws_without_an_order_are_no_numbers_and_take_no_others_with_them(table, labels):
+    test, val = labels
+    rare = Labels("rare", "higher", np.where(np.arange(48) < 2, 91.0, 90.0))
+    learnt = evaluate(table, test, rare, SPEC, METHODS[:1], ["12"], 8)
+    taus = [math.isnan(one.kendall) for one in of(learnt, "ridge").seeds]
+    assert taus == [np.ptp(rare.values[split(keys_of(table), 12, seed).train]) == 0 for seed in range(8)]
+    assert True in taus and False in taus
+    tested = evaluate(table, rare, val, SPEC, METHODS[:1], ["40"], 4)
+    taus = [math.isnan(one.kendall) for one in of(tested, "ridge", 40).seeds]
+    assert taus == [np.ptp(rare.values[split(keys_of(table), 40, seed).test]) == 0 for seed in range(4)]
+    assert True in taus
+    assert of(tested, "ridge", 40, "published").kendall == pytest.approx(of(tested, "ridge", 40, "published").kendall)
+
+
+def test_parts_of_the_features_are_no_copies(table):
+    encoder = Encoder.fit(table, SPEC)
+    x = encoder.encode(table).x
+    for name in PARTS:
+        own = part_of(encoder.coordinates, name)
+        assert np.shares_memory(columns(x, own), x)
+        np.testing.assert_array_equal(columns(x, own), x[:, own])
+    np.testing.assert_array_equal(columns(x, np.array([0, 2])), x[:, [0, 2]])
 
 
 def test_other_processes_give_the_same(table, labels, rows):

@@ -35,7 +35,8 @@ def choose_spec(
 
     Raises:
         UsageError: names that mean nothing.
-        DataError: the table has no statistics, though none are named that could do without.
+        DataError: the table has no rows, or no statistics, though none are named that could do without, or all columns
+            lack values in too many rows.
     """
     held = [column for column in table.columns if column.kind == "statistic"]
     if statistics is None and not held:
@@ -43,16 +44,24 @@ def choose_spec(
             "the table has no statistics of nodes to learn from; run zcpipe with proxies that have some (aznas, snip, "
             'synflow ...), or name scalar --proxies and --statistics ""'
         )
-    left_out: list[str] = []
+    if not len(table):
+        raise DataError("the table has no rows; run zcpipe on it first")
+    left_out: dict[str, float] = {}
     chosen: dict[str, list[str]] = {}
     for kind, given in (("statistics", statistics), ("proxies", proxies)):
         if given is not None:
             chosen[kind] = list(given)
             continue
         columns = [column for column in table.columns if (column.kind == "statistic") == (kind == "statistics")]
-        lacking = [c.name for c in columns if _coverage(table, c) < COVERAGE]
-        left_out += lacking
-        chosen[kind] = [column.name for column in columns if column.name not in lacking]
+        shares = {column.name: _coverage(table, column) for column in columns}
+        left_out |= {name: share for name, share in shares.items() if share < COVERAGE}
+        chosen[kind] = [name for name in shares if name not in left_out]
+    if left_out and not (chosen["statistics"] or chosen["proxies"] or graph):
+        lacking = ", ".join(f"{name} in {share:.1%}" for name, share in left_out.items())
+        raise DataError(
+            f"no column has values in {COVERAGE:.0%} of the {len(table)} rows: {lacking}; zcpipe status says why, or "
+            "name --statistics and --proxies, to leave out the rows that lack them"
+        )
     spec = FeatureSpec(
         statistics=tuple(chosen["statistics"]),
         proxies=tuple(chosen["proxies"]),
@@ -60,7 +69,7 @@ def choose_spec(
         alignment=alignment,
         graph=graph,
     )
-    return spec, left_out
+    return spec, list(left_out)
 
 
 def _coverage(table: Table, column: Column) -> float:

@@ -57,6 +57,11 @@ class Encoded:
     x: Reals  # [n, d], finite
     usable: Bools  # [n]: whether the row has all that is asked for; ``x`` is 0 where it has not
 
+    @property
+    def population(self) -> Reals:
+        """The usable rows, a copy only where some are not usable."""
+        return self.x if self.usable.all() else self.x[self.usable]
+
 
 class Encoder:
     """Makes features of tables of one space, by what it took from the population that it was fitted on.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from zcpipe.errors import CapabilityError, DataError
+from zcpipe.errors import CapabilityError, UsageError
 from zcpipe.parzc.features import Coordinate, Encoder
 from zcpipe.parzc.labels import Floats, Labels, draw, keys_of, parse_samples, require_seeds, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
@@ -21,9 +23,10 @@ from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import correlate
 from zcpipe.table import Table
-from zcpipe.table.files import publish
 
 SHUFFLED = 2000  # held-out architectures at most that are shuffled
+
+FIGURES = (".png", ".pdf", ".svg")
 
 _SHOWN = 40  # bars of a panel at most
 _TYPES = pa.schema(
@@ -107,36 +110,42 @@ def measure_importance(
     ]
 
 
-def save_importance(rows: Sequence[Importance], path: Path | str) -> None:
-    """Write importances as a Parquet file; nothing is overwritten.
-
-    Raises:
-        DataError: the file is there already, or cannot be written.
-    """
+def tabulate_importance(rows: Sequence[Importance]) -> bytes:
+    """Return importances as the content of a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], _TYPES), sink)
-    publish(Path(path), memoryview(sink.getvalue()), exclusive=True)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
-def draw_importance(rows: Sequence[Importance], path: Path | str) -> None:
-    """Draw importances: of nodes in network order, and of columns, gain above and permutation below.
-
-    Of more than 40 bars the 40 with the largest gain are drawn. The file's ending says its format.
+def require_figure(path: Path) -> None:
+    """Refuse what no figure can be drawn to, before the work.
 
     Raises:
-        DataError: the file is there already, cannot be written, or its ending is none that matplotlib knows.
+        UsageError: the file's ending is none of `FIGURES`.
         CapabilityError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CapabilityError(
-            f"figures need matplotlib ({error}); install it with pip install 'zcpipe[plot]'"
-        ) from error
-    import io
+    _import()
+    if path.suffix not in FIGURES:
+        raise UsageError(f"{path}: no figure of that kind can be drawn; name it {', '.join(FIGURES)}")
 
-    place = Path(path)
-    figure = Figure(figsize=(12, 8), layout="constrained")
+
+def draw_importance(rows: Sequence[Importance], ending: str) -> bytes:
+    """Draw importances: of nodes in network order, and of columns, gain above and permutation below.
+
+    Of more than 40 bars the 40 with the largest gain are drawn.
+
+    Args:
+        rows: what is drawn.
+        ending: of the file, one of `FIGURES`, which says its format.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        CapabilityError: matplotlib is not installed.
+    """
+    figure = _import().Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col")
     for column, (kind, title) in enumerate((("node", "places in the network"), ("column", "statistics and proxies"))):
         every = [row for row in rows if row.kind == kind]
@@ -152,13 +161,18 @@ def draw_importance(rows: Sequence[Importance], path: Path | str) -> None:
     axes[0, 0].set_ylabel("share of the splits' gain")
     axes[1, 0].set_ylabel("Kendall's tau lost by shuffling")
     content = io.BytesIO()
+    figure.savefig(content, format=ending.removeprefix("."))
+    return content.getvalue()
+
+
+def _import() -> Any:  # noqa: ANN401 - a module
     try:
-        figure.savefig(content, format=place.suffix.removeprefix(".") or None)
-    except ValueError as error:
-        raise DataError(
-            f"{place}: no figure of that kind can be drawn ({error}); name it .png, .pdf or .svg"
+        from matplotlib import figure
+    except ImportError as error:
+        raise CapabilityError(
+            f"figures need matplotlib ({error}); install it with pip install 'zcpipe[plot]'"
         ) from error
-    publish(place, content.getbuffer(), exclusive=True)
+    return figure
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.training import FEWEST
+from zcpipe.rank.ranking import DIRECTIONS
 from zcpipe.table import Table
 from zcpipe.truth import align, read_truth
 
@@ -40,11 +41,16 @@ class Labels:
 
         Raises:
             UsageError: the file has no such column.
-            DataError: it cannot be read or knows none of the architectures.
+            DataError: it cannot be read, knows none of the architectures, or says of the column that anything else is
+                better than higher or lower values.
         """
         truth = read_truth(path, target)
         metadata = pq.read_schema(path).field(target).metadata or {}
-        direction = metadata.get(b"direction", b"higher").decode()
+        direction = metadata.get(b"direction", b"higher").decode(errors="replace")
+        if direction not in DIRECTIONS:
+            raise DataError(
+                f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
+            )
         return cls(target, direction, align(table.to_arrow(["arch"])["arch"].to_pylist(), truth))
 
     def require(self, usable: Bools) -> Positions:

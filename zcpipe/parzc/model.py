@@ -90,7 +90,7 @@ class Model:
         encoded = self.encoder.encode(table)
         mean, std = np.full(len(table), np.nan), np.full(len(table), np.nan)
         with one_thread():
-            found = self.predict_vectors(encoded.x[encoded.usable])
+            found = self.predict_vectors(encoded.population)
         mean[encoded.usable], std[encoded.usable] = found.mean, found.std
         place = encoded.usable.sum() + 1 - ranks(mean, self.direction)
         columns = table.to_arrow(["index", "arch"])
@@ -267,7 +267,7 @@ def train(
         labels.values[chosen],
         keys_of(table)[chosen],
         encoder,
-        encoded.x[encoded.usable],
+        encoded.population,
         learner,
         start,
     )

@@ -34,7 +34,8 @@ def read_methods(names: Sequence[str], paths: Sequence[Path], spec: FeatureSpec)
     """Read what is to be evaluated, as `parse_methods`, with the parameters of files that say whose they are.
 
     Raises:
-        UsageError: as `parse_methods`; a file does not say whose parameters it has, or nobody's who is evaluated.
+        UsageError: as `parse_methods`; a file does not say whose parameters it has, or nobody's who is evaluated, or
+            two have those of one predictor.
         DataError: a file cannot be read or holds no parameters.
     """
     methods = parse_methods(names, spec)
@@ -43,6 +44,8 @@ def read_methods(names: Sequence[str], paths: Sequence[Path], spec: FeatureSpec)
         owner, parameters = _read(path)
         if owner not in (method.name for method in methods):
             raise UsageError(f"{path} has parameters of {owner or 'nobody'}, who is not among the methods")
+        if owner in given:
+            raise UsageError(f"{path} has parameters of {owner}, as another file has; give one file of each predictor")
         given[owner] = json.dumps(parameters, sort_keys=True)
         predictor(owner, parameters)
     return [replace(method, parameters=given.get(method.name, method.parameters)) for method in methods]

@@ -25,13 +25,14 @@ from zcpipe.parzc.baselines import LEARNERS, TREES, training_free
 from zcpipe.parzc.features import Coordinate, Encoder
 from zcpipe.parzc.labels import Floats, Labels, Positions, Split, draw, keys_of, parse_samples, require_seeds, split
 from zcpipe.parzc.parallel import HERE, Pool, Progress, each
-from zcpipe.parzc.predictors import PREDICTORS, Context, Prediction, Predictor, predictor
-from zcpipe.parzc.predictors.base import PARTS, Vectors, part_of
+from zcpipe.parzc.predictors import PREDICTORS, Context, Fitted, Prediction, Predictor, predictor
+from zcpipe.parzc.predictors.base import PARTS, Vectors, columns, part_of
 from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import correlate
 from zcpipe.table import Table
 
 SPLITS = ("others", "published")
+_AT_ONCE = 4096  # rows that are predicted together
 _INTERVALS = (0.9945, 1.9600)  # deviations on either side of the mean that hold 68 % and 95 %
 
 
@@ -64,6 +65,7 @@ class Measured:
 
     The coverages say which share of the rows has its *training* target, which is what was learnt, within the central
     interval of 68 % or 95 % of a normal distribution with the predicted mean and deviation; NaN without deviations.
+    All are NaN where the targets that were drawn, to learn or to test, are all equal.
     """
 
     seed: int
@@ -84,7 +86,8 @@ class Row:
         samples: how many architectures it was trained on.
         split: "others" or "published".
         n_test: how many architectures it ranked, the fewest over the seeds.
-        kendall: the mean over the seeds, of raw values and signed, as `zcpipe correlate`; NaN where it orders nothing.
+        kendall: the mean over the seeds, of raw values and signed, as `zcpipe correlate`; NaN where it orders nothing
+            under a seed.
         kendall_error: standard error of that mean; NaN of one seed.
         spearman: the mean over the seeds.
         spearman_error: standard error of that mean.
@@ -185,7 +188,7 @@ def evaluate(
         draw(len(rows), count, 0)
     scores, directions = training_free(table)
     study = _Study(
-        encoded.x[encoded.usable],
+        encoded.population,
         np.flatnonzero(np.isin(np.flatnonzero(encoded.usable), rows)),
         encoder.coordinates,
         tuple(part_of(encoder.coordinates, name) for name in PARTS),
@@ -242,12 +245,16 @@ def _measure(study: _Study, task: _Task) -> dict[tuple[str, str], Measured]:  # 
         found = {name: Prediction(values, np.full(len(values), np.nan)) for name, values in study.scores.items()}
     else:
         own = study.parts[PARTS.index(task.method.features)]
-        population = study.population[:, own]
-        x = population[study.labelled]
+        population = columns(study.population, own)
         coordinates = tuple(study.coordinates[at] for at in own)
         context = Context(coordinates, population, keys=study.keys[drawn.train])
-        fitted = task.method.predictor().fit(x[drawn.train], study.train_target[drawn.train], context, task.seed)
-        found = {task.method.name: fitted.predict(x)}
+        learnt = study.train_target[drawn.train]
+        if np.all(learnt == learnt[0]):
+            none = np.full(len(study.keys), np.nan)
+            found = {task.method.name: Prediction(none, none)}
+        else:
+            fitted = task.method.predictor().fit(population[study.labelled[drawn.train]], learnt, context, task.seed)
+            found = {task.method.name: _predicted(fitted, population, study.labelled)}
     return {
         (name, which): _measured(study, prediction, rows, task.seed)
         for name, prediction in found.items()
@@ -255,8 +262,17 @@ def _measure(study: _Study, task: _Task) -> dict[tuple[str, str], Measured]:  # 
     }
 
 
+def _predicted(fitted: Fitted, population: Vectors, rows: Positions) -> Prediction:
+    """Predict some rows of a population, a few at a time, so that no copy of all is made."""
+    pieces = [fitted.predict(population[rows[at : at + _AT_ONCE]]) for at in range(0, len(rows), _AT_ONCE)]
+    return Prediction(np.concatenate([one.mean for one in pieces]), np.concatenate([one.std for one in pieces]))
+
+
 def _measured(study: _Study, prediction: Prediction, rows: Positions, seed: int) -> Measured:
-    found = correlate(prediction.mean[rows], study.target[rows], study.name)
+    target = study.target[rows]
+    if np.all(target == target[0]):  # some draw of few labels leaves such
+        return Measured(seed, int(np.count_nonzero(~np.isnan(prediction.mean[rows]))), *[float("nan")] * 4)
+    found = correlate(prediction.mean[rows], target, study.name)
     beyond = np.abs(study.train_target[rows] - prediction.mean[rows])
     std = prediction.std[rows]
     covered = [float("nan") if np.isnan(std).any() else float(np.mean(beyond <= z * std)) for z in _INTERVALS]

@@ -62,11 +62,12 @@ def tune(
         progress: told how many trials are done.
 
     Returns:
-        What was tried, best first. Parameters hold only what differs from the defaults.
+        What was tried, best first, without what failed, as trainings that diverge do. Parameters hold only what differs
+        from the defaults.
 
     Raises:
         UsageError: the predictor has nothing to choose, or a number is out of its range.
-        DataError: too few labels, or a constant target.
+        DataError: too few labels, or a constant target, or every trial failed.
         CapabilityError: optuna is not installed.
     """
     library = _import()
@@ -83,11 +84,22 @@ def tune(
     x, y = encoded.x[chosen], labels.values[chosen]
     keys = keys_of(table)[chosen]
     fold = _folds(keys, folds, seed)
-    population = encoded.x[encoded.usable]
+    population = encoded.population
     found: list[Tried] = []
+    failed: list[DataError] = []
 
     def objective(trial: optuna.Trial) -> float:
-        parameters = _nested({key: _suggest(trial, key, of_key) for key, of_key in ranges.items()} if found else {})
+        suggested = {key: _suggest(trial, key, of_key) for key, of_key in ranges.items()} if trial.number else {}
+        try:
+            return tried(_nested(suggested))
+        except DataError as error:
+            failed.append(error)
+            raise
+        finally:
+            if progress is not None:
+                progress(trial.number + 1, trials)
+
+    def tried(parameters: dict[str, Any]) -> float:
         learner = predictor(name, parameters)
         predicted = np.empty(len(y))
         with one_thread():
@@ -97,13 +109,13 @@ def tune(
                 predicted[outside] = learner.fit(x[inside], y[inside], context, seed).predict(x[outside]).mean
         kendall = correlate(predicted, y).kendall
         found.append(Tried(parameters, kendall))
-        if progress is not None:
-            progress(len(found), trials)
         return float(np.nan_to_num(kendall, nan=-1.0))
 
-    library.logging.set_verbosity(library.logging.WARNING)
+    library.logging.set_verbosity(library.logging.ERROR)
     study = library.create_study(direction="maximize", sampler=library.samplers.TPESampler(seed=seed))
-    study.optimize(objective, n_trials=trials)
+    study.optimize(objective, n_trials=trials, catch=(DataError,))
+    if not found:
+        raise DataError(f"all {trials} trials failed, the last so: {failed[-1]}")
     return sorted(found, key=lambda tried: -np.nan_to_num(tried.kendall, nan=-1.0))
 
 

@@ -54,7 +54,7 @@ class FittedMembers:
         Raises:
             UsageError: another number of features.
         """
-        found = [member.predict(x[:, own]) for member, own in zip(self.members, self.parts, strict=True)]
+        found = [member.predict(columns(x, own)) for member, own in zip(self.members, self.parts, strict=True)]
         means = np.stack([one.mean for one in found], axis=1)
         return Prediction(self.scale.back(_combined(self.scores, means)), spread(found))
 
@@ -100,7 +100,7 @@ class Parzc(Parameters):
         require_labelled(x, y)
         heard = self._heard(context)
         members = tuple(
-            learner.fit(x[:, own], y, context.part(own, start), seed)
+            learner.fit(columns(x, own), y, context.part(own, start), seed)
             for (learner, own), start in zip(heard, self._starts(context.init, len(heard)), strict=True)
         )
         parts = tuple(own for _, own in heard)
