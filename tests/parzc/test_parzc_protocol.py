@@ -138,7 +138,7 @@ def test_draws_without_an_order_are_no_numbers_and_take_no_others_with_them(tabl
     taus = [math.isnan(one.kendall) for one in of(tested, "ridge", 40).seeds]
     assert taus == [np.ptp(rare.values[split(keys_of(table), 40, seed).test]) == 0 for seed in range(4)]
     assert True in taus
-    assert of(tested, "ridge", 40, "published").kendall == pytest.approx(of(tested, "ridge", 40, "published").kendall)
+    assert not math.isnan(of(tested, "ridge", 40, "published").kendall)
 
 
 def test_parts_of_the_features_are_no_copies(table):
