@@ -60,7 +60,8 @@ def _measure(problem: Problem, samples: int) -> dict[str, Any]:
         rows = rows[draw(len(rows), samples, 0)]
         x, y = encoded.x[rows], problem.learnt.values[rows]
         everybody = encoded.x[encoded.usable]
-        context = Context.of(encoder.coordinates, everybody)
+        keys = np.unique(problem.table.to_arrow(["key"])["key"].to_pylist(), return_inverse=True)[1]
+        context = Context(encoder.coordinates, everybody, keys=keys[rows])
         found = []
         for name in TIMED:
             fitted, fit = _timed(lambda name=name: predictor(name).fit(x, y, context, 0))  # type: ignore[misc]
