@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _GPU_MEMORY = ("CUDA error: out of memory", "CUDA: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -103,6 +107,14 @@ def asking(space: str, what: str) -> Iterator[None]:
         raise ZcpipeError(
             f"the space {space} cannot give {what}: {reason_of(error)}; mend the space, or choose another"
         ) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Say in one line what is wrong first in the fields of a pydantic model: which, why, and what it got."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UsageError, first_fault
 
 Encoding = Literal["minmax", "log", "rank", "live-rank", "zscore"]
 Alignment = Literal["slots", "packed"]
@@ -40,10 +40,7 @@ class FeatureSpec(BaseModel):
         try:
             spec = handler(data)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-            raise UsageError(f"invalid features: {where}: {message}, got {first['input']!r}") from None
+            raise UsageError(f"invalid features: {first_fault(error)}") from None
         for field in ("statistics", "proxies"):
             names: tuple[str, ...] = getattr(spec, field)
             if len(set(names)) < len(names):

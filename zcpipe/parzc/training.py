@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from torch import Tensor, nn
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import DataError, UsageError, first_fault
 from zcpipe.parzc.bayesian import BayesianLinear, kl, mean_weights, one_draw
 from zcpipe.parzc.losses import ALPHA, fixes_scale, loss_named
 from zcpipe.rank import correlate
@@ -81,10 +81,7 @@ class Settings(BaseModel):
         try:
             settings = handler(data)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-            raise UsageError(f"invalid settings: {where}: {message}, got {first['input']!r}") from None
+            raise UsageError(f"invalid settings: {first_fault(error)}") from None
         loss_named(settings.loss)
         return settings
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import DataError, UsageError, first_fault
 from zcpipe.inputs import NOISE, content_of, parse
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture, ReadsEntries, Space
@@ -130,10 +130,7 @@ class RunSpec(_Frozen):
         try:
             spec = handler(data)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-            raise UsageError(f"invalid run: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+            raise UsageError(f"invalid run: {first_fault(error)}") from None
         if spec.resolution is not None and spec.resolution == _own_resolution(spec):
             object.__setattr__(spec, "resolution", None)  # one run, one identity
         if spec.inputs != NOISE and not spec.inputs_content:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import DataError, UsageError, first_fault
 from zcpipe.parzc.arrays import Tensors
 from zcpipe.parzc.features import Coordinate, token_layout
 from zcpipe.parzc.places import GRAPH
@@ -173,11 +173,8 @@ class Parameters(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
             name = getattr(cls, "name", "predictor")
-            raise UsageError(f"invalid parameter of {name}: {where}: {message}, got {first['input']!r}") from None
+            raise UsageError(f"invalid parameter of {name}: {first_fault(error)}") from None
 
 
 def require_labelled(x: Vectors, y: Floats) -> None:
