@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,12 +63,23 @@ class FittedNetworks:
 
 
 class _Networks(Parameters):
-    """What both ensembles share."""
+    """What both ensembles share; settings that are not given are those of ``default``."""
+
+    name: ClassVar[str]
+    default: ClassVar[Mapping[str, Any]]
+
+    shown: Shown
+    settings: Settings
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _filled(cls, given: object) -> object:
+        return {**cls.default["settings"], **given} if isinstance(given, dict) else given
 
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedNetworks:
         """See `Predictor.fit`. With ``context.init`` each member starts from the weights of one there, in turn."""
         require_labelled(x, y)
-        starts = iter(range(self._settings.members))
+        starts = iter(range(self.settings.members))
         start = None if context.init is None else self._start(context)
 
         def make() -> nn.Module:
@@ -76,15 +88,15 @@ class _Networks(Parameters):
                 network.load_state_dict(start[next(starts) % len(start)])
             return network
 
-        scale = Scale.fit(y, self._shown)
-        fitted = fit_ensemble(make, x, scale.show(y), self._settings, seed, context.keys)
-        return FittedNetworks(tuple(one.model for one in fitted), self._settings.mc_samples, seed, scale)
+        scale = Scale.fit(y, self.shown)
+        fitted = fit_ensemble(make, x, scale.show(y), self.settings, seed, context.keys)
+        return FittedNetworks(tuple(one.model for one in fitted), self.settings.mc_samples, seed, scale)
 
     def restore(
         self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context
     ) -> FittedNetworks:
         """See `Predictor.restore`."""
-        members, seed = self._settings.members, record.get("seed")
+        members, seed = self.settings.members, record.get("seed")
         if type(seed) is not int or seed < 0:
             raise DataError(f"the record of {self.name} has no seed of at least 0")
         with torch.device("meta"):  # a size that no array has costs nothing
@@ -101,20 +113,11 @@ class _Networks(Parameters):
             model = Scaled(self._network(context)).eval()
             model.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
             models.append(model)
-        return FittedNetworks(tuple(models), self._settings.mc_samples, seed, scale)
+        return FittedNetworks(tuple(models), self.settings.mc_samples, seed, scale)
 
-    name: ClassVar[str]
-
-    @property
-    def _settings(self) -> Settings:
-        raise NotImplementedError
-
-    @property
-    def _shown(self) -> Shown:
-        raise NotImplementedError
-
+    @abstractmethod
     def _network(self, context: Context) -> nn.Module:
-        raise NotImplementedError
+        """Make a network with first weights of torch's generator."""
 
     def _check_layout(self, state: Mapping[str, NDArray[Any]], context: Context) -> None:
         """Refuse tokens that are not those of the features."""
@@ -143,6 +146,7 @@ class Mabn(_Networks):
     """An ensemble of the paper's form over one token for each part of a network; see `zcpipe.parzc.mabn.MABN`."""
 
     name: ClassVar[str] = "mabn"
+    default: ClassVar[Mapping[str, Any]] = defaults.MABN
     ranges: ClassVar[Mapping[str, Range]] = {
         "dim": Range(choices=(16, 32, 64, 128)),
         "depth": Range(choices=(1, 2, 3, 4)),
@@ -159,19 +163,6 @@ class Mabn(_Networks):
     rho: float = Field(default=RHO, ge=-50, le=10)
     shown: Shown = "scores"
     settings: Settings = Settings(**defaults.MABN["settings"])
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _filled(cls, given: object) -> object:
-        return _over(defaults.MABN["settings"], given)
-
-    @property
-    def _settings(self) -> Settings:
-        return self.settings
-
-    @property
-    def _shown(self) -> Shown:
-        return self.shown
 
     def _network(self, context: Context) -> nn.Module:
         return MABN(
@@ -195,6 +186,7 @@ class PublishedMabn(_Networks):
     """An ensemble of the published code's form; see `zcpipe.parzc.mabn.PublishedMABN`."""
 
     name: ClassVar[str] = "mabn-published"
+    default: ClassVar[Mapping[str, Any]] = defaults.PUBLISHED
     ranges: ClassVar[Mapping[str, Range]] = {
         "size": Range(choices=(64, 128, 256, 512)),
         "dim": Range(choices=(64, 128, 256)),
@@ -209,19 +201,6 @@ class PublishedMabn(_Networks):
     shown: Shown = "raw"
     settings: Settings = Settings(**defaults.PUBLISHED["settings"])
 
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _filled(cls, given: object) -> object:
-        return _over(defaults.PUBLISHED["settings"], given)
-
-    @property
-    def _settings(self) -> Settings:
-        return self.settings
-
-    @property
-    def _shown(self) -> Shown:
-        return self.shown
-
     def _network(self, context: Context) -> nn.Module:
         return PublishedMABN(
             len(context.coordinates), size=self.size, dim=self.dim, depth=self.depth, dropout=self.dropout
@@ -230,8 +209,3 @@ class PublishedMabn(_Networks):
 
 def _dtype(tensor: torch.Tensor) -> type[np.generic]:
     return torch.empty(0, dtype=tensor.dtype).numpy().dtype.type
-
-
-def _over(default: Mapping[str, Any], given: object) -> object:
-    """Fill what is not given of settings from the defaults of a predictor."""
-    return {**default, **given} if isinstance(given, dict) else given
