@@ -1,5 +1,7 @@
 """The Gaussian process: its posterior by its formula, its likelihood's gradient, its calibration."""
 
+import pickle
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
@@ -109,3 +111,12 @@ def test_arrays_whose_covariance_is_none_are_refused():
     hostile = {**tensors, "x": large, "parameters": np.array([4.0, -4.0, -4.0])}
     with pytest.raises(DataError, match="the covariance of the Gaussian process is not positive definite"):
         learner.restore({}, hostile, context)
+
+
+def test_what_travels_between_processes_is_without_the_factor():
+    x, y = problem(60)
+    fitted = predictor("gaussian-process").fit(x, y, Context(COORDINATES, x), 0)
+    before = fitted.predict(x)
+    sent = pickle.dumps(fitted)
+    assert len(sent) < x.nbytes + 60 * 60 * 8
+    assert np.array_equal(pickle.loads(sent).predict(x).mean, before.mean)

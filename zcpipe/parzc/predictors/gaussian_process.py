@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -71,6 +71,10 @@ class FittedProcess:
             centre, spread = self._posterior(padded)
             mean[rows], deviation[rows] = centre[: len(x[rows])], spread[: len(x[rows])]
         return self.scale.prediction(mean, deviation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the factor out of what travels between processes: it is as large as rows times rows."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def record(self) -> dict[str, Any]:
         """Return what it is besides its arrays: nothing."""
