@@ -281,6 +281,16 @@ def test_parzc_orders_by_the_mean_of_normal_scores_and_gives_targets():
     assert len(np.unique(found.mean)) > 190
 
 
+def test_parzc_is_as_sure_as_its_first_member_that_says_how_sure_it_is():
+    x, y, context = make(120)
+    order = (("ridge", {}), ("gaussian-process", {}), ("extra-trees", {"trees": 20}))
+    fitted = predictor("parzc", {"members": order}).fit(x, y, context, 0)
+    np.testing.assert_array_equal(fitted.predict(x).std, fitted.members[1].predict(x).std)
+    unsure = predictor("parzc", {"members": (("ridge", {}), ("ridge:proxies", {}))}).fit(x, y, context, 0)
+    alone = [one.predict(x[:, own]).mean for one, own in zip(unsure.members, unsure.parts, strict=True)]
+    np.testing.assert_allclose(unsure.predict(x).std, np.abs(alone[0] - alone[1]) / 2)
+
+
 @given(st.lists(st.floats(-100, 100), min_size=3, max_size=30))
 def test_matching_by_rank_loses_no_order(values):
     values = np.array(values)

@@ -47,16 +47,17 @@ class FittedMembers:
     scale: Scale  # from targets to the means of the scores
 
     def predict(self, x: Vectors) -> Prediction:
-        """Predict; the variance is the mean of the members' variances, where they have some, plus that of their means.
+        """Predict; the deviation is that of the first member that gives one, or without any that between the members.
 
-        It is about the mean of the members' predictions, which the predicted mean, found by its rank, may lie beside.
+        Those of several members are not put together: trees that are grown to the end differ by chance as well, and a
+        deviation that counts what lies between them covers far more targets than it says.
 
         Raises:
             UsageError: another number of features.
         """
         found = [member.predict(columns(x, own)) for member, own in zip(self.members, self.parts, strict=True)]
         means = np.stack([one.mean for one in found], axis=1)
-        return Prediction(self.scale.back(_combined(self.scores, means)), spread(found))
+        return Prediction(self.scale.back(_combined(self.scores, means)), _deviation(found))
 
     def record(self) -> dict[str, Any]:
         """Return what it is besides its arrays."""
@@ -75,7 +76,8 @@ class Parzc(Parameters):
 
     Attributes:
         members: name and parameters of each. Behind the name may stand ``:statistics``, ``:proxies`` or ``:both`` for
-            the part of the features that it sees; who would see none is left out.
+            the part of the features that it sees; who would see none is left out. The first that gives a deviation
+            gives that of the whole.
     """
 
     name: ClassVar[str] = "parzc"
@@ -188,6 +190,11 @@ def spread(found: list[Prediction]) -> Floats:
     inner = summed(np.where(known, stds, 0.0) ** 2) / np.maximum(counts, 1)
     variance = summed((means - summed(means) / len(found)) ** 2) / len(found) + inner
     return np.where((counts == 0) & (len(found) == 1), np.nan, np.sqrt(variance))
+
+
+def _deviation(found: list[Prediction]) -> Floats:  # [n]
+    given = [one.std for one in found if not np.isnan(one.std).any()]
+    return given[0] if given else spread(found)
 
 
 def _combined(scores: Scores, means: Floats) -> Floats:  # [n, members] -> [n]
