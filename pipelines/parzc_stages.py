@@ -55,7 +55,8 @@ class Problem:
         table = open_table(directory)
         tested, learnt = Labels.read(table, truth, target), Labels.read(table, truth, train_target)
         digest = hashlib.blake2b(truth.read_bytes(), digest_size=16).hexdigest()
-        return cls(name, table, tested, learnt, *choose_spec(table), digest)
+        spec, left_out = choose_spec(table)
+        return cls(name, table, tested, learnt, spec, list(left_out), digest)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -41,7 +41,11 @@ def train(
     predictor: options.Predictor = "parzc",
     parameters: options.Parameters = None,
     init: Annotated[
-        Path | None, typer.Option(help="Start the networks' weights from this model, of the same features (transfer).")
+        Path | None,
+        typer.Option(
+            help="Start the networks' weights from this model, of the same features (transfer): with --predictor mabn "
+            "a model of mabn, with mabn-published one of that."
+        ),
     ] = None,
     statistics: options.Statistics = None,
     proxies: options.Proxies = None,
@@ -114,7 +118,9 @@ def predict(
 ) -> None:
     """Predict every architecture of a table: index, arch, mean, std and rank (1 is best, ties averaged).
 
-    Architectures that lack a feature, because it failed, have null for all three.
+    std is the standard deviation that the predictor claims for a training's result: docs/parzc.md tells how far each
+    is right. Boosted trees and ridge claim none: null. Architectures that lack a feature, because it failed, have null
+    for all three.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -183,7 +189,8 @@ def evaluate(
     Split "others": all architectures whose key is none of those learnt from; "published": all architectures, those
     learnt from among them. Kendall's tau and Spearman's rho are means over the seeds with their standard errors, of raw
     values, signed; "to trees" is the difference of tau to the best of the tree baselines, seed by seed, above 0 where
-    it ranks better. Encodings and aggregates see all architectures of the table, without labels.
+    it ranks better; n is the fewest that were tested on. Encodings and aggregates see all architectures of the table,
+    without labels.
     """
     from zcpipe.parzc.labels import Labels
     from zcpipe.parzc.parameters import read_methods
@@ -254,16 +261,17 @@ def importance(
     spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     labels = Labels.read(table, truth, target)
     with options.show_progress("training") as progress:
-        rows = measure_importance(table, labels, spec, samples, seeds, pool=pool, progress=progress)
-    drawn = None if figure is None else draw_importance(rows, figure.suffix)
+        found = measure_importance(table, labels, spec, samples, seeds, pool=pool, progress=progress)
+    drawn = None if figure is None else draw_importance(found, figure.suffix)
     if out is not None:
-        publish(out, tabulate_importance(rows), exclusive=True)
+        publish(out, tabulate_importance(found), exclusive=True)
     if figure is not None and drawn is not None:
         publish(figure, drawn, exclusive=True)
     if as_json:
-        print_json({"target": target, "rows": [finite(asdict(row)) for row in rows]})
+        print_json({**finite(asdict(found)), "rows": [finite(asdict(row)) for row in found.rows]})
         return
-    strongest = sorted(rows, key=lambda row: (row.kind, -row.gain))
+    typer.echo(found.title, err=True)
+    strongest = sorted(found.rows, key=lambda row: (row.kind, -row.gain))
     cells = [
         [r.kind, r.name, _with_error(r.gain, r.gain_error), _with_error(r.permutation, r.permutation_error)]
         for r in strongest
@@ -325,6 +333,8 @@ def tune(
     if as_json:
         print_json({"best": best, "trials": [finite(asdict(one)) for one in tried]})
         return
+    where = "" if out is None else f", written to {out}"
+    typer.echo(f"best of {len(tried)} by Kendall's tau on what is left out, {{}} being the defaults{where}:", err=True)
     print_grid(["kendall", "parameters"], [[f"{one.kendall:.4f}", json.dumps(one.parameters)] for one in tried[:10]])
 
 
@@ -343,7 +353,7 @@ def _print_rows(rows: Sequence[Row], everything: bool) -> None:
         ]
         for row in shown
     ]
-    print_grid(["method", "samples", "split", "n", "kendall", "spearman", "to trees", ""], cells)
+    print_grid(["method", "samples", "split", "n", "kendall", "spearman", "to trees", "remark"], cells)
     if len(shown) < len(rows):
         typer.echo(f"{len(rows) - len(shown)} more rows that need no training: --all or --json", err=True)
 

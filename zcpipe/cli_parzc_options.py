@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from zcpipe.parzc.parallel import Pool
     from zcpipe.table import Table
 
-Truth = Annotated[Path, typer.Option(help="Parquet file with a text column 'arch' and the labels.")]
+Truth = Annotated[Path, typer.Option(help="Parquet file with a text column 'arch' and the labels; null is none.")]
 Target = Annotated[str, typer.Option(metavar="COLUMN", help="Column of the truth file that is learnt.")]
 Statistics = Annotated[
     str | None,
@@ -42,8 +43,8 @@ Graph = Annotated[bool, typer.Option("--graph", help="Learn from the operations 
 Predictor = Annotated[
     str,
     typer.Option(
-        help="parzc, mabn, mabn-published, gaussian-process (which learns from 4000 labelled architectures at most, in "
-        "parzc too: its parameter rows), extra-trees, boosted-trees or ridge.",
+        help="parzc (a Gaussian process and extra trees together), mabn, mabn-published, gaussian-process (which "
+        "learns from 4000 labelled architectures at most, also within parzc), extra-trees, boosted-trees or ridge.",
         metavar="NAME",
     ),
 ]
@@ -77,8 +78,10 @@ def make_spec(
         table, _names(statistics), _names(proxies), encoding=encoding, alignment=alignment, graph=graph
     )
     if left_out:
+        shares = ", ".join(f"{name} (in {share:.1%})" for name, share in left_out.items())
         typer.echo(
-            f"left out, for more than 1 % of the rows lack them: {', '.join(left_out)}; name features to have them",
+            f"left out, for fewer than 99 % of the rows have values: {shares}; to learn from one all the same name it "
+            "and the others, with --statistics or --proxies: rows without are then not predicted",
             err=True,
         )
     return spec
@@ -111,12 +114,14 @@ def require_new(path: Path) -> None:
     """Refuse to overwrite before the work, which may take long; writing decides.
 
     Raises:
-        DataError: the file is there, or its directory is not.
+        DataError: the file is there, or its directory is not or cannot be written to.
     """
     if path.exists():
         raise DataError(f"{path}: exists already and is not overwritten; give another name or remove it")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no directory {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"{path}: the directory {path.parent} is not writable; choose another")
 
 
 @contextmanager

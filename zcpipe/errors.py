@@ -109,10 +109,17 @@ def asking(space: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def first_fault(error: ValidationError) -> str:
-    """Say in one line what is wrong first in the fields of a pydantic model: which, why, and what it got."""
+def first_fault(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """Say in one line what is wrong first in the fields of a pydantic model: which, why, and what it got.
+
+    Args:
+        error: what pydantic found.
+        known: the model's fields, to name those near one that it lacks.
+    """
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1 and known:
+        return str(unknown_name("name", where, known))
     got = "" if first["type"] == "missing" else f", got {first['input']!r}"
     return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
 

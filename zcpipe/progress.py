@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,12 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+LINE_SECONDS = 30.0
+
 
 @contextmanager
 def bytes_read(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show how much of some files is read; pass what this yields (bytes done, bytes in all) to the reader.
 
-    On a terminal a bar, elsewhere nothing.
+    On a terminal a bar, elsewhere a line every half minute.
     """
     with _bar(title, DownloadColumn()) as update:
         yield update
@@ -51,7 +54,27 @@ def trainings_done(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console, title)
+        return
     columns = (TextColumn(title), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Says now and then how much is done."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._shown < LINE_SECONDS or not (done and total):
+            return
+        self._shown = now
+        left = (now - self._started) / done * (total - done)
+        self._console.print(f"{self._title}: {done / total:.0%}, {left:.0f} s left", soft_wrap=True, highlight=False)

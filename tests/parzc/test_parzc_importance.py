@@ -33,8 +33,21 @@ def held():
 
 
 @pytest.fixture(scope="module")
-def rows(held):
+def found(held):
     return measure_importance(*held, SPEC, "60", 2, learner=QUICK)
+
+
+@pytest.fixture(scope="module")
+def rows(found):
+    return found.rows
+
+
+def test_what_the_parts_lose_is_seen_beside_what_the_whole_has(found):
+    assert (found.target, found.samples, found.seeds) == ("test", 60, 2)
+    assert found.kendall > 0.7
+    assert found.kendall_error >= 0
+    assert f"{found.kendall:.3f} ±" in found.title
+    assert "2 draws" in found.title
 
 
 def test_the_layer_and_statistic_that_matter_are_found(rows):
@@ -57,13 +70,16 @@ def test_gains_are_shares(rows):
     assert sum(r.gain for r in rows if r.kind == "column") == pytest.approx(1.0)
 
 
-def test_numbers_and_figures_are_files(rows, tmp_path):
+def test_numbers_and_figures_are_files(found, tmp_path):
     import pyarrow.parquet as pq
 
-    (tmp_path / "importance.parquet").write_bytes(tabulate_importance(rows))
-    assert pq.read_table(tmp_path / "importance.parquet").to_pylist() == [vars(r) for r in rows]
+    (tmp_path / "importance.parquet").write_bytes(tabulate_importance(found))
+    assert pq.read_table(tmp_path / "importance.parquet").to_pylist() == [vars(r) for r in found.rows]
+    said = pq.read_schema(tmp_path / "importance.parquet").metadata
+    assert (said[b"target"], said[b"seeds"]) == (b"test", b"2")
+    assert float(said[b"kendall"]) == found.kendall
     for ending, first in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
-        assert draw_importance(rows, ending).startswith(first)
+        assert draw_importance(found, ending).startswith(first)
 
 
 def test_tuning_chooses_by_the_labelled_rows_that_are_left_out(held):
@@ -127,5 +143,5 @@ def test_what_cannot_be_tuned(held):
         tune(*held, SPEC, "parzc", samples="40")
     with pytest.raises(UsageError, match="unknown predictor"):
         tune(*held, SPEC, "rigde", samples="40")
-    with pytest.raises(UsageError, match="trials and folds"):
+    with pytest.raises(UsageError, match="trials must be at least 1, got 0"):
         tune(*held, SPEC, "ridge", samples="40", trials=0)

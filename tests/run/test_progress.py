@@ -28,13 +28,13 @@ def test_a_bar_on_a_terminal() -> None:
 
 def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(terminal=False, quiet=False) == "warning: mixed builds\n", "the first line is due after half a minute"
-    monkeypatch.setattr("zcpipe.run.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("zcpipe.run.progress.LINE_SECONDS", 0.0)
     *_, last = shown(terminal=False, quiet=False).splitlines()
     assert last.startswith("9/10 architectures, ") and last.endswith("2 failed")
 
 
 def test_drawing_is_shown_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zcpipe.run.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("zcpipe.run.progress.LINE_SECONDS", 0.0)
     monkeypatch.setattr(f"{__name__}.EVENTS", [Drawn(2000, 3000), Planned(3000, 0), Scored(1, 0)])
     drawn, scored = shown(terminal=False, quiet=False).splitlines()
     assert drawn == "2000/3000 architectures drawn" and scored.startswith("1/3000 architectures, ")
@@ -47,7 +47,7 @@ def test_quiet_keeps_warnings() -> None:
 
 
 def test_nodes_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zcpipe.run.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("zcpipe.run.progress.LINE_SECONDS", 0.0)
     monkeypatch.setattr(
         f"{__name__}.EVENTS",
         [Planned(9, 0), Joined("a", 2), Joined("b", 3), Scored(1, 0), Left("a", "no link"), Scored(1, 0)],

@@ -24,14 +24,14 @@ def choose_spec(
     encoding: Encoding = "live-rank",
     alignment: Alignment = "slots",
     graph: bool = False,
-) -> tuple[FeatureSpec, list[str]]:
+) -> tuple[FeatureSpec, dict[str, float]]:
     """Choose features: what is named, and by default all statistics, proxies and counts of the table.
 
     A row without a value of any feature is not usable. So, by default, columns that lack values in more than 1 % of
     the rows are left out.
 
     Returns:
-        The features, and the columns that were left out.
+        The features, and the columns that were left out with the share of the rows that have values in each.
 
     Raises:
         UsageError: names that mean nothing.
@@ -69,7 +69,7 @@ def choose_spec(
         alignment=alignment,
         graph=graph,
     )
-    return spec, list(left_out)
+    return spec, left_out
 
 
 def _coverage(table: Table, column: Column) -> float:

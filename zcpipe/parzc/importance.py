@@ -60,6 +60,37 @@ class Importance:
     permutation_error: float
 
 
+@dataclass(frozen=True)
+class Importances:
+    """What the parts of the features count for, and how well all of them together rank.
+
+    Attributes:
+        target: what is learnt and ranked.
+        samples: how many architectures are learnt from.
+        seeds: how many draws of them.
+        kendall: of the predictions of held-out architectures, nothing shuffled; the mean over the seeds.
+        kendall_error: its standard error (NaN of one seed).
+        rows: nodes in the order of the features, then columns. Scalar proxies are columns alone.
+    """
+
+    target: str
+    samples: int
+    seeds: int
+    kendall: float
+    kendall_error: float
+    rows: tuple[Importance, ...]
+
+    @property
+    def title(self) -> str:
+        """What was measured, in two sentences."""
+        error = "" if math.isnan(self.kendall_error) else f" ± {self.kendall_error:.3f}"
+        draws = "1 draw" if self.seeds == 1 else f"{self.seeds} draws: means ± standard errors"
+        return (
+            f"{self.target} learnt by boosted trees from {self.samples} architectures, {draws}. "
+            f"Kendall's tau on others with nothing shuffled: {self.kendall:.3f}{error}"
+        )
+
+
 def measure_importance(
     table: Table,
     target: Labels,
@@ -70,7 +101,7 @@ def measure_importance(
     learner: BoostedTrees | None = None,
     pool: Pool = HERE,
     progress: Progress | None = None,
-) -> list[Importance]:
+) -> Importances:
     """Measure what nodes and columns count for in boosted trees.
 
     Args:
@@ -82,9 +113,6 @@ def measure_importance(
         learner: the trees, by default with the grid of `BoostedTrees`.
         pool: where to compute.
         progress: told how many seeds are done.
-
-    Returns:
-        Nodes in the order of the features, then columns. Scalar proxies are columns alone.
 
     Raises:
         UsageError: as `Encoder.fit`.
@@ -101,19 +129,24 @@ def measure_importance(
         encoded.x[rows], target.values[rows], keys_of(table)[rows], encoder.coordinates, list(parts.values()), count,
         learner or BoostedTrees(),
     )  # fmt: skip
-    found = np.array(each(_measure, study, list(range(seeds)), pool, progress))  # [seeds, 2, parts]
+    measured = each(_measure, study, list(range(seeds)), pool, progress)
+    found = np.array([parts_of for _, parts_of in measured])  # [seeds, 2, parts]
+    taus = np.array([tau for tau, _ in measured])
     mean = found.mean(axis=0)
     error = found.std(axis=0, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.full_like(mean, np.nan)
-    return [
+    importances = tuple(
         Importance(kind, name, *(float(one[which, at]) for which in (0, 1) for one in (mean, error)))
         for at, (kind, name) in enumerate(parts)
-    ]
+    )
+    tau_error = float(taus.std(ddof=1) / math.sqrt(seeds)) if seeds > 1 else math.nan
+    return Importances(target.target, count, seeds, float(taus.mean()), tau_error, importances)
 
 
-def tabulate_importance(rows: Sequence[Importance]) -> bytes:
-    """Return importances as the content of a Parquet file."""
+def tabulate_importance(found: Importances) -> bytes:
+    """Return importances as the content of a Parquet file; what was measured stands in its metadata."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], _TYPES), sink)
+    said = {name: str(value) for name, value in vars(found).items() if name != "rows"}
+    pq.write_table(pa.Table.from_pylist([vars(row) for row in found.rows], _TYPES.with_metadata(said)), sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
@@ -130,13 +163,13 @@ def require_figure(path: Path) -> None:
         raise UsageError(f"{path}: no figure of that kind can be drawn; name it {', '.join(FIGURES)}")
 
 
-def draw_importance(rows: Sequence[Importance], ending: str) -> bytes:
+def draw_importance(found: Importances, ending: str) -> bytes:
     """Draw importances: of nodes in network order, and of columns, gain above and permutation below.
 
     Of more than 40 bars the 40 with the largest gain are drawn.
 
     Args:
-        rows: what is drawn.
+        found: what is drawn.
         ending: of the file, one of `FIGURES`, which says its format.
 
     Returns:
@@ -148,7 +181,7 @@ def draw_importance(rows: Sequence[Importance], ending: str) -> bytes:
     figure = _import().Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col")
     for column, (kind, title) in enumerate((("node", "places in the network"), ("column", "statistics and proxies"))):
-        every = [row for row in rows if row.kind == kind]
+        every = [row for row in found.rows if row.kind == kind]
         strongest = sorted(every, key=lambda row: -row.gain)[:_SHOWN]
         shown = [row for row in every if row in strongest]
         at = np.arange(len(shown))
@@ -156,10 +189,11 @@ def draw_importance(rows: Sequence[Importance], ending: str) -> bytes:
         axes[1, column].bar(
             at, [r.permutation for r in shown], yerr=_bars([r.permutation_error for r in shown]), color="C1"
         )
-        axes[1, column].set_xticks(at, [row.name for row in shown], rotation=90, fontsize=7)
+        axes[1, column].set_xticks(at, [row.name for row in shown], rotation=90, fontsize=8)
         axes[0, column].set_title(title if len(shown) == len(every) else f"{title}: {len(shown)} of {len(every)}")
     axes[0, 0].set_ylabel("share of the splits' gain")
     axes[1, 0].set_ylabel("Kendall's tau lost by shuffling")
+    figure.suptitle(found.title, fontsize=10)
     content = io.BytesIO()
     figure.savefig(content, format=ending.removeprefix("."))
     return content.getvalue()
@@ -186,7 +220,7 @@ class _Study:
     learner: BoostedTrees
 
 
-def _measure(study: _Study, seed: int) -> Floats:  # [2, parts]
+def _measure(study: _Study, seed: int) -> tuple[float, Floats]:  # Kendall's tau, [2, parts]
     drawn = split(study.keys, study.samples, seed)
     context = Context(study.coordinates, study.x, keys=study.keys[drawn.train])
     fitted = study.learner.fit(study.x[drawn.train], study.y[drawn.train], context, seed)
@@ -203,7 +237,7 @@ def _measure(study: _Study, seed: int) -> Floats:  # [2, parts]
             shuffled = x.copy()
             shuffled[:, own] = x[np.ix_(order, own)]
             result[1, at] = tau - np.nan_to_num(correlate(fitted.predict(shuffled).mean, y).kendall)
-    return result
+    return tau, result
 
 
 def _parts(coordinates: Sequence[Coordinate]) -> dict[tuple[str, str], NDArray[np.int64]]:

@@ -41,8 +41,8 @@ class Labels:
 
         Raises:
             UsageError: the file has no such column.
-            DataError: it cannot be read, knows none of the architectures, or says of the column that anything else is
-                better than higher or lower values.
+            DataError: it cannot be read, knows none of the architectures, holds an infinite label, or says of the
+                column that anything else is better than higher or lower values.
         """
         truth = read_truth(path, target)
         metadata = pq.read_schema(path).field(target).metadata or {}
@@ -51,7 +51,15 @@ class Labels:
             raise DataError(
                 f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
             )
-        return cls(target, direction, align(table.to_arrow(["arch"])["arch"].to_pylist(), truth))
+        texts: list[str] = table.to_arrow(["arch"])["arch"].to_pylist()
+        values = align(texts, truth)
+        infinite = np.flatnonzero(np.isinf(values))
+        if len(infinite):
+            raise DataError(
+                f"{path}: column {target!r} is infinite for {len(infinite)} of the table's architectures, the first of "
+                f"them {texts[infinite[0]]}; correct it, or make it null: that is no label"
+            )
+        return cls(target, direction, values)
 
     def require(self, usable: Bools) -> Positions:
         """Return the rows that have a label and all features, ascending.
@@ -137,7 +145,9 @@ def draw(n: int, samples: int, seed: int) -> Positions:
     if samples < FEWEST:
         raise DataError(f"{samples} labelled architectures are too few to learn from; give at least {FEWEST}")
     if samples > n:
-        raise DataError(f"{samples} samples were asked for, but {n} architectures have a label and all features")
+        raise DataError(
+            f"{samples} samples were asked for, but {n} architectures have a label and all features; give fewer"
+        )
     return np.sort(np.random.default_rng(seed).permutation(n)[:samples])
 
 

@@ -249,7 +249,10 @@ def train(
     start = None
     if init is not None:
         if init.predictor.name != learner.name:
-            raise UsageError(f"{learner.name} cannot start from a model of {init.predictor.name}; name its predictor")
+            raise UsageError(
+                f"{learner.name} cannot start from a model of {init.predictor.name}; a network starts from one of its "
+                "own kind: --predictor mabn from a model of mabn"
+            )
         if init.encoder.spec != encoder.spec:
             theirs, own = init.encoder.spec.model_dump(), spec.model_dump()
             raise UsageError(

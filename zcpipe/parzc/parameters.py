@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def read_predictor(name: str, path: Path | None) -> Predictor:
     owner, parameters = _read(path)
     if owner not in ("", name):
         raise UsageError(f"{path} has parameters of {owner}, not of {name}")
-    return predictor(name, parameters)
+    with _named(path):
+        return predictor(name, parameters)
 
 
 def read_methods(names: Sequence[str], paths: Sequence[Path], spec: FeatureSpec) -> list[Method]:
@@ -47,8 +49,18 @@ def read_methods(names: Sequence[str], paths: Sequence[Path], spec: FeatureSpec)
         if owner in given:
             raise UsageError(f"{path} has parameters of {owner}, as another file has; give one file of each predictor")
         given[owner] = json.dumps(parameters, sort_keys=True)
-        predictor(owner, parameters)
+        with _named(path):
+            predictor(owner, parameters)
     return [replace(method, parameters=given.get(method.name, method.parameters)) for method in methods]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say in which file a parameter is wrong."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -81,7 +81,7 @@ class Settings(BaseModel):
         try:
             settings = handler(data)
         except ValidationError as error:
-            raise UsageError(f"invalid settings: {first_fault(error)}") from None
+            raise UsageError(f"invalid settings: {first_fault(error, cls.model_fields)}") from None
         loss_named(settings.loss)
         return settings
 

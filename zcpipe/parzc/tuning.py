@@ -73,8 +73,9 @@ def tune(
     library = _import()
     if name in PREDICTORS and not PREDICTORS[name].ranges:
         raise UsageError(f"{name} has no parameters to choose; tune its members one by one")
-    if trials < 1 or folds < 2:
-        raise UsageError(f"trials and folds: got {trials} and {folds}, expected at least 1 and 2")
+    for what, number, least in (("trials", trials, 1), ("folds", folds, 2)):
+        if number < least:
+            raise UsageError(f"{what} must be at least {least}, got {number}")
     require_seeds(1, seed)
     ranges = predictor(name).ranges
     encoder = Encoder.fit(table, spec)

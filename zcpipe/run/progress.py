@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from zcpipe.progress import LINE_SECONDS
 from zcpipe.run.events import Drawn, Event, Joined, Left, Planned, Scored, Warned
-
-_LINE_SECONDS = 30.0
 
 
 @contextmanager
@@ -110,7 +109,7 @@ class _Lines(_Places):
     def __call__(self, event: Event) -> None:
         super().__call__(event)
         if isinstance(event, Drawn):
-            if time.monotonic() - self._shown >= _LINE_SECONDS:
+            if time.monotonic() - self._shown >= LINE_SECONDS:
                 self._shown = time.monotonic()
                 text = f"{event.done}/{event.total} architectures drawn"
                 self._console.print(text, soft_wrap=True, highlight=False)
@@ -121,7 +120,7 @@ class _Lines(_Places):
             self._done += event.rows
             self._new += event.rows
             self._failed += event.failed
-            if time.monotonic() - self._shown >= _LINE_SECONDS:
+            if time.monotonic() - self._shown >= LINE_SECONDS:
                 self._show()
 
     def _show(self) -> None:

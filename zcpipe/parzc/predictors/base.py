@@ -174,7 +174,7 @@ class Parameters(BaseModel):
             return handler(data)
         except ValidationError as error:
             name = getattr(cls, "name", "predictor")
-            raise UsageError(f"invalid parameter of {name}: {first_fault(error)}") from None
+            raise UsageError(f"invalid parameter of {name}: {first_fault(error, cls.model_fields)}") from None
 
 
 def require_labelled(x: Vectors, y: Floats) -> None:

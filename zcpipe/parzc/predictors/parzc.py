@@ -156,7 +156,10 @@ class Parzc(Parameters):
             raise UsageError(f"{self.name} cannot start from a model of other members; give --init one of its own")
         starts: list[Fitted | None] = [one if isinstance(one, FittedNetworks) else None for one in init.members]
         if not any(starts):
-            raise UsageError(f"{self.name} has no network among its members that could start from a model")
+            raise UsageError(
+                f"{self.name} has no network among its members that could start from a model; leave --init out, or use "
+                "--predictor mabn with a model of mabn"
+            )
         return starts
 
 
