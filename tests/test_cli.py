@@ -182,6 +182,14 @@ def test_sigterm_interrupts_like_ctrl_c(tmp_path):
     assert said == "interrupted: finished shards are committed; the same command goes on\n"
 
 
+def test_an_interruption_that_a_command_does_not_tell_of_is_told(zcpipe, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zcpipe.doctor.examine", interrupted)
+    assert zcpipe("doctor") == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize("option", [("--timeout", "5"), ("--memory", "4GiB")])
 def test_limits_of_worker_processes_need_some(zcpipe, tmp_path, option):
     code, _, err = zcpipe("run", *RUN, "--out", tmp_path / "t", *option)

@@ -144,7 +144,7 @@ def test_default_features_are_what_nearly_all_rows_have():
     }
     spec, left_out = choose_spec(table(columns))
     assert (spec.statistics, spec.proxies) == (("snip@layer",), ("params",))
-    assert left_out == ["grasp@layer", "epe_nas"]
+    assert left_out == {"grasp@layer": 0.98, "epe_nas": 0.8}
     assert choose_spec(table(columns), [], ["epe_nas"])[0].proxies == ("epe_nas",)
     with pytest.raises(DataError, match="the table has no statistics of nodes to learn from"):
         choose_spec(table({proxy("params"): np.arange(50.0)}))

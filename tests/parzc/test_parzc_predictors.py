@@ -132,7 +132,7 @@ def test_arrays_that_do_not_fit_are_refused(name):
 def test_unknown_names_and_parameters_are_refused():
     with pytest.raises(UsageError, match=r"unknown predictor 'extra-tree'; did you mean extra-trees"):
         predictor("extra-tree")
-    with pytest.raises(UsageError, match="invalid parameter of ridge: penalty: extra inputs"):
+    with pytest.raises(UsageError, match="invalid parameter of ridge: unknown name 'penalty'; did you mean penalties"):
         predictor("ridge", {"penalty": 1})
     with pytest.raises(UsageError, match="invalid settings: epochs"):
         predictor("mabn", {"settings": {"epochs": 0}})
