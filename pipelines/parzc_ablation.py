@@ -101,23 +101,26 @@ def _called(name: str, own: dict[str, Any]) -> str:
 
 
 def ablation(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every case; those that differ in the method alone, for one factor, are one stage."""
-    found: list[tuple[Case, Rows]] = []
+    """Measure every case; those that differ in the method alone, for one factor, are one stage for each number."""
+    found: dict[Case, Rows] = {}
     asked: dict[tuple[str, str, FeatureSpec], list[Case]] = {}
     for case in cases(problem.spec):
         asked.setdefault((case.base, case.factor, case.spec), []).append(case)
-    for number, ((base, factor, spec), group) in enumerate(asked.items()):
-        name = f"ablation-{base}-{number:02}-{''.join(c if c.isalnum() else '_' for c in factor)}"
-        methods = [case.method for case in group]
-        rows = evaluated(problem, methods, options.ablation_samples, options.ablation_seeds, options, name, spec)
-        by_samples = [own for _, own in learners(rows, "others")]
-        found += zip(group, map(list, zip(*by_samples, strict=True)), strict=True)
-    defaults_of = {case.base: rows for case, rows in found if case.factor == "default"}
+    for samples in options.ablation_samples:
+        for number, ((base, factor, spec), group) in enumerate(asked.items()):
+            what = "".join(c if c.isalnum() else "_" for c in factor)
+            name = f"ablation-{samples}-{base}-{number:02}-{what}"
+            methods = [case.method for case in group]
+            rows = evaluated(problem, methods, [samples], options.ablation_seeds, options, name, spec)
+            for _, own in learners(rows, "others"):
+                for case, row in zip(group, own, strict=True):
+                    found.setdefault(case, []).append(row)
+    defaults_of = {case.base: rows for case, rows in found.items() if case.factor == "default"}
     return {
         "seeds": options.ablation_seeds,
         "rows": [
             _compared(case, row, other)
-            for case, rows in found
+            for case, rows in found.items()
             for row, other in zip(rows, defaults_of[case.base], strict=True)
         ],
     }

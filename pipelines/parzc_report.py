@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
 from parzc_sections import above, best, free, plus_minus, section, table, tau, wrapped
-from parzc_stages import Rows, clear, label, learners, paired
+from parzc_stages import Rows, clear, label, learners, paired, parameters
+
+from zcpipe.parzc.predictors import PREDICTORS
 
 TREES = ("extra-trees", "boosted-trees")
 
@@ -25,6 +28,8 @@ def page(record: dict[str, Any]) -> str:
         *_protocol(record["nasbench201"]),
         "",
         *_usage(),
+        "",
+        *_parameters(),
     ]
     for name in record:
         lines += ["", *section(name, record)]
@@ -162,6 +167,23 @@ def _usage() -> list[str]:
         "`--predictor mabn` trains ParZC's network instead of the default, `mabn-published` the form of its code, and",
         "`--init MODEL` starts a network from another's weights. A model is refused on a table of another recipe or",
         "one that lacks its features. Without `--samples` all labelled architectures are learnt from.",
+    ]
+
+
+def _parameters() -> list[str]:
+    rows = []
+    for name in PREDICTORS:
+        for field, value in parameters(name, {}).items():
+            nested = value.items() if field == "settings" else [("", value)]
+            rows += [[f"`{name}`", f"{field}.{own}".rstrip("."), f"`{json.dumps(one)}`"] for own, one in nested]
+    return [
+        "## Parameters",
+        "",
+        'A file of `--parameters` is JSON such as `{"predictor": "mabn", "parameters": {"settings": {"epochs": 90}}}`,',
+        "with any of these that are to differ from their defaults; `zcpipe parzc tune` writes one. What each is for",
+        "stands with its class in `zcpipe/parzc/predictors/` and with `zcpipe.parzc.training.Settings`.",
+        "",
+        *table(["predictor", "parameter", "default"], rows),
     ]
 
 
