@@ -65,8 +65,9 @@ class Mbv2:
             UsageError: the text is no network of this space; the message says where it goes wrong.
         """
         try:
-            (stem, *middle, head), blocks = _parts(text.strip()), []
+            stem, *middle, head = _parts(text.strip())
             width, stride = _convolution(*stem, "SuperConvK3BNRELU", inputs=3, strides=STRIDES)
+            blocks: list[Block] = []
             for name, numbers in middle:
                 blocks.append(_block(name, numbers, blocks[-1].outputs if blocks else width))
             last, _ = _convolution(*head, "SuperConvK1BNRELU", inputs=blocks[-1].outputs, strides=(1,))
@@ -114,9 +115,7 @@ class Mbv2:
         Networks that are divided into blocks in several ways, or reach the same hidden channels from another expansion,
         are one network.
         """
-        inner = (
-            f"{b.hidden}>{b.outputs}k{b.kernel}s{b.stride}{'p' if b.projects else ''}" for b in bottlenecks(arch)
-        )
+        inner = (f"{b.hidden}>{b.outputs}k{b.kernel}s{b.stride}{'p' if b.projects else ''}" for b in bottlenecks(arch))
         return f"{arch.stem}s{arch.stem_stride} {' '.join(inner)} {arch.head}"
 
     def num_layers(self, arch: Network) -> int:

@@ -107,10 +107,11 @@ def _conv(kernel: int, inputs: int, outputs: int, side: int) -> Size:
 
 
 def published_flops(arch: Network, spec: Dataset) -> float:
-    """Return what ``get_FLOPs`` of the published code returns, for which the published limits are.
+    """Return what ``get_FLOPs`` of the published code returns: the FLOPs that published limits are for.
 
-    Multiply-accumulates and 1 for each output of a batch norm. A projecting shortcut counts as if its stride came twice,
-    in its batch norm, too: a quarter where the stride is 2. Sides are halved rounding down, where networks round up.
+    Multiply-accumulates, and 1 for each output of a batch norm. But a shortcut's convolution, with its batch norm,
+    counts as if the stride came twice: a quarter of what it is where the stride is 2. And a stride of 2 leaves half the
+    side rounded down, where networks round up.
     """
     side = spec.input_shape[1]
     total = float(spec.input_shape[0] * arch.stem * 9 * side**2 // arch.stem_stride**2)
