@@ -33,7 +33,7 @@ def page(record: dict[str, Any]) -> str:
     ]
     for name in record:
         lines += ["", *section(name, record)]
-    return "\n".join(wrapped([*lines, "", *_reproduction()])) + "\n"
+    return "\n".join(wrapped([*lines, "", *_reproduction(record["ablation"])])) + "\n"
 
 
 def _opening(stage: dict[str, Any]) -> list[str]:
@@ -187,7 +187,8 @@ def _parameters() -> list[str]:
     ]
 
 
-def _reproduction() -> list[str]:
+def _reproduction(stage: dict[str, Any]) -> list[str]:
+    counts = ",".join(str(samples) for samples in dict.fromkeys(row["samples"] for row in stage["rows"]))
     return [
         "## Repeat it",
         "",
@@ -198,7 +199,8 @@ def _reproduction() -> list[str]:
         "    --inputs npz:data/cifar10_train_1000.npz --batch-size 16 --workers 2 --out runs/parzc/nasbench201",
         "ZCPIPE_DATA=data python pipelines/spaces.py --batch-size 8 --resolution 128 \\",
         "    --images npz:data/cifar10_train_1000.npz --workers 2",
-        "ZCPIPE_DATA=data python pipelines/parzc.py --workers 2",
+        f"ZCPIPE_DATA=data python pipelines/parzc.py --workers 2 --ablation-samples {counts} \\",
+        f"    --ablation-seeds {stage['seeds']}",
         "```",
         "",
         "Each stage is printed alone by `--stages nasbench201`, `spaces`, `ablation`, `calibration` or `speed`; what",
