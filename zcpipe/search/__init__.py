@@ -1,0 +1,1 @@
+"""Searches for architectures that proxies guide: random, evolution, REINFORCE and others, within budgets."""

@@ -1,0 +1,1 @@
+"""Search algorithms: one file each, offering itself in ``METHODS``; third parties use entry points of this name."""
