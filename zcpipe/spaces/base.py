@@ -159,6 +159,23 @@ class DrawsByDataset(Space[A], Protocol[A]):
 
 
 @runtime_checkable
+class MovesFromNetwork(Space[A], Protocol[A]):
+    """What a space offers besides in which published searches move from one network to others."""
+
+    def initial(self) -> A:
+        """Return the network with which the searches start."""
+        ...
+
+    def mutate(self, arch: A, seed: int, i: int, places: int = 1) -> A:
+        """Return the ``i``-th random move from ``arch`` under ``seed``, which changes so many places at most."""
+        ...
+
+    def num_layers(self, arch: A) -> int:
+        """Return the layers of an architecture, as the searches limit them."""
+        ...
+
+
+@runtime_checkable
 class DescribesCells(Space[A], Protocol[A]):
     """What a space offers besides whose architectures repeat a cell that a few choices make."""
 
