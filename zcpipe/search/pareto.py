@@ -56,8 +56,6 @@ def _sweep(goodness: Goodness) -> NDArray[np.bool_]:
     before = np.concatenate([[-np.inf], np.maximum.accumulate(last)[:-1]]) if len(last) else last
     kept: NDArray[np.bool_] = last > before
     kept[:1] = True  # also where it is -inf
-    if goodness.shape[1] == 1:
-        kept[1:] = False
     return kept
 
 
