@@ -123,7 +123,7 @@ class History:
         if k > self._best or self._population > self._until:
             members = np.arange(self._len)
             ranked = _rank_anew(self._goodness[:, : self._len])
-            self._best, self._until = k, self._population + self._share()
+            self._best, self._until = max(k, self._best), self._population + self._share()
         else:
             new = self._goodness[:, self._seen : self._len]
             arrived = [np.sort(values) for values in _inside(new)]
@@ -131,12 +131,12 @@ class History:
             members = np.concatenate([self._contenders, np.arange(self._seen, self._len)])
             ranked = np.concatenate([risen, self._rank(new)], axis=1)
         values = add_terms(self.method, ranked, self._population)
-        found = top(values, k)
+        found = top(values, self._best)
         most = add_terms(self.method, ranked + (self._until - self._population), self._population)
-        worst = values[found[-1]] if 0 < len(found) == k else -np.inf
+        worst = values[found[-1]] if 0 < len(found) == self._best else -np.inf
         kept = most >= worst - _SLACK * max(1.0, abs(worst))
         self._contenders, self._their_ranks, self._seen = members[kept], ranked[:, kept], self._len
-        return np.asarray(members[found], dtype=np.int64)
+        return np.asarray(members[found[:k]], dtype=np.int64)
 
     def _rank(self, goodness: Ranks) -> Ranks:  # [proxies, n]
         """Rank values that are among the population's; NaN stays NaN."""
