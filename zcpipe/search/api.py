@@ -19,7 +19,7 @@ from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import ANY_SIZE, Candidates, Limits, SpaceCandidates, TableCandidates
 from zcpipe.search.journal import Record, opened
 from zcpipe.search.loop import Outcome, Search
-from zcpipe.search.moves import Moves
+from zcpipe.search.moves import RANDOM, Moves
 from zcpipe.search.recorded import RecordedScores
 from zcpipe.search.result import Found, Pick, incumbents
 from zcpipe.search.scores import Guide, Scores, TableScores, columns_of
@@ -143,7 +143,7 @@ def search(
         "dataset": dataset,
         "algorithm": chosen.name,
         "parameters": chosen.model_dump(),
-        "guidance": asdict(guidance),
+        "guidance": {**asdict(guidance), "random_moves": RANDOM},
         "limits": asdict(limits),
         "target": accuracy.target,
         "report": accuracy.report,
@@ -154,7 +154,7 @@ def search(
     }
 
     def made(by: Scores | None) -> Search[A]:
-        return Search(chosen, candidates, accuracy, spent, *_guides(by, guidance), pass_over)
+        return Search(chosen, candidates, accuracy, spent, *_guides(by, guidance, candidates), pass_over)
 
     made(scores)  # what means nothing is refused before a directory is made
     directory = None if out is None else Path(out)
@@ -198,7 +198,9 @@ def read_scores(table: Table, space: str, guidance: Guidance, predicted: Path | 
     return TableScores.read(table, names, predicted)
 
 
-def _guides(scores: Scores | None, guidance: Guidance) -> tuple[WarmUp | None, Moves | None]:
+def _guides(
+    scores: Scores | None, guidance: Guidance, candidates: Candidates[A]
+) -> tuple[WarmUp | None, Moves[A] | None]:
     if not guidance.names():
         return None, None
     if scores is None:
@@ -206,7 +208,7 @@ def _guides(scores: Scores | None, guidance: Guidance) -> tuple[WarmUp | None, M
     warmup = None
     if guidance.warmup is not None:
         warmup = WarmUp(guidance.scored, guidance.kept, Guide(guidance.warmup, scores))
-    return warmup, None if guidance.moves is None else Moves(Guide(guidance.moves, scores))
+    return warmup, None if guidance.moves is None else Moves(Guide(guidance.moves, scores), candidates)
 
 
 def _candidates(

@@ -46,7 +46,7 @@ class Search(Generic[A]):
     accuracy: Accuracy[A]
     budget: Budget
     warmup: WarmUp | None = None
-    moves: Moves | None = None
+    moves: Moves[A] | None = None
     pass_over: bool = False
 
     def __post_init__(self) -> None:

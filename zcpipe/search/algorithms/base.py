@@ -51,7 +51,7 @@ class Setting(Generic[A]):
     seed: int
     budget: int
     warmup: WarmUp | None = None
-    moves: Moves | None = None
+    moves: Moves[A] | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return random numbers that belong to the seed and a purpose."""

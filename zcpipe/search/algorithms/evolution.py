@@ -77,12 +77,12 @@ class _Evolution(Generic[A]):
         return max((self._pool[member] for member in members.tolist()), key=lambda member: member[1])[0]
 
     def _child(self, parent: A) -> A | None:
-        neighbours = self._candidates.neighbours(parent)
-        if not neighbours:
-            return next(self._opening, None)
         if self._moves is not None:
-            return self._moves.choose(neighbours, self._rng)
-        return neighbours[int(self._rng.integers(len(neighbours)))]
+            child = self._moves.choose(parent, self._rng)
+        else:
+            neighbours = self._candidates.neighbours(parent)
+            child = neighbours[int(self._rng.integers(len(neighbours)))] if neighbours else None
+        return next(self._opening, None) if child is None else child
 
 
 METHODS = (Evolution,)
