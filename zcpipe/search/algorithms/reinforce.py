@@ -67,6 +67,10 @@ class Controller(Generic[A]):
         learning_rate: Adam's.
         momentum: of the baseline.
 
+    Attributes:
+        logits: [choices, most options of any], -inf where a choice has fewer.
+        probabilities: the distributions that they make.
+
     Raises:
         UsageError: the space's architectures are not made of independent choices.
     """
@@ -83,8 +87,9 @@ class Controller(Generic[A]):
         self._rng = setting.rng("reinforce")
         sizes = np.array(space.choices)
         there = np.arange(sizes.max()) < sizes[:, None]
-        self.logits: Floats = np.where(there, 1e-3 * self._rng.standard_normal(there.shape), -np.inf)  # [choices, most]
+        self.logits: Floats = np.where(there, 1e-3 * self._rng.standard_normal(there.shape), -np.inf)
         self._learning_rate, self._momentum = learning_rate, momentum
+        self.probabilities = _softmax(self.logits)
         self.forget()
 
     def forget(self) -> None:
@@ -93,19 +98,13 @@ class Controller(Generic[A]):
         self._steps = 0
         self._sum = self._weight = 0.0
 
-    def probabilities(self) -> Floats:  # [choices, most]
-        """Return the distributions; 0 where a choice has fewer options than others."""
-        unscaled = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        scaled: Floats = unscaled / unscaled.sum(axis=1, keepdims=True)
-        return scaled
-
     def draw(self) -> tuple[A, Sequence[int]]:
         """Draw a candidate; return it and what it is made of.
 
         Raises:
             DataError: none of many draws was a candidate.
         """
-        reached = np.cumsum(self.probabilities(), axis=1)
+        reached = np.cumsum(self.probabilities, axis=1)
         for _ in range(TRIES):
             numbers = (reached < self._rng.random(len(reached))[:, None] * reached[:, -1:]).sum(axis=1).tolist()
             arch = self._choose(numbers)
@@ -120,7 +119,7 @@ class Controller(Generic[A]):
         """Take one step along the gradient of a choice's probability."""
         self._sum = self._momentum * self._sum + (1 - self._momentum) * reward
         self._weight = self._momentum * self._weight + (1 - self._momentum)
-        gradient = -self.probabilities()
+        gradient = -self.probabilities
         gradient[np.arange(len(numbers)), numbers] += 1
         gradient *= reward - self._sum / self._weight
         self._steps += 1
@@ -128,6 +127,13 @@ class Controller(Generic[A]):
         self._square = 0.999 * self._square + 0.001 * gradient**2
         mean, square = self._mean / (1 - 0.9**self._steps), self._square / (1 - 0.999**self._steps)
         self.logits = self.logits + self._learning_rate * mean / (np.sqrt(square) + 1e-8)
+        self.probabilities = _softmax(self.logits)
+
+
+def _softmax(logits: Floats) -> Floats:  # [choices, most]
+    unscaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scaled: Floats = unscaled / unscaled.sum(axis=1, keepdims=True)
+    return scaled
 
 
 class _Reinforce(Generic[A]):
