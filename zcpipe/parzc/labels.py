@@ -45,12 +45,7 @@ class Labels:
                 better than higher or lower values.
         """
         truth = read_truth(path, target)
-        metadata = pq.read_schema(path).field(target).metadata or {}
-        direction = metadata.get(b"direction", b"higher").decode(errors="replace")
-        if direction not in DIRECTIONS:
-            raise DataError(
-                f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
-            )
+        direction = direction_of(path, target)
         return cls(target, direction, align(table.to_arrow(["arch"])["arch"].to_pylist(), truth))
 
     def require(self, usable: Bools) -> Positions:
@@ -74,6 +69,21 @@ class Labels:
                 "there is no order to learn"
             )
         return rows
+
+
+def direction_of(path: Path | str, target: str) -> str:
+    """Return whether "higher" or "lower" values of a truth file's column are better: "higher" if it does not say.
+
+    Raises:
+        DataError: it says anything else.
+    """
+    metadata = pq.read_schema(path).field(target).metadata or {}
+    direction = str(metadata.get(b"direction", b"higher").decode(errors="replace"))
+    if direction not in DIRECTIONS:
+        raise DataError(
+            f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
+        )
+    return direction
 
 
 @dataclass(frozen=True)

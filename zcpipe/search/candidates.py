@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.ops.philox import Stream
@@ -16,6 +17,7 @@ from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Si
 from zcpipe.spaces.permutation import permutation
 
 A = TypeVar("A", bound=Architecture)
+Bools = NDArray[np.bool_]
 
 TRIES = 10_000
 """Random architectures in a row that may break the limits before a search gives up."""
@@ -48,6 +50,9 @@ class Limits:
     def allow(self, size: Size) -> bool:
         """Whether an architecture of this size is within them."""
         return (self.params is None or size.params <= self.params) and (self.macs is None or size.macs <= self.macs)
+
+
+ANY_SIZE = Limits()
 
 
 class Candidates(Protocol[A]):
@@ -85,50 +90,54 @@ class TableCandidates(Generic[A]):
         space: theirs.
         scores: the table, with its counts.
         limits: of size.
+        among: [n], the rows of the table that may be candidates at all; by default every one.
 
     Raises:
         DataError: none is within the limits.
     """
 
-    def __init__(self, space: Space[A], scores: TableScores, limits: Limits = Limits()) -> None:
+    def __init__(
+        self, space: Space[A], scores: TableScores, limits: Limits = ANY_SIZE, among: Bools | None = None
+    ) -> None:
         self.space = space
         self._scores = scores
-        allowed = np.ones(len(scores.texts), dtype=bool)
+        allowed = np.ones(len(scores.texts), dtype=bool) if among is None else among.copy()
         for name in COUNTS:
             limit = getattr(limits, name)
             if limit is not None:
                 allowed &= scores.columns[name] <= limit
-        first = np.zeros(len(allowed), dtype=bool)
-        first[list(dict(zip(reversed(scores.texts), reversed(range(len(first))), strict=True)).values())] = True
-        self._rows = np.flatnonzero(allowed & first)
+        first = [scores.row(text) == row for row, text in enumerate(scores.texts)]  # draws may repeat a text
         self._allowed = allowed
+        self._rows = np.flatnonzero(allowed & np.array(first, dtype=bool))
         if not len(self._rows):
-            smallest = ", ".join(f"{np.nanmin(scores.columns[name]):,.0f} {name}" for name in COUNTS if len(allowed))
-            raise DataError(
-                f"none of the table's {len(allowed)} architectures has {limits}"
-                + (f"; the smallest have {smallest}" if smallest else "; run zcpipe on it first")
-            )
+            raise DataError(self._none(limits, among))
+
+    def _none(self, limits: Limits, among: Bools | None) -> str:
+        texts, columns = self._scores.texts, self._scores.columns
+        if not len(texts):
+            return "the table has no rows; run zcpipe on it first"
+        if among is not None and not among.any():
+            return f"none of the table's {len(texts)} architectures has a truth; is the truth file of another space?"
+        smallest = ", ".join(f"{np.nanmin(columns[name]):,.0f} {name}" for name in COUNTS)
+        return f"none of all {len(texts)} architectures of the table has {limits}; the smallest have {smallest}"
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def texts(self) -> list[str]:
-        """Return the candidates' texts in the order of the table."""
-        return [self._scores.texts[row] for row in self._rows.tolist()]
-
     @cached_property
-    def _models(self) -> int:
-        return len({self._scores.keys[row] for row in self._rows.tolist()})
+    def texts(self) -> list[str]:
+        """The candidates' texts in the order of the table."""
+        return [self._scores.texts[row] for row in self._rows.tolist()]
 
     def models(self) -> int:
         """Return how many candidates differ by key."""
-        return self._models
+        return len({self._scores.keys[row] for row in self._rows.tolist()})
 
     def draws(self, seed: int) -> Iterator[A]:
         """Yield all candidates in a random order."""
         order = permutation(len(self._rows), Stream.of(seed, self.space.name, "", 0, "search draws"))
-        for row in self._rows[order].tolist():
-            yield self.space.parse(self._scores.texts[row])
+        for place in order.tolist():
+            yield self.space.parse(self.texts[place])
 
     def neighbours(self, arch: A) -> list[A]:
         """Return the neighbours that are candidates; a table of few architectures may hold none."""
@@ -153,7 +162,7 @@ class SpaceCandidates(Generic[A]):
         limits: of size.
     """
 
-    def __init__(self, space: Space[A], dataset: str, limits: Limits = Limits()) -> None:
+    def __init__(self, space: Space[A], dataset: str, limits: Limits = ANY_SIZE) -> None:
         if dataset not in space.datasets:
             raise UsageError(f"{space.name} has no data set {dataset!r}; it has {', '.join(space.datasets)}")
         self.space = space

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError, UsageError, unknown_name
+from zcpipe.parzc.labels import direction_of
 from zcpipe.rank import METHODS, NAMED
 from zcpipe.rank.ranking import DIRECTIONS, Floats
 from zcpipe.spaces.base import Architecture
@@ -84,7 +85,7 @@ class TableScores:
         asked = list(dict.fromkeys([*COUNTS, *(ranked if names is None else names)]))
         own = [name for name in asked if name != PREDICTED or predicted is None]
         if PREDICTED in own and PREDICTED not in ranked:
-            raise UsageError(f"{PREDICTED} is what a predictor gives; name its file with --predicted")
+            raise UsageError(f"{PREDICTED} is what zcpipe parzc predict gives; name its file with --predicted")
         directions = table.directions(own)
         columns = table.values(own)
         rows = table.to_arrow(["arch", "key"])
@@ -95,7 +96,7 @@ class TableScores:
         return cls(texts, rows["key"].to_pylist(), columns, directions)
 
     def row(self, arch: Architecture) -> int | None:
-        """Return the first row of an architecture, None where the table lacks it."""
+        """Return the first row of an architecture, or of its text; None where the table lacks it."""
         rows: dict[str, int] = self._rows  # type: ignore[attr-defined]
         return rows.get(str(arch))
 
@@ -113,20 +114,12 @@ class TableScores:
             rows[position] = row
         return {name: values[rows] for name, values in self.columns.items()}
 
-
-def direction_of(path: Path | str, column: str) -> str:
-    """Return whether "higher" or "lower" values of a Parquet file's column are better: "higher" if it does not say.
-
-    Raises:
-        DataError: the file says anything else.
-    """
-    metadata = pq.read_schema(path).field(column).metadata or {}
-    direction = metadata.get(b"direction", b"higher").decode(errors="replace")
-    if direction not in DIRECTIONS:
-        raise DataError(
-            f"{path}: the direction of column {column!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
-        )
-    return str(direction)
+    def digest(self, names: Iterable[str]) -> str:
+        """Name the architectures and the values of columns."""
+        digest = hashlib.blake2b("\n".join([*self.texts, *self.keys]).encode(), digest_size=8)
+        for name in sorted(names):
+            digest.update(self.columns[name].astype("<f8").tobytes())
+        return digest.hexdigest()
 
 
 def columns_of(name: str) -> tuple[str, ...]:
@@ -162,18 +155,29 @@ class Guide:
                 f"{', '.join(lacking)}; `zcpipe run ... --proxies {','.join(lacking)} --out DIR` adds them to a table"
             )
 
-    def goodness(self, archs: Sequence[Architecture]) -> Floats:
+    def measure(self, archs: Sequence[Architecture]) -> dict[str, Floats]:
+        """Return the columns that `order` needs."""
+        values = self.scores.score(archs)
+        return {name: values[name] for name in self.columns}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it is made of."""
+        return (self.name,) if self.name in self.scores.directions else NAMED[self.name].proxies
+
+    def order(self, values: Mapping[str, Floats]) -> Floats:
         """Say how good architectures are among one another.
 
         Args:
-            archs: the population: an aggregate ranks over these alone.
+            values: what `measure` gave of the population: an aggregate ranks over it alone.
 
         Returns:
             float64 [n], higher is better; NaN where a score failed.
         """
-        values = self.scores.score(archs)
         if self.name in values:
-            found = values[self.name]
-            return found if self.scores.directions[self.name] == "higher" else -found
-        entry = NAMED[self.name]
-        return METHODS[entry.method]({name: values[name] for name in entry.proxies}, self.scores.directions)
+            return values[self.name] if self.scores.directions[self.name] == "higher" else -values[self.name]
+        return METHODS[NAMED[self.name].method](values, self.scores.directions)
+
+    def goodness(self, archs: Sequence[Architecture]) -> Floats:
+        """Measure and order architectures: float64 [n] as `order`."""
+        return self.order(self.measure(archs))

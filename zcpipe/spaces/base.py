@@ -189,6 +189,20 @@ class DescribesCells(Space[A], Protocol[A]):
         ...
 
 
+@runtime_checkable
+class MadeOfChoices(Space[A], Protocol[A]):
+    """What a space offers besides whose architectures are made of a few independent choices."""
+
+    @property
+    def choices(self) -> Sequence[int]:
+        """How many options each choice has."""
+        ...
+
+    def choose(self, numbers: Sequence[int]) -> A | None:
+        """Return the architecture made of these options, one of each choice; None where they make none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Entry:
     """An architecture of a benchmark's official file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Setting(Generic[A]):
     seed: int
     budget: int
     warmup: WarmUp | None = None
-    moves: Moves | None = None
+    moves: Moves[A] | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return random numbers that belong to the seed and a purpose."""
@@ -60,14 +60,23 @@ class Setting(Generic[A]):
 
 
 class Method(Protocol):
-    """An algorithm by name with its parameters, which are the fields of a frozen dataclass: it can be pickled.
+    """An algorithm by name with its parameters; its class offers itself in the tuple ``METHODS`` of its module.
 
-    A module of this package offers its own in a tuple ``METHODS``.
+    It is a frozen pydantic model of its parameters (`zcpipe.parzc.predictors.base.Parameters`), so it can be pickled.
     """
 
-    name: str
-    takes: frozenset[str]  # of "warmup" and "moves"
-    paper: str
+    name: ClassVar[str]
+    takes: ClassVar[frozenset[str]]  # of "warmup" and "moves"
+    paper: ClassVar[str]
+
+    @classmethod
+    def model_validate(cls, obj: Any, /) -> Self:  # noqa: ANN401 - pydantic's own
+        """Make it of what differs from its defaults; ``UsageError`` says what is wrong with a parameter."""
+        ...
+
+    def model_dump(self) -> dict[str, Any]:
+        """Return its parameters."""
+        ...
 
     def start(self, setting: Setting[A]) -> Algorithm[A]:
         """Begin a search.
