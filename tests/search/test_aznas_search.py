@@ -20,6 +20,7 @@ from zcpipe.rank import aggregate, top
 from zcpipe.run import RunSpec
 from zcpipe.search.aznas import FRONT, HISTORY, PICKS, AzNasSpec, aznas_search
 from zcpipe.search.journal import NAME
+from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
 
 MACRO = get_space("nasbenchmacro")
@@ -137,6 +138,25 @@ def test_seconds_are_those_that_scoring_took(tmp_path):
     assert len(aznas_search(spec(), tmp_path / "s").searches[0].archs) == 40
 
 
+def test_scores_of_a_table_make_its_architectures_the_candidates(tmp_path):
+    archs = [arch for arch in MACRO if not str(arch).startswith("2")]
+    sizes = [MACRO.size(arch, "cifar10") for arch in archs]
+    columns = {name: np.array([getattr(size, name) for size in sizes], np.float64) for name in COUNTED}
+    texts = list(map(str, archs))
+    table = TableScores(texts, texts, columns, dict.fromkeys(COUNTED, "higher"))
+    found = aznas_search(spec(), tmp_path / "s", table=table).searches[0]
+    assert len(found.archs) == 40 and set(found.archs) <= set(texts)
+    assert {one.values["macs"] <= 90_000_000 for one in found.scored} == {True}
+    columns["params"][1:] = np.nan
+    with pytest.raises(IdentityMismatch, match="scores is"):
+        aznas_search(spec(), tmp_path / "s", table=table)
+    assert aznas_search(spec(), table=table).failed >= 39
+    with pytest.raises(UsageError, match="a budget of 4,375 candidates is beyond the table, which has 4,374"):
+        aznas_search(spec(budget=4375), table=table)
+    with pytest.raises(UsageError, match="unknown column with a direction 'expressivity'"):
+        aznas_search(spec(SCORED), table=table)
+
+
 def test_random_sampling(tmp_path):
     found = aznas_search(spec(proposals="random", min_params=2_000_000, max_macs=None), tmp_path / "s")
     assert all(one.values["params"] >= 2_000_000 for one in found.searches[0].scored)
@@ -188,3 +208,6 @@ def test_refuses_options_that_mean_nothing(tmp_path):
         aznas_search(spec(), costs=("latency",))
     with pytest.raises(DataError, match="no such file"):
         aznas_search(spec(), costs=("latency",), latency=(tmp_path / "none", "ms"))
+    with pytest.raises(UsageError, match="workers must be at least 1"):
+        aznas_search(spec(), tmp_path / "s", workers=0)
+    assert not (tmp_path / "s").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,16 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from zcpipe.errors import DataError, UsageError, first_fault, unknown_name
 from zcpipe.parzc.parallel import Progress
+from zcpipe.proxies import resolve
 from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import Positions
-from zcpipe.run.drive import TIMEOUT
+from zcpipe.run.drive import TIMEOUT, check_options
 from zcpipe.run.events import Event
 from zcpipe.run.spec import RunSpec
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.search.algorithms.aznas import AzNas, Constraints
 from zcpipe.search.journal import opened
-from zcpipe.search.live import LiveScores, Scored, live_scores
+from zcpipe.search.live import live_scores
 from zcpipe.search.pareto import front
+from zcpipe.search.scored import LookedUp, Scored, Scorer
+from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import EnumerableSpace
 from zcpipe.table.files import publish
@@ -91,6 +95,9 @@ class AzNasSpec(BaseModel):
                 f"a budget of {spec.budget:,} candidates is beyond {space.name}, which has {len(space):,} "
                 "architectures; each is scored once"
             )
+        if spec.run.dataset not in space.datasets:
+            raise unknown_name("dataset", spec.run.dataset, space.datasets)
+        resolve(spec.run.proxies)
         spec.constraints.check(space)
         return spec
 
@@ -99,9 +106,11 @@ class AzNasSpec(BaseModel):
         """What candidates must be."""
         return Constraints(self.max_macs, self.max_params, self.min_params, self.max_layers)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, table: TableScores | None = None) -> dict[str, Any]:
         """Return what all histories of one directory share: all but how far they go."""
         scoring = {**self.run.identity(), "proxies": list(self.run.proxies)}
+        if table is not None:
+            scoring["table"] = table.digest({*self.run.proxies, *COUNTS})
         fields = ("seed", "proposals", "batch", "population", "aggregate")
         own = {name: getattr(self, name) for name in fields}
         return {"kind": "aznas", "scores": scoring, **own, **asdict(self.constraints)}
@@ -222,6 +231,7 @@ def aznas_search(
     *,
     cluster: Cluster | None = None,
     memory: int | None = None,
+    table: TableScores | None = None,
     costs: Sequence[str] = ("macs",),
     latency: tuple[Path | str, str] | None = None,
     progress: Progress | None = None,
@@ -238,6 +248,8 @@ def aznas_search(
         on_event: told of nodes, and warned.
         cluster: score on the nodes of a Ray cluster instead.
         memory: bytes that a worker process of this machine may hold, by default its share of 90 % of what there is.
+        table: where scores are looked up instead; its architectures alone are candidates, and where it is of a sample
+            few mutations are.
         costs: what the front holds the aggregate against: some of `COSTS`.
         latency: a Parquet file of latencies, which has architectures in a column ``arch``, and its column. Candidates
             that it does not know are not on the front.
@@ -254,6 +266,8 @@ def aznas_search(
         KeyboardInterrupt: whole batches are kept.
     """
     latencies = _latencies(costs, latency)
+    if table is None:
+        check_options(spec.run, workers, timeout, cluster)  # before a directory is made
     directory = None if out is None else Path(out)
     searches: list[Searched] = []
 
@@ -261,10 +275,17 @@ def aznas_search(
         if progress is not None:
             progress(len(searches) * spec.budget + scored, spec.seeds * spec.budget)
 
-    with (
-        opened(directory, spec.identity()) as journal,
-        live_scores(spec.run, journal, workers, timeout, on_event, cluster=cluster, memory=memory) as scores,
-    ):
+    with ExitStack() as stack:
+        if table is not None and spec.budget > len(set(table.texts)):
+            raise UsageError(
+                f"a budget of {spec.budget:,} candidates is beyond the table, which has {len(set(table.texts)):,} "
+                "architectures; each is a candidate once"
+            )
+        looked_up = None if table is None else LookedUp(table, spec.run.proxies)
+        journal = stack.enter_context(opened(directory, spec.identity(table)))
+        scores: Scorer = looked_up or stack.enter_context(
+            live_scores(spec.run, journal, workers, timeout, on_event, cluster=cluster, memory=memory)
+        )
         for seed in range(spec.seed, spec.seed + spec.seeds):
             searches.append(_search(spec, seed, scores, costs, latencies, told))
         found = AzNasFound(spec, searches, latencies)
@@ -276,14 +297,14 @@ def aznas_search(
 def _search(
     spec: AzNasSpec,
     seed: int,
-    scores: LiveScores,
+    scores: Scorer,
     costs: Sequence[str],
     latencies: dict[str, float],
     told: Callable[[int], None],
 ) -> Searched:
     directions = {name: scores.directions[name] for name in spec.run.proxies}
     algorithm = AzNas(
-        scores.space,
+        get_space(spec.run.space),
         spec.run.dataset,
         directions,
         seed=seed,
@@ -291,6 +312,7 @@ def _search(
         population=spec.population,
         aggregate=spec.aggregate,
         constraints=spec.constraints,
+        among=scores,
     )
     found: list[Scored] = []
     spent, ended = 0.0, "budget"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from zcpipe.run.spec import Archs, RunSpec
 from zcpipe.run.work import Shard, Unit, plan, text_of
 from zcpipe.scoring.columns import columns_of
 from zcpipe.search.journal import Journal, Record
+from zcpipe.search.scored import Scored
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture
 
@@ -31,23 +32,6 @@ if TYPE_CHECKING:
 
 KIND = "live"
 """Of the journal's records that hold a batch."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What scoring one architecture gave.
-
-    Attributes:
-        values: of each proxy and count, NaN where it failed.
-        status: that of a table's rows: ok, partial, error, timeout or memory.
-        reason: why it is not ok, nothing where it is.
-        seconds: that it took.
-    """
-
-    values: Mapping[str, float]
-    status: str
-    reason: str
-    seconds: float
 
 
 class LiveScores:
@@ -130,6 +114,10 @@ class LiveScores:
             self._journal.append(batch)
             self._take(batch)
         return [self._known[text] for text in texts]
+
+    def __contains__(self, arch: object) -> bool:
+        """Whatever the space has can be scored."""
+        return True
 
     def _compute(self, texts: Sequence[str]) -> Record:
         """Compute a batch and return its record: columns, in the order of the texts."""

@@ -12,9 +12,9 @@ there it would be scored and ranked again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 from zcpipe.errors import DataError, UsageError, asking
 from zcpipe.ops.philox import Stream
@@ -83,9 +83,9 @@ class Constraints:
         Raises:
             ZcpipeError: the space raises.
         """
-        if self.max_layers is not None and isinstance(space, MovesFromNetwork):
+        if self.max_layers is not None:
             with asking(space.name, f"the layers of {arch}"):
-                if space.num_layers(arch) > self.max_layers:
+                if cast(MovesFromNetwork[A], space).num_layers(arch) > self.max_layers:  # which `check` has seen
                     return False
         if self.max_macs is None and self.max_params is None and self.min_params is None:
             return True
@@ -110,6 +110,7 @@ class AzNas(Generic[A]):
         population: evolution takes parents among the best ``population - 1``.
         aggregate: "logrank" or "linear".
         constraints: what candidates must be.
+        among: what holds those that can be candidates, None for the whole space.
 
     Raises:
         UsageError: constraints that the space cannot be held against, or as `History`.
@@ -126,6 +127,7 @@ class AzNas(Generic[A]):
         population: int = 1024,
         aggregate: str = "logrank",
         constraints: Constraints = Constraints(),
+        among: Container[object] | None = None,
     ) -> None:
         constraints.check(space)
         self.history = History(directions, aggregate)
@@ -137,6 +139,7 @@ class AzNas(Generic[A]):
         self._evolution = proposals == "evolution"
         self._population = population
         self._constraints = constraints
+        self._among = among
         self._seen: set[A] = set()
         self._best: Positions = self.history.best(0)
 
@@ -158,18 +161,24 @@ class AzNas(Generic[A]):
             arch = self._random() if not self._evolution else self._mutant()
             self.tries += 1
             vain += 1
-            if arch not in self._seen and self._constraints.allow(self._space, arch, self._dataset):
+            if arch not in self._seen and self._allows(arch):
                 self._seen.add(arch)
                 self.archs.append(arch)
                 batch.append(arch)
                 vain = 0
         if not self.archs:
-            raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {self._constraints}")
+            demands = str(self._constraints) or "scores"
+            raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}")
         return batch
 
     def tell(self, scores: Mapping[str, Floats]) -> None:
         """Take the scores of the candidates proposed since the last time, in their order."""
         self.history.append(scores)
+
+    def _allows(self, arch: A) -> bool:
+        if self._among is not None and arch not in self._among:
+            return False
+        return self._constraints.allow(self._space, arch, self._dataset)
 
     def _exhausted(self) -> bool:
         """Whether an enumerable space has no more."""
