@@ -101,5 +101,5 @@ def test_without_a_directory_nothing_is_kept():
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot create .*file/search"):
+    with pytest.raises(DataError, match=r"cannot create .*file/search"):
         found(tmp_path / "file" / "search")

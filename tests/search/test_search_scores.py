@@ -67,7 +67,7 @@ def test_a_column_hides_an_aggregate_of_its_name():
 def test_names_that_mean_nothing():
     with pytest.raises(UsageError, match="unknown proxy or aggregate 'goodd'; did you mean good"):
         Guide("goodd", macro_scores(SOME))
-    with pytest.raises(UsageError, match="aznas is made of .* no scores of expressivity, .*zcpipe run"):
+    with pytest.raises(UsageError, match=r"aznas is made of .* no scores of expressivity, .*zcpipe run"):
         Guide("aznas", macro_scores(SOME))
 
 
