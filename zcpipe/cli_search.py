@@ -40,7 +40,7 @@ _SHOWN = 10  # picks that are printed
 
 def search(
     space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
-    algorithm: Annotated[str, typer.Option(metavar="NAME", help="random, evolution or reinforce.")],
+    algorithm: Annotated[str, typer.Option(metavar="NAME", help="random, evolution, reinforce or predictor.")],
     scores: Annotated[
         str,
         typer.Option(metavar="TABLE", help="A table made by zcpipe run, or its URI: its architectures are searched."),
@@ -93,8 +93,9 @@ def search(
 
     Of one seed the pick is the model with the best target; the mean over the seeds is of what is reported of the picks.
     The same command again goes on where it was ended. evolution has the parameters pool (64) and tournament (10),
-    reinforce learning_rate (0.01) and momentum (0.9). A warm-up of evolution fills the pool, one of reinforce rewards
-    the controller by the proxy's ranks first.
+    reinforce learning_rate (0.01) and momentum (0.9), predictor predictor (boosted-trees), parameters ({}), features
+    (all), round (20) and pretrain (0). A warm-up of evolution fills the pool, one of reinforce rewards the controller
+    by the proxy's ranks first, one of predictor begins the first round.
     """
     from zcpipe.parzc.parallel import Pool
     from zcpipe.progress import trainings_done
@@ -121,6 +122,7 @@ def search(
             scores=read_scores(table, space, guidance, predicted),
             guidance=guidance,
             limits=limits,
+            features=table if "features" in chosen.takes else None,
             dataset=table.identity["dataset"],
             known_only=known_only,
             seeds=seeds,

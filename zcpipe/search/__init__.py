@@ -10,6 +10,7 @@ from zcpipe.search.accuracy import Accuracy, Evaluated, Trained, TrainingError, 
 from zcpipe.search.api import Guidance, read_scores, search
 from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import Limits
+from zcpipe.search.features import Features
 from zcpipe.search.result import Found, Pick
 from zcpipe.search.scores import Guide, Scores, TableScores
 
@@ -17,6 +18,7 @@ __all__ = [
     "Accuracy",
     "Budget",
     "Evaluated",
+    "Features",
     "Found",
     "Guidance",
     "Guide",

@@ -17,6 +17,7 @@ from zcpipe.search.accuracy import Accuracy, Evaluated, Trained, TruthAccuracy, 
 from zcpipe.search.algorithms import Method, method
 from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import ANY_SIZE, Candidates, Limits, SpaceCandidates, TableCandidates
+from zcpipe.search.features import Features
 from zcpipe.search.journal import Record, opened
 from zcpipe.search.loop import Outcome, Search
 from zcpipe.search.moves import RANDOM, Moves
@@ -84,6 +85,7 @@ def search(
     scores: Scores | Table | None = None,
     guidance: Guidance = UNGUIDED,
     limits: Limits = ANY_SIZE,
+    features: Features | Table | None = None,
     dataset: str | None = None,
     known_only: bool = False,
     pass_over: bool = False,
@@ -107,6 +109,8 @@ def search(
         scores: of candidates that cost no training.
         guidance: what the scores do.
         limits: of size.
+        features: of the candidates, or a table that has them, for an algorithm that learns from features; by default
+            those of the table of scores.
         dataset: for which sizes are counted; by default that of the table, or the space's first.
         known_only: leave candidates out that the truth does not know.
         pass_over: go on where a training fails: it counts as a trained model that is worse than all others.
@@ -127,6 +131,11 @@ def search(
     """
     require_seeds(seeds, seed)
     searched: Space[Any] = get_space(space) if isinstance(space, str) else space
+    chosen = method(algorithm) if isinstance(algorithm, str) else algorithm
+    if features is None and isinstance(scores, Table) and "features" in chosen.takes:
+        features = scores
+    if isinstance(features, Table):
+        features = Features.of(features)
     dataset = dataset or (scores.identity["dataset"] if isinstance(scores, Table) else next(iter(searched.datasets)))
     if isinstance(scores, Table):
         scores = read_scores(scores, searched.name, guidance)
@@ -136,7 +145,6 @@ def search(
     if not looked_up and pool.workers is not None:
         raise UsageError("workers look up accuracies and scores; what is measured is measured in this process")
     candidates = _candidates(searched, scores, accuracy, limits, dataset, known_only)
-    chosen = method(algorithm) if isinstance(algorithm, str) else algorithm
     identity = {
         "kind": "search",
         "space": searched.name,
@@ -150,11 +158,12 @@ def search(
         "direction": accuracy.direction,
         "truth": accuracy.digest(),
         "scores": _identity(scores, guidance),
+        "features": None if features is None else features.identity(),
         "known_only": known_only,
     }
 
     def made(by: Scores | None) -> Search[A]:
-        return Search(chosen, candidates, accuracy, spent, *_guides(by, guidance, candidates), pass_over)
+        return Search(chosen, candidates, accuracy, spent, *_guides(by, guidance, candidates), pass_over, features)
 
     made(scores)  # what means nothing is refused before a directory is made
     directory = None if out is None else Path(out)

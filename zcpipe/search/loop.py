@@ -12,6 +12,7 @@ from zcpipe.search.accuracy import Accuracy, Trained, TrainingError
 from zcpipe.search.algorithms.base import Method, Setting
 from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import Candidates
+from zcpipe.search.features import Features
 from zcpipe.search.journal import Record
 from zcpipe.search.moves import Moves
 from zcpipe.search.warmup import WarmUp
@@ -35,10 +36,11 @@ class Search(Generic[A]):
         warmup: how it begins.
         moves: how it chooses among neighbours.
         pass_over: go on where a training fails: it counts as a trained model that is worse than all others.
+        features: what it learns from.
 
     Raises:
-        UsageError: the algorithm does not take the warm-up or the moves, the budget is beyond the candidates, or is in
-            seconds that nobody knows.
+        UsageError: the algorithm does not take the warm-up or the moves, has or lacks features that it cannot or must
+            have, the budget is beyond the candidates, or is in seconds that nobody knows.
     """
 
     method: Method
@@ -48,11 +50,15 @@ class Search(Generic[A]):
     warmup: WarmUp | None = None
     moves: Moves[A] | None = None
     pass_over: bool = False
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         for name in ("warmup", "moves"):
             if getattr(self, name) is not None and name not in self.method.takes:
                 raise UsageError(f"{self.method.name} has no {name}; leave --{name} out, or search by evolution")
+        if (self.features is not None) != ("features" in self.method.takes):
+            has = "learns nothing from" if self.features is not None else "learns from"
+            raise UsageError(f"{self.method.name} {has} features of a table's architectures")
         models = self.candidates.models()
         if models is not None and self.budget.trained > models:
             raise UsageError(
@@ -115,7 +121,7 @@ def run(
         TrainingError: a training failed and is not to be passed over; it is recorded.
         ZcpipeError: what the algorithm raises.
     """
-    setting = Setting(search.candidates, seed, search.budget.trained, search.warmup, search.moves)
+    setting = Setting(search.candidates, seed, search.budget.trained, search.warmup, search.moves, search.features)
     algorithm = search.method.start(setting)
     sign = 1 if search.accuracy.direction == "higher" else -1
     trials: list[Trial] = []

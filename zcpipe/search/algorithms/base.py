@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from zcpipe.search.candidates import Candidates
+from zcpipe.search.features import Features
 from zcpipe.search.moves import Moves
 from zcpipe.search.warmup import WarmUp
 from zcpipe.spaces.base import Architecture
@@ -45,6 +46,7 @@ class Setting(Generic[A]):
         budget: how many models will be trained.
         warmup: how to begin, None to begin without scores.
         moves: how to choose among neighbours, None to choose at random.
+        features: what to learn from, None where nothing is learnt from features.
     """
 
     candidates: Candidates[A]
@@ -52,6 +54,7 @@ class Setting(Generic[A]):
     budget: int
     warmup: WarmUp | None = None
     moves: Moves[A] | None = None
+    features: Features | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return random numbers that belong to the seed and a purpose."""
@@ -66,7 +69,7 @@ class Method(Protocol):
     """
 
     name: ClassVar[str]
-    takes: ClassVar[frozenset[str]]  # of "warmup" and "moves"
+    takes: ClassVar[frozenset[str]]  # of "warmup", "moves" and "features"
     paper: ClassVar[str]
 
     @classmethod
