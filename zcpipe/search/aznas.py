@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from zcpipe.errors import DataError, UsageError, first_fault, unknown_name
+from zcpipe.errors import DataError, UsageError, asking, first_fault, unknown_name
 from zcpipe.parzc.parallel import Progress
 from zcpipe.proxies import resolve
 from zcpipe.rank.ranking import Floats
@@ -29,7 +29,7 @@ from zcpipe.search.pareto import front
 from zcpipe.search.scored import LookedUp, Scored, Scorer
 from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import EnumerableSpace
+from zcpipe.spaces.base import EnumerableSpace, PublishedFlops
 from zcpipe.table.files import publish
 from zcpipe.truth import read_truth
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
 
 HISTORY, PICKS, FRONT = "history.parquet", "picks.parquet", "front.parquet"
+FLOPS = "published_flops"
+"""The column of what the space's published searches count, where there are such (`PublishedFlops`)."""
+
 LATENCY = "latency"
 COSTS = (*COUNTS, LATENCY)
 """What a front can hold the aggregate against; less is better."""
@@ -60,6 +63,7 @@ class AzNasSpec(BaseModel):
         max_params: of a candidate.
         min_params: of a candidate.
         max_layers: of a candidate, as its space counts them.
+        max_flops: of a candidate, as published searches of its space count them.
 
     Raises:
         UsageError: a field is missing, unknown or out of its range, the budget is beyond the space, or the space does
@@ -81,6 +85,7 @@ class AzNasSpec(BaseModel):
     max_params: int | None = None
     min_params: int | None = None
     max_layers: int | None = None
+    max_flops: int | None = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -104,7 +109,7 @@ class AzNasSpec(BaseModel):
     @property
     def constraints(self) -> Constraints:
         """What candidates must be."""
-        return Constraints(self.max_macs, self.max_params, self.min_params, self.max_layers)
+        return Constraints(self.max_macs, self.max_params, self.min_params, self.max_layers, self.max_flops)
 
     def identity(self, table: TableScores | None = None) -> dict[str, Any]:
         """Return what all histories of one directory share: all but how far they go."""
@@ -163,7 +168,7 @@ class AzNasFound:
         """Return the best architecture of each seed as a record that JSON can hold.
 
         ``seed``, ``scored`` and ``tries`` (how many candidates and proposals), ``ended``, ``number`` (which candidate
-        it is, from 0), ``arch``, ``aggregate``, proxies and counts.
+        it is, from 0), ``arch``, ``aggregate``, proxies and counts, `FLOPS` among them where the space has them.
         """
         return [
             {
@@ -175,6 +180,7 @@ class AzNasFound:
                 "arch": one.archs[one.best],
                 "aggregate": float(one.aggregate[one.best]),
                 **one.scored[one.best].values,
+                **{name: flops[0] for name, flops in self._flops([one.archs[one.best]]).items()},
             }
             for one in self.searches
             if one.best is not None
@@ -200,6 +206,14 @@ class AzNasFound:
             pq.write_table(table, sink, compression="zstd")
             publish(directory / name, memoryview(sink.getvalue()))
 
+    def _flops(self, archs: Sequence[str]) -> dict[str, list[float]]:
+        """Return the column `FLOPS`, nothing where the space has no such count."""
+        space = get_space(self.spec.run.space)
+        if not isinstance(space, PublishedFlops):
+            return {}
+        with asking(space.name, "the published FLOPs of its architectures"):
+            return {FLOPS: [space.published_flops(space.parse(arch), self.spec.run.dataset) for arch in archs]}
+
     def _rows(self, chosen: Sequence[tuple[Searched, Positions]]) -> pa.Table:
         """Return candidates at positions of searches, with all that is known about them."""
         scored = [one.scored[i] for one, positions in chosen for i in positions.tolist()]
@@ -213,6 +227,7 @@ class AzNasFound:
             "aggregate": _floats([x for one, positions in chosen for x in one.aggregate[positions].tolist()]),
             **{name: _floats([one.values[name] for one in scored]) for name in proxies},
             **{name: _floats([one.values[name] for one in scored]).cast(pa.int64()) for name in COUNTS},
+            **{name: _floats(values) for name, values in self._flops(archs).items()},
         }
         if self.latencies:
             columns[LATENCY] = _floats([self.latencies.get(arch, np.nan) for arch in archs])

@@ -176,6 +176,15 @@ class MovesFromNetwork(Space[A], Protocol[A]):
 
 
 @runtime_checkable
+class PublishedFlops(Space[A], Protocol[A]):
+    """What a space offers besides whose published searches limit a count of FLOPs that is not ours of operations."""
+
+    def published_flops(self, arch: A, dataset: str) -> float:
+        """Return what those searches call the FLOPs of an architecture."""
+        ...
+
+
+@runtime_checkable
 class DescribesCells(Space[A], Protocol[A]):
     """What a space offers besides whose architectures repeat a cell that a few choices make."""
 

@@ -21,7 +21,7 @@ from zcpipe.ops.philox import Stream
 from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import Positions
 from zcpipe.search.incremental import History
-from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, Space
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, PublishedFlops, Space
 
 A = TypeVar("A", bound=Architecture)
 
@@ -42,6 +42,8 @@ class Constraints:
         max_params: parameters at most.
         min_params: parameters at least.
         max_layers: layers at most, as the space counts them (`zcpipe.spaces.base.MovesFromNetwork`).
+        max_flops: FLOPs at most, as published searches of the space count them
+            (`zcpipe.spaces.base.PublishedFlops`), which is what published budgets are of.
 
     Raises:
         UsageError: one is not positive, or the least parameters are more than the most.
@@ -51,6 +53,7 @@ class Constraints:
     max_params: int | None = None
     min_params: int | None = None
     max_layers: int | None = None
+    max_flops: int | None = None
 
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():
@@ -65,6 +68,7 @@ class Constraints:
             "max_params": "at most {:,} parameters",
             "min_params": "at least {:,} parameters",
             "max_layers": "at most {:,} layers",
+            "max_flops": "at most {:,} published FLOPs",
         }
         return " and ".join(text.format(vars(self)[name]) for name, text in said.items() if vars(self)[name])
 
@@ -72,10 +76,12 @@ class Constraints:
         """Refuse a limit that the space cannot be held against.
 
         Raises:
-            UsageError: the space does not count layers.
+            UsageError: the space does not count layers, or has no published FLOPs.
         """
         if self.max_layers is not None and not isinstance(space, MovesFromNetwork):
             raise UsageError(f"{space.name} does not say how many layers an architecture has; leave max_layers out")
+        if self.max_flops is not None and not isinstance(space, PublishedFlops):
+            raise UsageError(f"{space.name} has no published count of FLOPs; limit max_macs, which every space counts")
 
     def allow(self, space: Space[A], arch: A, dataset: str) -> bool:
         """Whether an architecture meets them.
@@ -86,6 +92,10 @@ class Constraints:
         if self.max_layers is not None:
             with asking(space.name, f"the layers of {arch}"):
                 if cast(MovesFromNetwork[A], space).num_layers(arch) > self.max_layers:  # which `check` has seen
+                    return False
+        if self.max_flops is not None:
+            with asking(space.name, f"the published FLOPs of {arch}"):
+                if cast(PublishedFlops[A], space).published_flops(arch, dataset) > self.max_flops:  # seen by `check`
                     return False
         if self.max_macs is None and self.max_params is None and self.min_params is None:
             return True
