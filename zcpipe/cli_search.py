@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zcpipe import cli_run_options as scoring
+from zcpipe import cli_search_options as options
+from zcpipe.cli_search_aznas import search_aznas
+from zcpipe.cli_search_options import AZNAS, LIVE, Live, count_of
 from zcpipe.cli_table import Json
 from zcpipe.errors import UsageError
 from zcpipe.printing import counted, finite, number, print_grid, print_json
-from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
-    from zcpipe.search import Found, Guidance
+    from zcpipe.search import Budget, Found, Guidance, TruthAccuracy
+    from zcpipe.search.algorithms import Method
+    from zcpipe.table import Table
 
 EXAMPLES = (
     "Examples: zcpipe search --space nasbench201 --algorithm evolution --scores tables/nb201 --truth truth.parquet "
@@ -27,10 +31,12 @@ EXAMPLES = (
     "truth.parquet --target cifar10_val_200 --budget 100 --moves aznas --max-params 500K --workers 2 --out "
     "searches/small --json | zcpipe search --space nasbench201 --algorithm random --scores tables/nb201 --predicted "
     "predicted.parquet --truth truth.parquet --target cifar10_val_200 --budget 50 --warmup 1000:50 --warmup-by parzc "
-    "--out searches/learnt"
+    "--out searches/learnt | zcpipe search --space mbv2 --algorithm aznas --scores live --batch-size 16 "
+    "--resolution 64 --max-flops 450M --max-layers 14 --budget 2000 --workers 2 --out searches/mbv2 | zcpipe search --space "
+    "nasbench201 --algorithm aznas --scores tables/nb201 --budget 1000 --front macs,params --truth truth.parquet "
+    "--target cifar10_val_200 --report cifar10_test_200 --out searches/aznas"
 )
 
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 _ENDED = {
     "nothing": "no candidate was left to ask for",
     "repeats": "it asked only for models that were trained already, 1000 times in a row",
@@ -39,142 +45,181 @@ _SHOWN = 10  # picks that are printed
 
 
 def search(
-    space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
-    algorithm: Annotated[str, typer.Option(metavar="NAME", help="random, evolution, reinforce or predictor.")],
-    scores: Annotated[
-        str,
-        typer.Option(metavar="TABLE", help="A table made by zcpipe run, or its URI: its architectures are searched."),
-    ],
-    truth: Annotated[Path, typer.Option(help="Parquet file with a text column 'arch' and the accuracies.")],
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the truth file that guides the search.")],
-    budget: Annotated[int, typer.Option(metavar="N", help="Models to train; architectures of one key count once.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for curves.parquet and picks.parquet.")],
-    report: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that is only reported, such as test accuracy.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(metavar="K", help="Search so many times.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first search; the others follow it.")] = 0,
-    warmup: Annotated[
-        str | None, typer.Option(metavar="M:N", help="Score M random candidates and train the best N first.")
-    ] = None,
-    warmup_by: Annotated[
-        str | None, typer.Option(metavar="PROXY", help="Proxy or aggregate that orders those M; see zcpipe aggregates.")
-    ] = None,
-    moves: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PROXY",
-            help="Proxy or aggregate by which evolution takes a parent's best neighbour; one child in four is random.",
-        ),
-    ] = None,
-    predicted: Annotated[
-        Path | None,
-        typer.Option(help="A file that zcpipe parzc predict made for the table: a further proxy, called parzc."),
-    ] = None,
-    max_macs: Annotated[
-        str | None, typer.Option(metavar="X", help="Multiply-accumulates at most, such as 450M.")
-    ] = None,
-    max_params: Annotated[str | None, typer.Option(metavar="X", help="Parameters at most, such as 1.5M.")] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Begin no training once so many seconds are spent on them.")
-    ] = None,
-    seconds: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="With --max-seconds: the truth's column of training times.")
-    ] = None,
-    known_only: Annotated[bool, typer.Option("--known-only", help="Leave out candidates that have no truth.")] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the algorithm, such as pool=32; repeatable."),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Search in so many processes. (default: in this one)")] = None,
+    context: typer.Context,
+    space: scoring.Space,
+    algorithm: options.Algorithm,
+    scores: options.Scores,
+    budget: options.Budget,
+    out: options.Out,
+    truth: options.Truth = None,
+    target: options.Target = None,
+    report: options.Report = None,
+    seeds: options.Seeds = 1,
+    seed: options.Seed = 0,
+    warmup: options.WarmUp = None,
+    warmup_by: options.WarmUpBy = None,
+    moves: options.Moves = None,
+    predicted: options.Predicted = None,
+    max_macs: options.MaxMacs = None,
+    max_params: options.MaxParams = None,
+    min_params: options.MinParams = None,
+    max_flops: options.MaxFlops = None,
+    max_layers: options.MaxLayers = None,
+    max_seconds: options.MaxSeconds = None,
+    seconds: options.Seconds = None,
+    known_only: options.KnownOnly = False,
+    settings: options.Settings = None,
+    proxies: scoring.Proxies = "aznas",
+    proposals: options.Proposals = "evolution",
+    batch: options.Batch = 64,
+    aggregate: options.Aggregate = "logrank",
+    front: options.Front = "macs",
+    latency: options.Latency = None,
+    latency_column: options.LatencyColumn = None,
+    dataset: options.Dataset = None,
+    batch_size: scoring.BatchSize = 64,
+    resolution: scoring.Resolution = None,
+    inputs: scoring.Inputs = "noise",
+    device: scoring.Device = "auto",
+    workers: options.Workers = None,
+    timeout: scoring.Timeout = None,
+    memory: scoring.Memory = None,
+    nodes: scoring.Nodes = None,
+    address: scoring.Address = None,
+    actors_per_node: scoring.ActorsPerNode = None,
+    gpus_per_actor: scoring.GpusPerActor = 0.0,
+    simulate_nodes: scoring.SimulateNodes = None,
     as_json: Json = False,
 ) -> None:
-    """Search a table's architectures for the most accurate, "training" by looking accuracies up (simulated search).
+    """Search for the best architectures, "training" by looking accuracies up or by scores alone (aznas).
 
     Of one seed the pick is the model with the best target; the mean over the seeds is of what is reported of the picks.
     The same command again goes on where it was ended. evolution has the parameters pool (64) and tournament (10),
     reinforce learning_rate (0.01) and momentum (0.9), predictor predictor (boosted-trees), parameters ({}), features
     (all), round (20) and pretrain (0). A warm-up of evolution fills the pool, one of reinforce rewards the controller
     by the proxy's ranks first, one of predictor begins the first round.
+
+    aznas proposes candidates, scores them and ranks them by an aggregate over all so far; its pick is the best by
+    that, its budget candidates. Evolution takes parents among the best of all, its parameter population (1024) says
+    among how many. Live scores are those of zcpipe run with seed 0. With --truth it says how accurate its picks are.
     """
-    from zcpipe.parzc.parallel import Pool
-    from zcpipe.progress import trainings_done
-    from zcpipe.search import Budget, Limits, TruthAccuracy, read_scores
-    from zcpipe.search import search as search_space
+    from zcpipe.search import Budget, Limits
     from zcpipe.search.algorithms import method
+    from zcpipe.search.journal import NAME as JOURNAL
+    from zcpipe.search.scores import require_space
+    from zcpipe.spaces import get_space
     from zcpipe.table import open_table
 
-    if (max_seconds is None) != (seconds is None):
-        raise UsageError("--max-seconds needs the column that says how long trainings take, --seconds, and vice versa")
-    chosen = method(algorithm, _parameters(settings or []))
-    guidance = _guidance(warmup, warmup_by, moves)
-    limits = Limits(params=_count("--max-params", max_params), macs=_count("--max-macs", max_macs))
-    spent = Budget(budget, max_seconds)
-    pool = Pool(workers)
-    accuracy = TruthAccuracy(truth, target, report, seconds)
-    table = open_table(scores)
-    with terminable(), trainings_done("searching") as progress:
-        found = search_space(
+    options.require_meaning(context, algorithm, scores)
+    searched = get_space(space)
+    accuracy = options.make_accuracy(truth, target, report, seconds)
+    macs, params = count_of("--max-macs", max_macs), count_of("--max-params", max_params)
+    if scores == LIVE:
+        recipe = {
+            "space": space,
+            "dataset": dataset or next(iter(searched.datasets)),
+            "batch_size": batch_size,
+            "resolution": resolution,
+            "inputs": inputs,
+        }
+        held = scoring.bytes_of(memory)
+        cluster = scoring.make_cluster(nodes, address, actors_per_node, gpus_per_actor, held, simulate_nodes)
+        scoring.require_processes(timeout, memory, workers, cluster)
+        source: Live | Table = options.make_live(recipe, device, workers, timeout, held, cluster)
+    else:
+        source = open_table(scores)
+        require_space(source, space)
+    with options.interruptible(out):
+        if algorithm == AZNAS:
+            fields = {
+                "budget": budget,
+                "seconds": max_seconds,
+                "seeds": seeds,
+                "seed": seed,
+                "proposals": proposals,
+                "batch": batch,
+                "aggregate": aggregate,
+                "max_macs": macs,
+                "max_params": params,
+                "min_params": count_of("--min-params", min_params),
+                "max_flops": count_of("--max-flops", max_flops),
+                "max_layers": max_layers,
+                **options.parameters_of(settings or [], ["population"]),
+            }
+            costs = options.make_costs(front, latency, latency_column)
+            search_aznas(fields, proxies, source, costs, accuracy, out, as_json)
+            return
+        if accuracy is None:
+            raise UsageError(f"{algorithm} is guided by accuracies; give --truth FILE and --target COLUMN")
+        if (max_seconds is None) != (seconds is None):
+            raise UsageError(
+                "--max-seconds needs the column that says how long trainings take, --seconds, and vice versa"
+            )
+        found, failures = _train(
             space,
-            chosen,
+            method(algorithm, options.parameters_of(settings or [])),
             accuracy,
-            spent,
-            scores=read_scores(table, space, guidance, predicted),
-            guidance=guidance,
-            limits=limits,
-            features=table if "features" in chosen.takes else None,
-            dataset=table.identity["dataset"],
+            Budget(budget, max_seconds),
+            source,
+            options.make_guidance(warmup, warmup_by, moves),
+            predicted,
+            workers,
+            limits=Limits(params=params, macs=macs),
             known_only=known_only,
             seeds=seeds,
             seed=seed,
             out=out,
-            pool=pool,
-            progress=progress,
         )
     _note_early(found)
     if as_json:
-        print_json(_record(found, out))
+        print_json(_record(found, out, failures))
     else:
         _print(found, out)
+    if failures is not None:
+        options.exit_if_failed(failures, f"in {out / JOURNAL}")
 
 
-def _guidance(warmup: str | None, warmup_by: str | None, moves: str | None) -> Guidance:
-    from zcpipe.search import Guidance
+def _train(
+    space: str,
+    chosen: Method,
+    accuracy: TruthAccuracy,
+    budget: Budget,
+    source: Live | Table,
+    guidance: Guidance,
+    predicted: Path | None,
+    workers: int | None,
+    **others: Any,  # noqa: ANN401 - as `zcpipe.search.search` takes them
+) -> tuple[Found, Counter[str] | None]:
+    """Search, and say why live scores failed; None where there are no such."""
+    from zcpipe.parzc.parallel import HERE, Pool
+    from zcpipe.progress import trainings_done
+    from zcpipe.search import LiveScores, TableScores, read_scores
+    from zcpipe.search import search as search_space
+    from zcpipe.search.scores import columns_of
 
-    if (warmup is None) != (warmup_by is None):
-        raise UsageError(
-            "--warmup M:N and --warmup-by PROXY go together; for example --warmup 3000:64 --warmup-by nwot"
+    with ExitStack() as stack:
+        by: LiveScores | TableScores | None = None
+        if not isinstance(source, Live):
+            pool, dataset = Pool(workers), source.identity["dataset"]
+            by = read_scores(source, space, guidance, predicted)
+        else:
+            pool, dataset = HERE, source.recipe["dataset"]
+            columns = dict.fromkeys(column for name in guidance.names() for column in columns_of(name))
+            by = stack.enter_context(source.scores(tuple(columns))) if columns else None
+        found = search_space(
+            space,
+            chosen,
+            accuracy,
+            budget,
+            scores=by,
+            guidance=guidance,
+            features=source if not isinstance(source, Live) and "features" in chosen.takes else None,
+            dataset=dataset,
+            pool=pool,
+            progress=stack.enter_context(trainings_done("searching")),
+            **others,
         )
-    scored, separator, kept = (warmup or "0:0").partition(":")
-    if not (separator and scored.isdecimal() and kept.isdecimal()):
-        raise UsageError(f"--warmup must be M:N, two numbers, got {warmup!r}; for example --warmup 3000:64")
-    return Guidance(int(scored), int(kept), warmup_by, moves)
-
-
-def _count(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    unit = _UNITS.get(text[-1:].upper(), 1)
-    try:
-        value = float(text[:-1] if unit > 1 else text) * unit
-        if math.isfinite(value):
-            return int(value)
-    except ValueError:
-        pass
-    raise UsageError(f"{option} must be a number such as 450M or 1500000, got {text!r}")
-
-
-def _parameters(settings: Sequence[str]) -> dict[str, Any]:
-    parsed = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not (name and separator):
-            raise UsageError(f"--set must be NAME=VALUE, got {setting!r}; for example --set pool=32")
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            parsed[name] = value
-    return parsed
+    return found, by.failures if isinstance(by, LiveScores) else None
 
 
 def _note_early(found: Found) -> None:
@@ -184,8 +229,8 @@ def _note_early(found: Found) -> None:
             typer.echo(f"note: {counted(ends[ended], 'search')} ended before the budget was spent: {why}", err=True)
 
 
-def _record(found: Found, out: Path) -> dict[str, Any]:
-    return finite(
+def _record(found: Found, out: Path, failures: Counter[str] | None) -> dict[str, Any]:
+    record = finite(
         {
             "out": str(out),
             "algorithm": found.algorithm,
@@ -196,7 +241,9 @@ def _record(found: Found, out: Path) -> dict[str, Any]:
             "best_accuracy_mean": found.best_accuracy_mean,
             "best_accuracy_se": found.best_accuracy_se,
         }
-    ) | {"picks": [finite(asdict(pick)) for pick in found.picks]}
+    )
+    record["picks"] = [finite(asdict(pick)) for pick in found.picks]
+    return record if failures is None else {**record, "failed": failures.total()}
 
 
 def _print(found: Found, out: Path) -> None:

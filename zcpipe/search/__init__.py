@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from zcpipe.search.accuracy import Accuracy, Evaluated, Trained, TrainingError, TruthAccuracy
 from zcpipe.search.api import Guidance, read_scores, search
+from zcpipe.search.aznas import AzNasFound, AzNasSpec, aznas_search
 from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import Limits
 from zcpipe.search.features import Features
+from zcpipe.search.live import LiveScores, live_scores
+from zcpipe.search.pareto import front
 from zcpipe.search.result import Found, Pick
 from zcpipe.search.scores import Guide, Scores, TableScores
 
 __all__ = [
     "Accuracy",
+    "AzNasFound",
+    "AzNasSpec",
     "Budget",
     "Evaluated",
     "Features",
@@ -23,12 +28,16 @@ __all__ = [
     "Guidance",
     "Guide",
     "Limits",
+    "LiveScores",
     "Pick",
     "Scores",
     "TableScores",
     "Trained",
     "TrainingError",
     "TruthAccuracy",
+    "aznas_search",
+    "front",
+    "live_scores",
     "read_scores",
     "search",
 ]

@@ -37,7 +37,9 @@ class Trained:
 
 
 class TrainingError(ZcpipeError):
-    """A training that failed: it is recorded, and the same search again tries it anew."""
+    """A training that failed: it is recorded, and the same search again tries it anew (exit code 4)."""
+
+    exit_code = DataError.exit_code  # of commands, whose accuracies come from files
 
 
 class Accuracy(Protocol[A_contra]):

@@ -18,12 +18,12 @@ from zcpipe.search.algorithms import Method, method
 from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import ANY_SIZE, Candidates, Limits, SpaceCandidates, TableCandidates
 from zcpipe.search.features import Features
-from zcpipe.search.journal import Record, opened
+from zcpipe.search.journal import Journal, Record, opened
 from zcpipe.search.loop import Outcome, Search
 from zcpipe.search.moves import RANDOM, Moves
 from zcpipe.search.recorded import RecordedScores
 from zcpipe.search.result import Found, Pick, incumbents
-from zcpipe.search.scores import Guide, Scores, TableScores, columns_of
+from zcpipe.search.scores import Guide, Scores, TableScores, columns_of, require_space
 from zcpipe.search.simulate import search_seeds
 from zcpipe.search.warmup import WarmUp
 from zcpipe.spaces import get_space
@@ -73,6 +73,15 @@ class Identified(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """Return it as what JSON can hold."""
+        ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """Scores that record what they measure themselves."""
+
+    def keep(self, journal: Journal) -> None:
+        """Record in a journal from now on, and measure nothing again that it holds."""
         ...
 
 
@@ -169,7 +178,12 @@ def search(
     directory = None if out is None else Path(out)
     with opened(directory, identity) as journal:
         measured = scores is not None and not isinstance(scores, TableScores)
-        one = made(RecordedScores(scores, journal) if measured and scores is not None else scores)
+        by = scores
+        if isinstance(scores, Keeping):
+            scores.keep(journal)
+        elif measured and scores is not None:
+            by = RecordedScores(scores, journal)
+        one = made(by)
         outcomes = search_seeds(one, range(seed, seed + seeds), journal, pool, progress)
         picks = [_pick(outcome, accuracy.direction, searched, dataset) for outcome in outcomes]
         reported = any(not math.isnan(trial.report) for outcome in outcomes for trial in outcome.trials)
@@ -200,8 +214,7 @@ def read_scores(table: Table, space: str, guidance: Guidance, predicted: Path | 
         UsageError: the table is of another space, or lacks a column.
         DataError: a file is damaged, or knows none of the table's architectures.
     """
-    if table.identity["space"] != space:
-        raise UsageError(f"the table of scores is of {table.identity['space']}, not of {space}")
+    require_space(table, space)
     held = {column.name for column in table.columns if column.direction != "none"}
     names = [column for name in guidance.names() for column in ((name,) if name in held else columns_of(name))]
     return TableScores.read(table, names, predicted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 KIND = "live"
 """Of the journal's records that hold a batch."""
+
+MOST = 256
+"""Architectures that are recorded together at most, whoever asks for more: what dies with a process is no more."""
 
 
 class LiveScores:
@@ -65,13 +69,21 @@ class LiveScores:
         columns = columns_of(self.space, spec.dataset, resolve(spec.proxies))
         self._names = [column.name for column in columns if column.kind != "statistic"]
         self._directions = {column.name: column.direction for column in columns if column.direction in DIRECTIONS}
-        self._journal = journal
         self._make = executor
         self._executor: Executor | None = None
         self._on_event = on_event
         self._blame = Blame()
         self._builds: set[str] = set()
         self._known: dict[str, Scored] = {}
+        self.keep(journal)
+
+    def keep(self, journal: Journal) -> None:
+        """Record in a journal from now on, and compute nothing again that it holds.
+
+        Raises:
+            DataError: it holds scores of other proxies.
+        """
+        self._journal = journal
         for record in journal.found:
             if record["kind"] == KIND:
                 self._take(record)
@@ -85,6 +97,11 @@ class LiveScores:
         """Return what decides the scores, as what JSON can hold."""
         return {**self.spec.identity(), "proxies": list(self.spec.proxies)}
 
+    @property
+    def failures(self) -> Counter[str]:
+        """Why architectures that were asked for, now or in earlier processes, lack scores: how many for each reason."""
+        return Counter(one.reason for one in self._known.values() if one.status != "ok")
+
     def score(self, archs: Sequence[Architecture]) -> dict[str, Floats]:
         """Score architectures; see `zcpipe.search.scores.Scores`.
 
@@ -94,7 +111,7 @@ class LiveScores:
         return {name: np.array([one.values[name] for one in found]) for name in self._directions}
 
     def scored(self, archs: Sequence[Architecture]) -> list[Scored]:
-        """Score architectures, those that have none yet as one batch.
+        """Score architectures, those that have none yet in batches of at most `MOST`.
 
         Args:
             archs: any of the space, perhaps some more than once.
@@ -109,8 +126,8 @@ class LiveScores:
         """
         texts = [text_of(self.space, arch) for arch in archs]
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            batch = self._compute(new)
+        for first in range(0, len(new), MOST):
+            batch = self._compute(new[first : first + MOST])
             self._journal.append(batch)
             self._take(batch)
         return [self._known[text] for text in texts]
@@ -155,7 +172,7 @@ class LiveScores:
 @contextmanager
 def live_scores(
     spec: RunSpec,
-    journal: Journal,
+    journal: Journal | None = None,
     workers: int | None = None,
     timeout: float = TIMEOUT,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -167,7 +184,7 @@ def live_scores(
 
     Args:
         spec: how to score.
-        journal: of the search.
+        journal: of the search; by default nothing is kept, until `LiveScores.keep` gives one.
         workers: processes on this machine; by default everything is scored in this process.
         timeout: seconds an architecture may take in a worker process.
         on_event: told of nodes and warned of builds.
@@ -186,7 +203,7 @@ def live_scores(
             executor_for = stack.enter_context(executors(workers, timeout, cluster, memory, on_event))
             return stack.enter_context(closing(executor_for(spec)))
 
-        yield LiveScores(spec, journal, make, on_event)
+        yield LiveScores(spec, journal or Journal(), make, on_event)
 
 
 class _Rows:

@@ -75,14 +75,12 @@ class Found:
     @property
     def best_accuracy_mean(self) -> float:
         """The mean over the seeds of what is reported of their picks, of their target where nothing is."""
-        return float(np.nanmean(self.best()[:, -1])) if self.picks else math.nan
+        return mean_and_error(self.best()[:, -1])[0]
 
     @property
     def best_accuracy_se(self) -> float:
         """The standard error of that mean; NaN for one seed."""
-        last = self.best()[:, -1]
-        last = last[~np.isnan(last)]
-        return float(last.std(ddof=1) / math.sqrt(len(last))) if len(last) > 1 else math.nan
+        return mean_and_error(self.best()[:, -1])[1]
 
     def best(self, column: str | None = None) -> Floats:
         """Return what the best model so far has after each trained model.
@@ -146,6 +144,14 @@ class Found:
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")
             publish(directory / name, memoryview(sink.getvalue()))
+
+
+def mean_and_error(values: Floats) -> tuple[float, float]:
+    """Return the mean of those that are numbers, and its standard error; NaN for what too few do not have."""
+    there = values[~np.isnan(values)]
+    if len(there) < 2:
+        return (float(there[0]) if len(there) else math.nan), math.nan
+    return float(there.mean()), float(there.std(ddof=1) / math.sqrt(len(there)))
 
 
 def incumbents(trials: Sequence[Trial], direction: str) -> list[Trial | None]:

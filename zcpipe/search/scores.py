@@ -122,6 +122,16 @@ class TableScores:
         return digest.hexdigest()
 
 
+def require_space(table: Table, space: str) -> None:
+    """Refuse the table of another space.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    if table.identity["space"] != space:
+        raise UsageError(f"the table of scores is of {table.identity['space']}, not of {space}")
+
+
 def columns_of(name: str) -> tuple[str, ...]:
     """Return the columns that a proxy or a named aggregate (`zcpipe.rank.NAMED`) is made of."""
     return NAMED[name].proxies if name in NAMED else (name,)
