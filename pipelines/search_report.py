@@ -21,10 +21,9 @@ def page(record: dict[str, Any]) -> str:
         "# Searches: how many models scores save",
         "",
         f"Simulated searches of {of['identity']['space']} ({of['rows']} architectures, {of['models']} models that "
-        f"differ by key). `{of['target']}` guides; told is `{of['report']}` of the model with the best `{of['target']}` "
-        f"so far, and after how many trained models it is {options['goal']:g} for the first time. {of['good']} models are "
-        f"as good as that; the best by `{of['target']}` has {of['best_by_target']:.2f}, the best of all "
-        f"{of['best']:.2f}.",
+        f"differ by key). `{of['target']}` guides. Told is `{of['report']}` of the model with the best target so far, "
+        f"and after how many trained models it is {options['goal']:g} for the first time. {of['good']} models are as "
+        f"good as that; the one with the best target has {of['best_by_target']:.2f}, the best of all {of['best']:.2f}.",
         "",
         *(line for algorithm in algorithms for line in _sentences(algorithm, rows, options["goal"])),
         "",

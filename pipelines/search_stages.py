@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,6 @@ import study
 from zcpipe.parzc.free import PUBLISHED, Nodes
 from zcpipe.parzc.parallel import Pool, each
 from zcpipe.parzc.predictors import Context, predictor
-from zcpipe.progress import rows_done
 from zcpipe.rank import NAMED, aggregate
 from zcpipe.search import Features, Guidance, TableScores, TruthAccuracy
 from zcpipe.search import search as search_space
@@ -38,6 +37,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "predictor": {"predictor": "boosted-trees", "parameters": {"depths": [4], "trees": [100]}},
 }
 WEIGHTS = "sinusoidal"  # of ParZC without training
+AT_ONCE = 10  # seeds that are kept together
 LEARNER = "parzc"  # that learns ParZC's guidance from labels
 PREDICTORS: dict[str, dict[str, Any]] = {
     "boosted-trees": PARAMETERS["predictor"]["parameters"],
@@ -141,6 +141,7 @@ def run_case(problem: Problem, case: Case) -> dict[str, Any]:
         Of each seed [models, test accuracy] wherever the best by validation changes, and the CPU seconds.
     """
     options = problem.options
+    searched = _learnt if case.guide == LEARNT else _searched
     made = method(case.algorithm, PARAMETERS[case.algorithm])
     guidance = _guidance(case, made, options)
     learnt = {"learner": LEARNER, "labels": options.labels} if case.guide == LEARNT else {}
@@ -150,43 +151,41 @@ def run_case(problem: Problem, case: Case) -> dict[str, Any]:
         "parameters": made.model_dump(),
         "guidance": asdict(guidance),
         "budget": problem.budget(case.algorithm),
-        "seeds": options.seeds,
         **learnt,
     }
-
-    def compute() -> dict[str, Any]:
-        before = cpu_seconds()
-        searched = _learnt if case.guide == LEARNT else _searched
-        return {"seeds": searched(problem, case, made, guidance), "cpu_seconds": cpu_seconds() - before}
-
-    result: dict[str, Any] = study.stage(options.out / f"{case.name}.json", inputs, compute)
-    return result
+    return _kept(case.name, inputs, options, options.seeds, lambda own: searched(problem, case, made, guidance, own))
 
 
 def run_predictor(problem: Problem, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Search by a predictor without a warm-up, as `run_case` does."""
     options = problem.options
     made = method("predictor", {"predictor": name, "parameters": parameters})
-    seeds, budget = options.predictor_seeds, problem.budget("predictor")
-    inputs = {**problem.identity, "parameters": made.model_dump(), "budget": budget, "seeds": seeds}
+    inputs = {**problem.identity, "parameters": made.model_dump(), "budget": problem.budget("predictor")}
 
-    def compute() -> dict[str, Any]:
-        before = cpu_seconds()
-        found = search_space(
-            problem.table.identity["space"],
-            made,
-            problem.accuracy,
-            budget,
-            scores=problem.scores,
-            features=problem.features,
-            seeds=seeds,
-            pool=Pool(options.workers),
-        )
-        steps = [steps_of(outcome.trials, budget) for outcome in found.outcomes]
-        return {"seeds": steps, "cpu_seconds": cpu_seconds() - before}
+    def searched(seeds: range) -> list[Any]:
+        return _searched(problem, Case("predictor"), made, Guidance(), seeds)
 
-    result: dict[str, Any] = study.stage(options.out / f"by-{name}.json", inputs, compute)
-    return result
+    return _kept(f"by-{name}", inputs, options, options.predictor_seeds, searched)
+
+
+def _kept(
+    name: str, inputs: dict[str, Any], options: argparse.Namespace, seeds: int, searched: Callable[[range], list[Any]]
+) -> dict[str, Any]:
+    """Search under some seeds at once, keep what they gave, and join them."""
+    parts = []
+    for first in range(0, seeds, AT_ONCE):
+        own = range(first, min(first + AT_ONCE, seeds))
+
+        def compute(own: range = own) -> dict[str, Any]:
+            before = cpu_seconds()
+            return {"seeds": searched(own), "cpu_seconds": cpu_seconds() - before}
+
+        part = options.out / f"{name}-{first}.json"
+        parts.append(study.stage(part, {**inputs, "first": first, "seeds": len(own)}, compute))
+    return {
+        "seeds": [steps for part in parts for steps in part["seeds"]],
+        "cpu_seconds": sum(part["cpu_seconds"] for part in parts),
+    }
 
 
 def _guidance(case: Case, made: Method, options: argparse.Namespace) -> Guidance:
@@ -201,7 +200,7 @@ def _guidance(case: Case, made: Method, options: argparse.Namespace) -> Guidance
     return Guidance(options.scored, kept, case.guide, moves)
 
 
-def _searched(problem: Problem, case: Case, made: Method, guidance: Guidance) -> list[Any]:
+def _searched(problem: Problem, case: Case, made: Method, guidance: Guidance, seeds: range) -> list[Any]:
     budget = problem.budget(case.algorithm)
     found = search_space(
         problem.table.identity["space"],
@@ -211,18 +210,19 @@ def _searched(problem: Problem, case: Case, made: Method, guidance: Guidance) ->
         scores=problem.scores,
         guidance=guidance,
         features=problem.features if "features" in made.takes else None,
-        seeds=problem.options.seeds,
+        seeds=len(seeds),
+        seed=seeds.start,
         pool=Pool(problem.options.workers),
     )
     return [steps_of(outcome.trials, budget) for outcome in found.outcomes]
 
 
-def _learnt(problem: Problem, case: Case, made: Method, guidance: Guidance) -> list[Any]:
+def _learnt(problem: Problem, case: Case, made: Method, guidance: Guidance, seeds: range) -> list[Any]:
     """Search by predictions that random models were trained for: these come first and count as all others do."""
-    labelled, predicted = predictions(problem)
+    labelled, predicted = predictions(problem, seeds)
     budget = problem.budget(case.algorithm)
     shared = (problem.table.identity["space"], made, problem.accuracy, budget, problem.scores, guidance)
-    tasks = [(seed, predicted[seed], labelled[seed]) for seed in range(problem.options.seeds)]
+    tasks = list(zip(seeds, predicted, labelled, strict=True))
     return each(_one_learnt, shared, tasks, Pool(problem.options.workers))
 
 
@@ -236,7 +236,7 @@ def _one_learnt(shared: tuple[Any, ...], task: tuple[int, np.ndarray, list[Trial
     return steps_of([*labelled, *new][:budget], budget)
 
 
-def predictions(problem: Problem) -> tuple[list[list[Trial]], np.ndarray]:
+def predictions(problem: Problem, seeds: range) -> tuple[list[list[Trial]], np.ndarray]:
     """Learn ParZC's predictor from the first models of each seed's random search, and predict the table.
 
     Returns:
@@ -244,19 +244,17 @@ def predictions(problem: Problem) -> tuple[list[list[Trial]], np.ndarray]:
     """
     options = problem.options
     space = problem.table.identity["space"]
-    found = search_space(space, "random", problem.accuracy, options.labels, scores=problem.scores, seeds=options.seeds)
+    drawn = {"scores": problem.scores, "seeds": len(seeds), "seed": seeds.start}
+    found = search_space(space, "random", problem.accuracy, options.labels, **drawn)
     labelled = [list(outcome.trials) for outcome in found.outcomes]
     parameters = predictor(LEARNER).model_dump(mode="json")  # type: ignore[attr-defined]
-    inputs = {**problem.identity, "learner": parameters, "labels": options.labels, "seeds": options.seeds}
+    inputs = {**problem.identity, "learner": parameters, "labels": options.labels, "seeds": list(seeds)}
     digest = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=8).hexdigest()
     path = options.out / f"predictions-{digest}.npy"
     if not path.exists():
         features = problem.features
-        tasks = [(seed, _rows(features, trials)) for seed, trials in enumerate(labelled)]
-        targets = [np.array([trial.accuracy for trial in trials]) for trials in labelled]
-        with rows_done("predictions") as progress:
-            given = [(*task, y) for task, y in zip(tasks, targets, strict=True)]
-            made = each(_predicted, (features, problem.scores.texts), given, Pool(options.workers), progress)
+        tasks = list(zip(seeds, labelled, strict=True))
+        made = each(_predicted, (features, problem.scores.texts), tasks, Pool(options.workers))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -265,14 +263,12 @@ def predictions(problem: Problem) -> tuple[list[list[Trial]], np.ndarray]:
     return labelled, np.load(path)
 
 
-def _rows(features: Features, trials: Sequence[Trial]) -> np.ndarray:
-    rows = {text: row for row, text in enumerate(features.texts)}
-    return np.array([rows[trial.arch] for trial in trials])
-
-
-def _predicted(shared: tuple[Features, Sequence[str]], task: tuple[int, np.ndarray, np.ndarray]) -> np.ndarray:
+def _predicted(shared: tuple[Features, Sequence[str]], task: tuple[int, Sequence[Trial]]) -> np.ndarray:
     features, texts = shared
-    seed, rows, targets = task
+    seed, trials = task
+    of_text = {text: row for row, text in enumerate(features.texts)}
+    known = [(of_text[trial.arch], trial.accuracy) for trial in trials if trial.arch in of_text]
+    rows, targets = np.array([row for row, _ in known]), np.array([accuracy for _, accuracy in known])
     fitted = predictor(LEARNER).fit(features.x[rows], targets, Context(features.coordinates, features.x), seed)
     by_text = dict(zip(features.texts, fitted.predict(features.x).mean.tolist(), strict=True))
     return np.array([by_text.get(text, np.nan) for text in texts])

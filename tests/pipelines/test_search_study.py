@@ -28,6 +28,7 @@ def study(monkeypatch):
     trees = {"predictor": "extra-trees", "parameters": {"trees": 5}, "round": 10}
     monkeypatch.setitem(stages.PARAMETERS, "predictor", trees)
     monkeypatch.setattr(stages, "LEARNER", "ridge")
+    monkeypatch.setattr(stages, "AT_ONCE", 2)
     for name in stages.PREDICTORS.keys() - {"gaussian-process"}:
         monkeypatch.delitem(stages.PREDICTORS, name)
     return importlib.import_module
@@ -94,8 +95,9 @@ def test_some_algorithms_alone(study, place, tmp_path, capsys):
     study("search").main(arguments(place, tmp_path, "--algorithms", "random"))
     assert capsys.readouterr().out.startswith("5 results are kept in")
     assert not (tmp_path / "docs").exists()
+    cases = ["random", *(f"random-warm-up-{guide}" for guide in study("search_stages").GUIDES)]
     names = {path.name for path in tmp_path.glob("*.json")}
-    assert names == {"random.json", *(f"random-warm-up-{guide}.json" for guide in study("search_stages").GUIDES)}
+    assert names == {f"{case}-{first}.json" for case in cases for first in (0, 2)}
 
 
 def test_when_the_best_by_validation_is_good(study):
