@@ -31,10 +31,10 @@ EXAMPLES = (
     "truth.parquet --target cifar10_val_200 --budget 100 --moves aznas --max-params 500K --workers 2 --out "
     "searches/small --json | zcpipe search --space nasbench201 --algorithm random --scores tables/nb201 --predicted "
     "predicted.parquet --truth truth.parquet --target cifar10_val_200 --budget 50 --warmup 1000:50 --warmup-by parzc "
-    "--out searches/learnt | zcpipe search --space mbv2 --algorithm aznas --scores live --batch-size 16 "
-    "--resolution 64 --max-flops 450M --max-layers 14 --budget 2000 --workers 2 --out searches/mbv2 | zcpipe search --space "
-    "nasbench201 --algorithm aznas --scores tables/nb201 --budget 1000 --front macs,params --truth truth.parquet "
-    "--target cifar10_val_200 --report cifar10_test_200 --out searches/aznas"
+    "--out searches/learnt | zcpipe search --space nasbench201 --algorithm aznas --scores tables/nb201 --budget 1000 "
+    "--front macs,params --truth truth.parquet --target cifar10_test_200 --out searches/aznas | zcpipe search --space "
+    "mbv2 --algorithm aznas --scores live --batch-size 16 --resolution 64 --max-flops 450M --max-layers 14 --budget "
+    "2000 --workers 2 --out searches/mbv2"
 )
 
 _ENDED = {

@@ -178,7 +178,9 @@ class AzNas(Generic[A]):
                 vain = 0
         if not self.archs:
             demands = str(self._constraints) or "scores"
-            raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}")
+            few = self._among is not None and self._evolution
+            hint = "; scores of a few architectures hold hardly any mutations: let it propose at random" if few else ""
+            raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}{hint}")
         return batch
 
     def tell(self, scores: Mapping[str, Floats]) -> None:
