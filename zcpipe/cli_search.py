@@ -101,34 +101,40 @@ def search(
     from zcpipe.search import Budget, Limits, TruthAccuracy, read_scores
     from zcpipe.search import search as search_space
     from zcpipe.search.algorithms import method
+    from zcpipe.spaces import get_space
     from zcpipe.table import open_table
 
     if (max_seconds is None) != (seconds is None):
         raise UsageError("--max-seconds needs the column that says how long trainings take, --seconds, and vice versa")
-    chosen = method(algorithm, _parameters(settings or []))
+    searched, chosen = get_space(space), method(algorithm, _parameters(settings or []))
     guidance = _guidance(warmup, warmup_by, moves)
     limits = Limits(params=_count("--max-params", max_params), macs=_count("--max-macs", max_macs))
     spent = Budget(budget, max_seconds)
     pool = Pool(workers)
     accuracy = TruthAccuracy(truth, target, report, seconds)
     table = open_table(scores)
-    with terminable(), trainings_done("searching") as progress:
-        found = search_space(
-            space,
-            chosen,
-            accuracy,
-            spent,
-            scores=read_scores(table, space, guidance, predicted),
-            guidance=guidance,
-            limits=limits,
-            dataset=table.identity["dataset"],
-            known_only=known_only,
-            seeds=seeds,
-            seed=seed,
-            out=out,
-            pool=pool,
-            progress=progress,
-        )
+    looked_up = read_scores(table, space, guidance, predicted)
+    try:
+        with terminable(), trainings_done("searching") as progress:
+            found = search_space(
+                searched,
+                chosen,
+                accuracy,
+                spent,
+                scores=looked_up,
+                guidance=guidance,
+                limits=limits,
+                dataset=table.identity["dataset"],
+                known_only=known_only,
+                seeds=seeds,
+                seed=seed,
+                out=out,
+                pool=pool,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what is finished is kept; the same command goes on", err=True)
+        raise typer.Exit(130) from None
     _note_early(found)
     if as_json:
         print_json(_record(found, out))
