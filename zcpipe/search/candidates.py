@@ -220,8 +220,8 @@ class SpaceCandidates(Generic[A]):
 
 def random_neighbour(candidates: Candidates[A], arch: A, rng: np.random.Generator) -> A | None:
     """Return a random one of `Candidates.neighbours`, None where there is none; few of them are held to the limits."""
-    neighbours: list[A] = candidates.space.neighbours(arch)
-    for place in rng.permutation(len(neighbours)).tolist():
+    neighbours = candidates.space.neighbours(arch)
+    for place in map(int, rng.permutation(len(neighbours))):
         if neighbours[place] in candidates:
             return neighbours[place]
     return None
