@@ -108,6 +108,34 @@ def test_what_the_journal_holds_is_not_computed_again(tmp_path, monkeypatch):
             LiveScores(spec(proxies=("expressivity",)), journal, nowhere)
 
 
+def test_they_can_be_given_a_journal_later(tmp_path):
+    with opened(tmp_path / "s", IDENTITY) as journal, live_scores(spec()) as scores:
+        scores.keep(journal)
+        before = scores.scored(members((1, 2)))
+    with opened(tmp_path / "s", IDENTITY) as journal, live_scores(spec()) as scores:
+        scores.keep(journal)
+        scores._make = nowhere
+        assert scores.scored(members((1, 2))) == before
+
+
+def test_many_are_recorded_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("zcpipe.search.live.MOST", 2)
+    with opened(tmp_path / "s", IDENTITY) as journal, live_scores(spec(), journal) as scores:
+        scores.scored(members((1, 2, 3, 4, 5)))
+    with opened(tmp_path / "s", IDENTITY) as journal:
+        assert [len(record["archs"]) for record in journal.found] == [2, 2, 1]
+
+
+def test_why_scores_are_lacking_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "4": "raise"}))
+    with opened(tmp_path / "s", IDENTITY) as journal, live_scores(spec(), journal) as scores:
+        scores.scored(members((0, 2, 3, 4)))
+        assert scores.failures.total() == 3 and not any("member-0" in reason for reason in scores.failures)
+        expected = scores.failures
+    with opened(tmp_path / "s", IDENTITY) as journal, live_scores(spec(), journal) as scores:
+        assert scores.failures == expected
+
+
 def test_a_batch_is_recorded_whole(tmp_path):
     with opened(tmp_path / "s", IDENTITY) as journal, live_scores(spec(), journal) as scores:
         scores.scored(members((1, 2, 3)))

@@ -1,6 +1,7 @@
 """`zcpipe.search.search`: with a function of the user's, with a table and a truth file, killed and gone on with."""
 
 import math
+import os
 import random
 import signal
 import subprocess
@@ -127,12 +128,11 @@ def run_until(command, journal, records):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
-    return process.wait() == -signal.SIGKILL
+    assert process.wait() in (0, -signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
 
 
 def environment():
-    import os
-
     root = str(Path(__file__).parents[2])
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}"}
 
@@ -142,8 +142,10 @@ def test_killed_anywhere_a_search_is_the_same_to_the_bit(tmp_path, algorithm):
     def command(name):
         return [sys.executable, "-c", PROGRAM, str(tmp_path / name), str(tmp_path / f"{name}.log"), algorithm]
 
-    assert subprocess.run(command("whole"), cwd=Path(__file__).parent, env=environment(), check=True).returncode == 0
-    deaths = sum(run_until(command("killed"), tmp_path / "killed" / NAME, k) for k in (random.randint(1, 70), 120, 999))
+    assert not run_until(command("whole"), tmp_path / "whole" / NAME, 9999)
+    deaths = sum(
+        run_until(command("killed"), tmp_path / "killed" / NAME, k) for k in (random.randint(1, 70), 120, 9999)
+    )
     assert deaths == 2
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     trained = [(tmp_path / f"{name}.log").read_text().split() for name in ("whole", "killed")]
@@ -175,11 +177,10 @@ def test_a_target_that_is_better_lower(searched, truth):
     assert (np.diff(down.best()) <= 0).all()
 
 
-@pytest.mark.parametrize("algorithm", ["random", "evolution", "reinforce"])
-def test_the_same_whatever_the_workers(searched, truth, tmp_path, algorithm):
+def test_the_same_whatever_the_workers(searched, truth, tmp_path):
     options = {"seeds": 3, "guidance": Guidance(30, 5, "snip")}
-    simulated(searched, truth, algorithm, out=tmp_path / "one", **options)
-    simulated(searched, truth, algorithm, out=tmp_path / "two", pool=Pool(2), **options)
+    simulated(searched, truth, "reinforce", out=tmp_path / "one", **options)
+    simulated(searched, truth, "reinforce", out=tmp_path / "two", pool=Pool(2), **options)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -212,7 +213,7 @@ def test_candidates_without_truth_are_refused_or_left_out(searched, truth, tmp_p
     )
     assert not (tmp_path / "out").exists()
     found = search(
-        "nasbench201", "random", TruthAccuracy(truth, "hole"), 40, scores=open_table(searched), known_only=True
+        "nasbench201", "random", TruthAccuracy(truth, "hole"), 39, scores=open_table(searched), known_only=True
     )
     assert first not in {trial.arch for trial in found.outcomes[0].trials}
 

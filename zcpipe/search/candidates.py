@@ -218,6 +218,15 @@ class SpaceCandidates(Generic[A]):
         return self._keys[arch]
 
 
+def random_neighbour(candidates: Candidates[A], arch: A, rng: np.random.Generator) -> A | None:
+    """Return a random one of `Candidates.neighbours`, None where there is none; few of them are held to the limits."""
+    neighbours = candidates.space.neighbours(arch)
+    for place in map(int, rng.permutation(len(neighbours))):
+        if neighbours[place] in candidates:
+            return neighbours[place]
+    return None
+
+
 def drawn(candidates: Candidates[A], seed: int, n: int) -> Sequence[A]:
     """Return the first n random candidates under a seed.
 

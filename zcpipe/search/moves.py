@@ -8,7 +8,7 @@ import numpy as np
 
 from zcpipe.errors import UsageError
 from zcpipe.rank import top
-from zcpipe.search.candidates import Candidates
+from zcpipe.search.candidates import Candidates, random_neighbour
 from zcpipe.search.scores import Guide
 from zcpipe.spaces.base import Architecture
 
@@ -39,8 +39,7 @@ class Moves(Generic[A]):
         """Choose a neighbour: a random one where none has a score, None where there is none."""
         if rng.random() >= self._random and (best := self._best_of(parent)) is not None:
             return best
-        neighbours = self._candidates.neighbours(parent)
-        return neighbours[int(rng.integers(len(neighbours)))] if neighbours else None
+        return random_neighbour(self._candidates, parent, rng)
 
     def _best_of(self, parent: A) -> A | None:
         """Return the best neighbour; it is always the same, whatever was trained meanwhile."""

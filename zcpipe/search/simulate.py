@@ -8,7 +8,7 @@ from typing import TypeVar
 from zcpipe.parzc.parallel import HERE, Pool, Progress, as_done
 from zcpipe.run.rows import one_thread
 from zcpipe.search.journal import Journal, Record
-from zcpipe.search.loop import Outcome, Search, run, train, trial_of
+from zcpipe.search.loop import Outcome, Search, Trial, run, train, trial_of
 from zcpipe.spaces.base import Architecture
 
 A = TypeVar("A", bound=Architecture)
@@ -65,9 +65,7 @@ def _outcomes(
             yield number, _measure(search, seed, journal, tell)
     elif pool.workers is None and pool.cluster is None:
         for number, seed in enumerate(seeds):
-            with one_thread():
-                outcome = run(search, seed, progress=tell)
-            yield number, outcome
+            yield number, _look_up(search, seed, journal, tell)
     else:
         yield from as_done(run, search, seeds, pool, one_thread)
 
@@ -79,6 +77,15 @@ def _measure(search: Search[A], seed: int, journal: Journal, tell: Callable[[int
         if record["kind"] == "trained" and record["seed"] == seed
     }
     return run(search, seed, known, lambda trial: journal.append(trial.record(seed)), tell)
+
+
+def _look_up(search: Search[A], seed: int, journal: Journal, tell: Callable[[int], None]) -> Outcome:
+    def note(trial: Trial) -> None:
+        if trial.failure:
+            journal.append(trial.record(seed))
+
+    with one_thread():
+        return run(search, seed, record=note, progress=tell)
 
 
 def _finished(search: Search[A], journal: Journal) -> dict[int, Outcome]:

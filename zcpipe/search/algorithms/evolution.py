@@ -12,6 +12,7 @@ from zcpipe.errors import UsageError
 from zcpipe.parzc.predictors.base import Parameters
 from zcpipe.search.algorithms.base import Setting
 from zcpipe.search.algorithms.random import opening
+from zcpipe.search.candidates import random_neighbour
 from zcpipe.spaces.base import Architecture
 
 A = TypeVar("A", bound=Architecture)
@@ -80,8 +81,7 @@ class _Evolution(Generic[A]):
         if self._moves is not None:
             child = self._moves.choose(parent, self._rng)
         else:
-            neighbours = self._candidates.neighbours(parent)
-            child = neighbours[int(self._rng.integers(len(neighbours)))] if neighbours else None
+            child = random_neighbour(self._candidates, parent, self._rng)
         return next(self._opening, None) if child is None else child
 
 
