@@ -134,8 +134,10 @@ class AutoFormerSpace:
         return AutoFormer(self.family, embedding, tuple(layers))
 
     def neighbours(self, arch: AutoFormer) -> list[AutoFormer]:
-        """Return the architectures with another embedding, another number of heads or ratio in one block, one more
-        block at the end, or without the last, in this order.
+        """Return the architectures one choice away.
+
+        First those with another embedding, then those with other heads or another ratio in one block, those with one
+        more block at the end, and that without the last.
         """
         return list(self._neighbours(arch))
 

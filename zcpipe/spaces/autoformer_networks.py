@@ -14,7 +14,7 @@ deviation 0.02, the patches' convolution as torch draws it, biases of linear lay
 off beyond 100 standard deviations, which cuts nothing off.) Rows of the layer for queries, keys and values alternate
 between the three, as in the published super-network, so that its first rows are those of the first heads.
 
-At another resolution than 224 x 224 absolute positions are those of the upper left corner, as if the image were cropped.
+At another resolution than 224 x 224 absolute positions are those of the upper left corner, as if images were cropped.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class Transformer(nn.Module):
         self.head = _linear(embedding, dataset.classes, whole.embedding, dataset.classes)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
+        """Classify images.
+
+        Raises:
+            UsageError: they cannot be cut into patches, or have more than there are positions for.
+        """
         grid = _grid(x)
         places = torch.arange(grid, device=x.device)
         corner = 1 + (GRID * places[:, None] + places).flatten()
@@ -122,7 +127,7 @@ class _Attention(nn.Module):
         self.values = _RelativePositions()
 
     def forward(self, x: Tensor, distances: tuple[Tensor, Tensor]) -> Tensor:  # [N, T, E] -> [N, T, E]
-        qkv = self.qkv(self.norm(x)).unflatten(2, (self.heads, HEAD, 3))
+        qkv = self.qkv(self.norm(x)).reshape(*x.shape[:2], self.heads, HEAD, 3)
         q, k, v = qkv.permute(4, 0, 2, 1, 3).unbind()  # [N, heads, T, 64] each
         scores = q @ k.transpose(2, 3) + _by_query(q, self.keys(distances).transpose(1, 2))
         weights = (scores * HEAD**-0.5).softmax(3)  # [N, heads, T, T]
@@ -163,8 +168,9 @@ class _RelativePositions(nn.Module):
 
 def _by_query(x: Tensor, tables: Tensor) -> Tensor:  # [N, heads, T, A], [T, A, B] -> [N, heads, T, B]
     """Multiply what belongs to each query by the query's own matrix."""
-    samples, heads = x.shape[:2]
-    return (x.permute(2, 0, 1, 3).flatten(1, 2) @ tables).unflatten(1, (samples, heads)).permute(1, 2, 0, 3)
+    samples, heads, tokens, _ = x.shape
+    products = x.permute(2, 0, 1, 3).flatten(1, 2) @ tables  # [T, N * heads, B]
+    return products.reshape(tokens, samples, heads, -1).permute(1, 2, 0, 3)
 
 
 def _distances(places: Tensor) -> tuple[Tensor, Tensor]:  # [grid] -> [T, T] each
