@@ -1,7 +1,7 @@
 """Auto-Prox (Wei et al., AAAI 2024), the expression for AutoFormer that one of its authors published in PicoNAS.
 
-For each convolution and linear layer: how far the loss's gradient at its input is from its mean, on average, in standard
-deviations (of all its elements); plus the mean of the square roots of its weights, negative ones counted as 0. The score
+For each convolution and linear layer: how far the elements of the loss's gradient at its input are from their mean, on
+average, in standard deviations; plus the mean of the square roots of its weights, negative ones counted as 0. The score
 is the mean over layers.
 
 The names of its statistics and operations are PicoNAS's (t3g normalised, its l1_norm; t2 sqrt, relu), whose code for
@@ -48,6 +48,7 @@ class _Spreads:
         self._layers = {
             module: names[id(module.weight)] for module in network.model.modules() if _is_layer(module, names)
         }
+        self._leaves: list[Tensor] = []
         self._calls: dict[str, int] = {}
         self._parts: dict[str, list[Tensor]] = {}
         self._spreads: dict[str, float] = {}
@@ -60,17 +61,21 @@ class _Spreads:
         try:
             with torch.enable_grad():
                 output = tensor_of(self._network.model(*self._network.inputs))
-                self._network.loss(output, self._network.targets).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.grad(self._network.loss(output, self._network.targets), self._leaves, allow_unused=True)
         finally:
             for handle in handles:
                 handle.remove()
+        for name in list(self._parts):  # of which some calls do nothing for the loss
+            self._reduce(name)
         return {name: self._spreads.get(name, 0.0) for name in self._calls}
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def on_call(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             x, *others = arguments
             # Apart from what else reads the same tensor, whose gradient is not this layer's.
             own = x.view_as(x) if x.requires_grad else x.detach().clone().requires_grad_()
+            if own.is_leaf:
+                self._leaves.append(own)
             self._calls[name] = self._calls.get(name, 0) + 1
             own.register_hook(lambda gradient: self._take(name, gradient))
             return (own, *others)
@@ -81,7 +86,10 @@ class _Spreads:
         parts = self._parts.setdefault(name, [])
         parts.append(gradient.flatten())
         if len(parts) == self._calls[name]:
-            self._spreads[name] = _spread(torch.cat(self._parts.pop(name)).double())
+            self._reduce(name)
+
+    def _reduce(self, name: str) -> None:
+        self._spreads[name] = _spread(torch.cat(self._parts.pop(name)).double())
 
 
 def _is_layer(module: nn.Module, names: Mapping[int, str]) -> bool:
@@ -112,7 +120,8 @@ PROXIES = (
         ),
         reduce=_mean_of_live,
         unit="",
-        formula="mean over layers of mean |g - mean g| / std g, g the loss's gradient at the input, + mean sqrt(max(w, 0))",
+        formula="mean over layers of mean |g - mean g| / std g + mean sqrt(max(w, 0)), g the loss's gradient at the "
+        "layer's input",
         paper="Wei et al., Auto-Prox: Training-Free Vision Transformer Architecture Search via Automatic Proxy "
         "Discovery, AAAI 2024; the expression: PicoNAS",
         targets=True,
