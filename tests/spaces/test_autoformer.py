@@ -296,6 +296,13 @@ def test_images_that_cannot_be_cut_into_patches_are_refused(shape):
         model(torch.zeros(1, 3, *shape))
 
 
+def test_a_run_at_a_resolution_that_does_not_fit_stops_before_any_work(tmp_path):
+    how = {"space": "autoformer/tiny", "dataset": "cifar100", "proxies": ("snip",), "selection": Sample(n=1)}
+    with pytest.raises(UsageError, match="multiple of 16 up to 224 pixels, got 40 x 40"):
+        run(RunSpec(**how, resolution=40), tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
 def test_aznas_scores_as_its_code_does_for_tokens():
     """Straightforward, on one network: covariances and Jacobians over all tokens of all images."""
     arch = TINY.parse(SHORT)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
-from zcpipe.spaces.autoformer_networks import GRID, HEAD, PATCH, Layer, SuperNetwork, Transformer, hidden
+from zcpipe.spaces.autoformer_networks import GRID, HEAD, PATCH, Layer, SuperNetwork, Transformer, grid_of, hidden
 from zcpipe.spaces.base import Built, Dataset, Size, Slots
 
 _IMAGE = (3, GRID * PATCH, GRID * PATCH)
@@ -187,6 +187,10 @@ class AutoFormerSpace:
             products = 4 * tokens * tokens * channels
             total += Size(weights + biases + positions + 2 * 2 * e, weights * tokens + products)
         return total + Size(2 * e + (e + 1) * spec.classes, e * spec.classes)
+
+    def check_resolution(self, side: int) -> None:
+        """Refuse a side of images that cannot be cut into patches, or into more than there are positions for."""
+        grid_of(side, side)
 
     def slots(self, arch: AutoFormer, dataset: str) -> Slots:
         """Return the block maps, two of each block, and the layers."""

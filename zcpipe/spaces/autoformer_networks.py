@@ -90,7 +90,7 @@ class Transformer(nn.Module):
         Raises:
             UsageError: they cannot be cut into patches, or have more than there are positions for.
         """
-        grid = _grid(x)
+        grid = grid_of(*x.shape[2:])
         places = torch.arange(grid, device=x.device)
         corner = 1 + (GRID * places[:, None] + places).flatten()
         patches = self.patch(x).flatten(2).transpose(1, 2) + self.position(corner)
@@ -184,9 +184,12 @@ def _distances(places: Tensor) -> tuple[Tensor, Tensor]:  # [grid] -> [T, T] eac
     return numbered[0], numbered[1]
 
 
-def _grid(x: Tensor) -> int:
-    """Return how many patches an image has on a side, after checking that it can be cut into them."""
-    height, width = x.shape[2:]
+def grid_of(height: int, width: int) -> int:
+    """Return how many patches an image has on a side.
+
+    Raises:
+        UsageError: it cannot be cut into patches, or has more than there are positions for.
+    """
     if height != width or height % PATCH or not 1 <= height // PATCH <= GRID:
         raise UsageError(
             f"images must be square, with a side that is a multiple of {PATCH} up to {GRID * PATCH} pixels, "
