@@ -70,13 +70,13 @@ def page(record: dict[str, Any], rows: Sequence[str]) -> str:
     side = record["resolution"]
     return f"""# Cheap proxies on AutoFormer
 
-Made by `pipelines/autoformer.py` at batch {record["batch_size"]}, {side} x {side} pixels, seed {record["seed"]}, inputs:
-{record["inputs"]}; every number is in `autoformer.json`. The population are the {record["networks"]} networks of
+Made by `pipelines/autoformer.py` at batch {record["batch_size"]}, {side} x {side} pixels, seed {record["seed"]},
+inputs: {record["inputs"]}; every number is in `autoformer.json`. The population are the {record["networks"]} networks of
 AutoFormer-Tiny that Auto-Prox trained; correlations are Spearman's, of raw values with accuracy, signed, with the
-interval that holds 95 % of {record["resamples"]} bootstraps over the networks. Networks are few and their accuracies close
-together: what differs by less than an interval's width may not differ. A dash is a proxy that is the same for all
-(epe_nas, where hardly two images of the batch are of one class) or that the networks cannot have: there are no ReLUs, and
-definitions that draw all weights themselves have no rule for positions.
+interval that holds 95 % of {record["resamples"]} bootstraps over the networks. Networks are few and their accuracies
+close together: what differs by less than an interval's width may not differ. A dash is a proxy that is the same for
+all (epe_nas, where hardly two images of the batch are of one class) or that the networks cannot have: there are no
+ReLUs, and definitions that draw all weights themselves have no rule for positions.
 
 `aznas_vit` is AZ-NAS as published for transformers, without progressivity; the row `aznas` has it.
 
