@@ -71,8 +71,8 @@ def page(record: dict[str, Any], rows: Sequence[str]) -> str:
     return f"""# Cheap proxies on AutoFormer
 
 Made by `pipelines/autoformer.py` at batch {record["batch_size"]}, {side} x {side} pixels, seed {record["seed"]},
-inputs: {record["inputs"]}; every number is in `autoformer.json`. The population are the {record["networks"]} networks of
-AutoFormer-Tiny that Auto-Prox trained; correlations are Spearman's, of raw values with accuracy, signed, with the
+inputs: {record["inputs"]}; every number is in `autoformer.json`. The population are the {record["networks"]} networks
+of AutoFormer-Tiny that Auto-Prox trained; correlations are Spearman's, of raw values with accuracy, signed, with the
 interval that holds 95 % of {record["resamples"]} bootstraps over the networks. Networks are few and their accuracies
 close together: what differs by less than an interval's width may not differ. A dash is a proxy that is the same for
 all (epe_nas, where hardly two images of the batch are of one class) or that the networks cannot have: there are no

@@ -54,6 +54,21 @@ def test_is_the_published_expression(seed):
     assert scores["auto_prox"] == pytest.approx(plain(model, x, LABELS), rel=1e-6)
 
 
+def test_layers_may_be_called_by_keyword():
+    class Named(Net):
+        def forward(self, x):
+            return self.head(input=self.patch(input=x).flatten(2).mean(2))
+
+    class Plain(Net):
+        def forward(self, x):
+            return self.head(self.patch(x).flatten(2).mean(2))
+
+    torch.manual_seed(0)
+    named, plain_, x = Named(), Plain(), torch.randn(5, 3, 8, 8)
+    plain_.load_state_dict(named.state_dict())
+    assert dict(zcpipe.score(named, x, LABELS, "auto_prox")) == dict(zcpipe.score(plain_, x, LABELS, "auto_prox"))
+
+
 def test_layers_that_the_output_does_not_depend_on_do_not_count():
     class Siding(Net):
         def __init__(self):

@@ -57,7 +57,10 @@ class _Spreads:
         """Run forward and backward; layers that were not called are missing."""
         if not self._network.layers:
             raise UnsupportedError("the network has no convolution or linear layer")
-        handles = [module.register_forward_pre_hook(self._hook(name)) for module, name in self._layers.items()]
+        handles = [
+            module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for module, name in self._layers.items()
+        ]
         try:
             with torch.enable_grad():
                 output = tensor_of(self._network.model(*self._network.inputs))
@@ -65,20 +68,23 @@ class _Spreads:
         finally:
             for handle in handles:
                 handle.remove()
+            self._leaves.clear()  # whose hooks hold this object: a circle
         for name in list(self._parts):  # of which some calls do nothing for the loss
             self._reduce(name)
         return {name: self._spreads.get(name, 0.0) for name in self._calls}
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def on_call(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, *others = arguments
+    def _hook(self, name: str) -> Callable[..., tuple[tuple[Tensor], dict[str, Any]]]:
+        def on_call(
+            _module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]
+        ) -> tuple[tuple[Tensor], dict[str, Any]]:
+            (x,) = (*arguments, *named.values())
             # Apart from what else reads the same tensor, whose gradient is not this layer's.
             own = x.view_as(x) if x.requires_grad else x.detach().clone().requires_grad_()
             if own.is_leaf:
                 self._leaves.append(own)
             self._calls[name] = self._calls.get(name, 0) + 1
-            own.register_hook(lambda gradient: self._take(name, gradient))
-            return (own, *others)
+            own.register_hook(lambda gradient: self._take(name, gradient))  # type: ignore[no-untyped-call]
+            return (own,), {}
 
         return on_call
 
