@@ -74,16 +74,16 @@ Made by `pipelines/autoformer.py` at batch {record["batch_size"]}, {side} x {sid
 inputs: {record["inputs"]}; every number is in `autoformer.json`. The population are the {record["networks"]} networks
 of AutoFormer-Tiny that Auto-Prox trained; correlations are Spearman's, of raw values with accuracy, signed, with the
 interval that holds 95 % of {record["resamples"]} bootstraps over the networks. Networks are few and their accuracies
-close together: what differs by less than an interval's width may not differ. A dash is a proxy that is the same for
-all (epe_nas, where hardly two images of the batch are of one class) or that the networks cannot have: there are no
-ReLUs, and definitions that draw all weights themselves have no rule for positions.
+close together: what differs by less than an interval's width may not differ. A dash is a proxy that the networks cannot
+have (there are no ReLUs, and definitions that draw all weights themselves have no rule for positions), an aggregate
+of such, or what is the same for all.
 
 `aznas_vit` is AZ-NAS as published for transformers, without progressivity; the row `aznas` has it.
 
-The accuracies are of Auto-Prox's own implementation of these architectures: without relative positions, and with
-attention as wide as the tokens however many heads there are. What is scored is the published space's network, with 64
-channels a head. `base` is trained alone, `kd` with distillation; `imagenet_super` has the weights of the trained
-super-network.
+What is scored is the published space's network, with relative positions and 64 channels a head. The accuracies `base`
+(trained alone) and `kd` (with distillation) are of Auto-Prox's own implementation of these architectures: without
+relative positions, and with attention as wide as the tokens however many heads there are. `imagenet_super` is with the
+weights of a trained super-network.
 
 ![correlations with intervals](autoformer.png)
 
