@@ -185,6 +185,19 @@ class PublishedFlops(Space[A], Protocol[A]):
 
 
 @runtime_checkable
+class LimitsResolution(Protocol):
+    """What a space offers besides whose networks do not take images of every size."""
+
+    def check_resolution(self, side: int) -> None:
+        """Refuse a side of images that no network of the space takes.
+
+        Raises:
+            UsageError: it is one; the message says which fit.
+        """
+        ...
+
+
+@runtime_checkable
 class DescribesCells(Space[A], Protocol[A]):
     """What a space offers besides whose architectures repeat a cell that a few choices make."""
 
