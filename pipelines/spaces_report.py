@@ -54,7 +54,7 @@ def page(record: dict[str, Any]) -> str:
         lines += ["", f"## {kind.capitalize()}", "", f"| proxy | {' | '.join(populations)} |"]
         lines.append(f"|---|{'---|' * len(populations)}")
         lines += [
-            f"| {name} | {' | '.join(_cell(p['rows'].get(name), kind) for p in populations.values())} |"
+            f"| {name} | {' | '.join(cell(p['rows'].get(name), kind) for p in populations.values())} |"
             for name in _names(populations)
         ]
     if "nasbench101" in populations:
@@ -74,7 +74,7 @@ def _published(rows: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for name in dict.fromkeys(proxy for figures in PUBLISHED.values() for proxy in figures):
         quoted = " | ".join(str(figures.get(name, "")) for figures in PUBLISHED.values())
-        lines.append(f"| {name} | {_cell(rows.get(name), 'spearman')} | {quoted} |")
+        lines.append(f"| {name} | {cell(rows.get(name), 'spearman')} | {quoted} |")
     return lines
 
 
@@ -82,7 +82,8 @@ def _names(populations: Populations) -> list[str]:
     return list(dict.fromkeys(name for population in populations.values() for name in population["rows"]))
 
 
-def _cell(row: dict[str, Any] | None, kind: str) -> str:
+def cell(row: dict[str, Any] | None, kind: str) -> str:
+    """Render a correlation with its interval."""
     if row is None or row[kind] is None:
         return "-"
     failed = f" ({row['failed']} failed)" if row["failed"] else ""

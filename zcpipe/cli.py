@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 import zcpipe
+from zcpipe import cli_search
 from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
@@ -38,6 +39,7 @@ spaces_app = typer.Typer()
 app.add_typer(truth_app, name="truth")
 app.add_typer(spaces_app, name="spaces")
 app.command(epilog=EXAMPLES)(run)
+app.command(epilog=cli_search.EXAMPLES)(cli_search.search)
 app.add_typer(table_app)
 app.add_typer(parzc_app, name="parzc")
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zcpipe import cli_run_options as options
 from zcpipe.cli_table import Json
 from zcpipe.errors import UsageError
 from zcpipe.printing import print_json, print_plan, reasons_of
 from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
-    from zcpipe.run.nodes.cluster import Cluster
     from zcpipe.spaces import Architecture, Space
 
 EXAMPLES = (
@@ -26,8 +26,8 @@ EXAMPLES = (
 
 
 def run(
-    space: Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")],
-    proxies: Annotated[str, typer.Option(help="Proxies or groups, separated by commas; see zcpipe proxies.")] = "aznas",
+    space: options.Space,
+    proxies: options.Proxies = "aznas",
     out: Annotated[
         str | None, typer.Option(help="The table's directory, or s3://... (default: runs/<space>-<identity>)")
     ] = None,
@@ -39,41 +39,25 @@ def run(
     dataset: Annotated[
         str | None, typer.Option(help="Shape of the task. (default: that of official files, or the space's first)")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 64,
-    resolution: Annotated[
-        int | None, typer.Option(help="Side of the images in pixels. (default: the dataset's own)")
-    ] = None,
-    inputs: Annotated[
-        str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
-    ] = "noise",
+    batch_size: options.BatchSize = 64,
+    resolution: options.Resolution = None,
+    inputs: options.Inputs = "noise",
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
     repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
     workers: Annotated[int | None, typer.Option(help="Worker processes. (default: score in this process)")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds an architecture may take in a worker process. (default: 600)")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory that a worker process may hold, like 4GiB. (default: its share of 90 %)")
-    ] = None,
+    timeout: options.Timeout = None,
+    memory: options.Memory = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Score rows anew whose status is error, timeout or memory.")
     ] = False,
-    nodes: Annotated[int | None, typer.Option(help="Score on so many nodes of a Ray cluster.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="With --nodes: the cluster. (default: RAY_ADDRESS, or the one on this machine)")
-    ] = None,
-    actors_per_node: Annotated[
-        int | None, typer.Option(help="Scoring processes on each node. (default: by cores, memory and GPUs)")
-    ] = None,
-    gpus_per_actor: Annotated[
-        float, typer.Option(help="Share of a GPU for each: 1, 0.5, 0.25 ...; 0 scores on the CPU.")
-    ] = 0.0,
-    simulate_nodes: Annotated[
-        int | None, typer.Option(help="Try nodes out: start so many on this machine, and score on them.")
-    ] = None,
+    nodes: options.Nodes = None,
+    address: options.Address = None,
+    actors_per_node: options.ActorsPerNode = None,
+    gpus_per_actor: options.GpusPerActor = 0.0,
+    simulate_nodes: options.SimulateNodes = None,
     events: Annotated[Path | None, typer.Option(help="Append what happens to this file, a JSON object a line.")] = None,
     protocol: Annotated[str, typer.Option(help="paper or fused.")] = "paper",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")] = "auto",
+    device: options.Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
@@ -82,17 +66,13 @@ def run(
     from zcpipe import run as runs
     from zcpipe.proxies import resolve
     from zcpipe.run.device import resolve_device
-    from zcpipe.run.memory import parse_bytes
     from zcpipe.scoring.plan import reads_data
     from zcpipe.spaces import get_space
 
     chosen, asked = get_space(space), resolve(proxies)
-    held = None if memory is None else parse_bytes(memory)
-    cluster = _cluster(nodes, address, actors_per_node, gpus_per_actor, held, simulate_nodes)
-    if workers is None and cluster is None:
-        for option, value in (("--timeout", timeout), ("--memory", memory)):
-            if value is not None:
-                raise UsageError(f"{option} is for worker processes; give --workers K or --nodes N as well")
+    held = options.bytes_of(memory)
+    cluster = options.make_cluster(nodes, address, actors_per_node, gpus_per_actor, held, simulate_nodes)
+    options.require_processes(timeout, memory, workers, cluster)
     patience = runs.TIMEOUT if timeout is None else timeout
     selection, trained_on = _selection(sample, range_, archs, chosen)
     spec = runs.RunSpec.model_validate(
@@ -150,28 +130,6 @@ def run(
         for line in reasons_of(read_status(summary.path).reasons):
             typer.echo(line, err=True)
         raise typer.Exit(3)
-
-
-def _cluster(
-    nodes: int | None,
-    address: str | None,
-    actors_per_node: int | None,
-    gpus_per_actor: float,
-    memory: int | None,
-    simulate_nodes: int | None,
-) -> Cluster | None:
-    """Return the cluster that a run is to use, None where it uses this machine."""
-    from zcpipe.run.nodes.cluster import Cluster
-
-    if nodes is not None and simulate_nodes is not None:
-        raise UsageError("--nodes and --simulate-nodes exclude each other; give one")
-    count = nodes if simulate_nodes is None else simulate_nodes
-    if count is None:
-        given = {"--address": address, "--actors-per-node": actors_per_node, "--gpus-per-actor": gpus_per_actor}
-        if alone := [name for name, value in given.items() if value]:
-            raise UsageError(f"{alone[0]} is for runs on nodes; give --nodes N as well")
-        return None
-    return Cluster(count, address, actors_per_node, gpus_per_actor, memory, simulated=simulate_nodes is not None)
 
 
 def _selection(

@@ -111,9 +111,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def reasons_of(reasons: Mapping[str, int]) -> list[str]:
-    """Return the most frequent reasons of failures as lines, and where the others are."""
+def reasons_of(reasons: Mapping[str, int], what: str = "row", where: str = "in the column failures") -> list[str]:
+    """Return the most frequent reasons of failures as lines, and where the others are.
+
+    Args:
+        reasons: how many there are of each, the most frequent first.
+        what: failed.
+        where: all reasons are.
+    """
     most = list(itertools.islice(reasons.items(), _REASONS))
-    lines = [f"{counted(count, 'row')}: {reason}" for reason, count in most]
+    lines = [f"{counted(count, what)}: {reason}" for reason, count in most]
     left = len(reasons) - len(most)
-    return [*lines, f"{counted(left, 'more reason')} in the column failures"] if left else lines
+    return [*lines, f"{counted(left, 'more reason')} {where}"] if left else lines

@@ -52,6 +52,13 @@ def trainings_done(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def candidates_done(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many candidates of a search are scored; otherwise as `bytes_read`."""
+    with _bar(title, MofNCompleteColumn()) as update:
+        yield update
+
+
+@contextmanager
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:

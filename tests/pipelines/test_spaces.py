@@ -41,4 +41,4 @@ def test_three_cells_of_nasbench101(study, tmp_path):
 
 def test_what_failed_everywhere_is_no_number(study):
     row = {"name": "snip", "spearman": None, "kendall": None, "failed": 3}
-    assert study("spaces_report")._cell(row, "spearman") == "-"
+    assert study("spaces_report").cell(row, "spearman") == "-"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zcpipe.errors import DataError, UsageError
@@ -34,6 +35,20 @@ def test_identity_is_space_dataset_recipe_and_seed() -> None:
         }.items()
     ]
     assert len({other.identity_hash() for other in (plain, *others)}) == 7
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"batch_size": 8, "repeats": 2, "protocol": "fused", "seed": 7, "resolution": 12}, {"inputs": "npz"}],
+)
+def test_a_spec_of_an_identity_has_that_identity(fields: dict[str, object], tmp_path: Path) -> None:
+    if "inputs" in fields:
+        images = tmp_path / "images.npz"
+        np.savez(images, images=np.zeros((80, 6, 6, 3), np.uint8), labels=np.arange(80) % 4)
+        fields = {"inputs": f"npz:{images}"}
+    identity = spec(**fields).identity()
+    again = RunSpec.of(identity, ["macs"])
+    assert again.identity() == identity and again.proxies == ("macs",)
 
 
 def test_default_directory_never_changes_between_versions() -> None:

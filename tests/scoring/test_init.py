@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 import zcpipe
 from zcpipe.errors import UsageError
 from zcpipe.ops.philox import Stream
+from zcpipe.spaces.layers import Shared
 
 
 def model(device="cpu"):
@@ -210,3 +211,32 @@ def test_default_gives_every_parameter_numbers_of_its_own():
 def test_an_unknown_recipe_is_named():
     with pytest.raises(UsageError, match="unknown init 'kaiming'; did you mean kaiming_normal"):
         zcpipe.initialise(model(), init="kaiming")
+
+
+def sharing(rows, columns):
+    """A layer whose weight is a part of a matrix of 7 x 6."""
+    net = nn.Sequential(nn.Linear(columns, rows))
+    net[0].shared = {"weight": Shared((7, 6), "normal", 0.5), "bias": 0.0}
+    return net
+
+
+@pytest.mark.parametrize("init", ["default", "kaiming_normal"])
+@pytest.mark.parametrize("shape", [(7, 6), (3, 6), (7, 5), (2, 1)])
+def test_a_part_of_a_shared_tensor_is_its_first_rows_and_columns(init, shape):
+    whole = Stream.of(4, "s", "", 2, "weight:0").normal_(torch.empty(7, 6)) * 0.5
+    for scope in ("one", "another"):
+        layer = zcpipe.initialise(sharing(*shape), init=init, seed=4, space="s", scope=scope, repeat=2)[0]
+        assert torch.equal(layer.weight, whole[: shape[0], : shape[1]])
+        assert not layer.bias.any()
+
+
+def test_a_recipe_that_is_a_definition_does_not_share():
+    own = zcpipe.initialise(sharing(3, 4), init="normal", scope="a")[0].weight
+    assert torch.equal(own, Stream.of(0, "", "a", 0, "weight:0").normal_(torch.empty(3, 4)))
+
+
+def test_what_a_sharing_layer_does_not_name_is_refused():
+    net = nn.Sequential(nn.Linear(4, 3, device="meta"))
+    net[0].shared = {"weight": Shared((7, 6), "uniform", 1.0)}
+    with pytest.raises(UsageError, match="no initialisation rule for parameter 'bias' of layer '0'"):
+        zcpipe.initialise(net)

@@ -45,12 +45,6 @@ class Labels:
                 column that anything else is better than higher or lower values.
         """
         truth = read_truth(path, target)
-        metadata = pq.read_schema(path).field(target).metadata or {}
-        direction = metadata.get(b"direction", b"higher").decode(errors="replace")
-        if direction not in DIRECTIONS:
-            raise DataError(
-                f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
-            )
         texts: list[str] = table.to_arrow(["arch"])["arch"].to_pylist()
         values = align(texts, truth)
         infinite = np.flatnonzero(np.isinf(values))
@@ -59,7 +53,7 @@ class Labels:
                 f"{path}: column {target!r} is infinite for {len(infinite)} of the table's architectures, the first of "
                 f"them {texts[infinite[0]]}; correct it, or make it null: that is no label"
             )
-        return cls(target, direction, values)
+        return cls(target, direction_of(path, target), values)
 
     def require(self, usable: Bools) -> Positions:
         """Return the rows that have a label and all features, ascending.
@@ -82,6 +76,21 @@ class Labels:
                 "there is no order to learn"
             )
         return rows
+
+
+def direction_of(path: Path | str, target: str) -> str:
+    """Return whether "higher" or "lower" values of a truth file's column are better: "higher" if it does not say.
+
+    Raises:
+        DataError: it says anything else.
+    """
+    metadata = pq.read_schema(path).field(target).metadata or {}
+    direction = str(metadata.get(b"direction", b"higher").decode(errors="replace"))
+    if direction not in DIRECTIONS:
+        raise DataError(
+            f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
+        )
+    return direction
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,13 +81,7 @@ def each(
         CapabilityError: a process died, or there is no such cluster.
     """
     found: dict[int, R] = {}
-    if pool.cluster is not None:
-        results = _on_nodes(function, shared, tasks, pool.cluster)
-    elif pool.workers is not None and len(tasks) > 1:
-        results = _in_processes(function, shared, tasks, pool.workers)
-    else:
-        results = _here(function, shared, tasks)
-    for number, result in results:
+    for number, result in as_done(function, shared, tasks, pool):
         found[number] = result
         if progress is not None:
             progress(len(found), len(tasks))
@@ -118,18 +112,43 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _here(function: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+Within = Callable[[], AbstractContextManager[None]]
+
+
+def as_done(
+    function: Callable[[S, T], R],
+    shared: S,
+    tasks: Sequence[T],
+    pool: Pool = HERE,
+    within: Within = one_thread,
+) -> Iterator[tuple[int, R]]:
+    """Compute ``function(shared, task)`` for each task, and yield number and result of each as it is done.
+
+    Args and errors are those of `each`; ``within``, a function of a module, makes the context of each call.
+    """
+    if pool.cluster is not None:
+        yield from _on_nodes(function, shared, tasks, pool.cluster, within)
+    elif pool.workers is not None and len(tasks) > 1:
+        yield from _in_processes(function, shared, tasks, pool.workers, within)
+    else:
+        yield from _here(function, shared, tasks, within)
+
+
+def _here(function: Callable[[S, T], R], shared: S, tasks: Sequence[T], within: Within) -> Iterator[tuple[int, R]]:
     for number, task in enumerate(tasks):
-        with one_thread():
+        with within():
             result = function(shared, task)
         yield number, result
 
 
 def _in_processes(
-    function: Callable[[S, T], R], shared: S, tasks: Sequence[T], workers: int
+    function: Callable[[S, T], R], shared: S, tasks: Sequence[T], workers: int, within: Within
 ) -> Iterator[tuple[int, R]]:
     executor = ProcessPoolExecutor(
-        min(workers, len(tasks)), multiprocessing.get_context("spawn"), _begin, (function, shared, os.getpid())
+        min(workers, len(tasks)),
+        multiprocessing.get_context("spawn"),
+        _begin,
+        (function, shared, within, os.getpid()),
     )
     try:
         futures = {executor.submit(_call, task): number for number, task in enumerate(tasks)}
@@ -147,14 +166,14 @@ def _in_processes(
         executor.shutdown(cancel_futures=True)
 
 
-_held: tuple[Callable[[Any, Any], Any], Any] | None = None  # function and shared of a worker process
+_held: tuple[Callable[[Any, Any], Any], Any, Within] | None = None  # function, shared, within of a worker process
 
 
-def _begin(function: Callable[[Any, Any], Any], shared: object, supervisor: int) -> None:
+def _begin(function: Callable[[Any, Any], Any], shared: object, within: Within, supervisor: int) -> None:
     global _held
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's to handle
     threading.Thread(target=_watch, args=(supervisor,), daemon=True).start()
-    _held = function, shared
+    _held = function, shared, within
 
 
 def _watch(supervisor: int) -> None:
@@ -165,13 +184,13 @@ def _watch(supervisor: int) -> None:
 
 def _call(task: object) -> Any:  # noqa: ANN401 - whatever the function gives
     assert _held is not None  # noqa: S101 - `_begin` ran first
-    function, shared = _held
-    with one_thread():
+    function, shared, within = _held
+    with within():
         return function(shared, task)
 
 
 def _on_nodes(
-    function: Callable[[S, T], R], shared: S, tasks: Sequence[T], cluster: Cluster
+    function: Callable[[S, T], R], shared: S, tasks: Sequence[T], cluster: Cluster, within: Within
 ) -> Iterator[tuple[int, R]]:
     from zcpipe.run.nodes.cluster import connected
 
@@ -180,7 +199,7 @@ def _on_nodes(
 
         held = ray.put(shared)
         remote: Any = ray.remote(num_cpus=1)(_outcome)
-        pending = {remote.remote(function, held, task): number for number, task in enumerate(tasks)}
+        pending = {remote.remote(function, held, task, within): number for number, task in enumerate(tasks)}
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1)
             outcome = ray.get(ready[0])
@@ -189,10 +208,10 @@ def _on_nodes(
             yield pending.pop(ready[0]), outcome
 
 
-def _outcome(function: Callable[[S, T], R], shared: S, task: T) -> R | ZcpipeError:
+def _outcome(function: Callable[[S, T], R], shared: S, task: T, within: Within) -> R | ZcpipeError:
     """Compute a task; an error of ours is a result, for Ray would wrap it in a traceback."""
     try:
-        with one_thread():
+        with within():
             return function(shared, task)
     except ZcpipeError as error:
         return error

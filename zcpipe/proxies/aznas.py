@@ -179,4 +179,8 @@ PROXIES = (
     ),
 )
 
-GROUPS = {"aznas": tuple(proxy.name for proxy in PROXIES)}
+_NAMES = tuple(proxy.name for proxy in PROXIES)
+GROUPS = {
+    "aznas": _NAMES,
+    "aznas_vit": tuple(name for name in _NAMES if name != "progressivity"),  # as published for transformers
+}

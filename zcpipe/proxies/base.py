@@ -248,6 +248,13 @@ class Network(Protocol):
         """
         ...
 
+    def absolute_gradients(self, norm: Literal["drop", "batch"]) -> Gradients:
+        """Return absolute weights of ``layers`` and gradients of the sum of outputs for one sample of ones, float64.
+
+        ``norm`` is what becomes of normalisation, as in a `Recipe`.
+        """
+        ...
+
     def loss(self, output: Tensor, targets: Tensor | None) -> Tensor:
         """Return the scalar loss of an output; targets of a part of the batch for a part of it."""
         ...

@@ -7,6 +7,7 @@ are made on reading and never stored as scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 
 import numpy as np
 
@@ -17,6 +18,38 @@ from zcpipe.rank.ranking import Floats, ranked
 _SIZE = "params"
 
 Combine = Callable[[Mapping[str, Floats], Mapping[str, str]], Floats]
+Ranks = np.ndarray[tuple[int, int], np.dtype[np.float64]]  # [proxies, architectures]
+
+
+def _log_of(ranks: Ranks, m: int) -> Ranks:
+    return np.asarray(np.log(ranks / max(m, 1)), dtype=np.float64)
+
+
+def _linear_of(ranks: Ranks, m: int) -> Ranks:
+    return ranks
+
+
+OF_RANKS: Mapping[str, Callable[[Ranks, int], Ranks]] = {"logrank": _log_of, "linear": _linear_of}
+"""The methods that add a term for each proxy, which rises with the rank: of ranks among m, the terms."""
+
+
+def add_terms(method: str, ranks: Ranks, m: int) -> Floats:  # [proxies, n] -> [n]
+    """Aggregate ranks by a method of `OF_RANKS`: the same bits for an architecture, whichever others are beside it.
+
+    Args:
+        method: its name.
+        ranks: among m architectures, from 1; NaN for those outside the population.
+        m: how many architectures the population has.
+    """
+    # Sorted before adding: architectures with the same ranks in another order must tie exactly, not up to rounding.
+    # Added row by row: how numpy groups a sum depends on the shape of the array.
+    terms = np.sort(OF_RANKS[method](ranks, m), axis=0)
+    return np.asarray(reduce(np.add, terms), dtype=np.float64)
+
+
+def _of_columns(method: str, columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:
+    stacked = ranked(columns, directions)
+    return add_terms(method, stacked, int(np.count_nonzero(~np.isnan(stacked[0]))))
 
 
 def log_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:
@@ -34,11 +67,7 @@ def log_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Fl
         UsageError: no column, or one without a direction.
         DataError: columns of different lengths.
     """
-    stacked = ranked(columns, directions)
-    m = int(np.count_nonzero(~np.isnan(stacked[0])))
-    # Sorted before adding: architectures with the same ranks in another order must tie exactly, not up to rounding.
-    terms = np.sort(np.log(stacked / max(m, 1)), axis=0)
-    return np.asarray(terms.sum(axis=0), dtype=np.float64)
+    return _of_columns("logrank", columns, directions)
 
 
 def linear_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:
@@ -49,7 +78,7 @@ def linear_rank(columns: Mapping[str, Floats], directions: Mapping[str, str]) ->
     Returns:
         [n], higher is better; NaN where any proxy is NaN.
     """
-    return np.asarray(ranked(columns, directions).sum(axis=0), dtype=np.float64)
+    return _of_columns("linear", columns, directions)
 
 
 def size_regularised(columns: Mapping[str, Floats], directions: Mapping[str, str]) -> Floats:

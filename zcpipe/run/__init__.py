@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zcpipe.run.drive import TIMEOUT
 from zcpipe.run.events import Event
 from zcpipe.run.log import log_events
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
-from zcpipe.run.supervisor import TIMEOUT, RunSummary, describe, run
+from zcpipe.run.supervisor import RunSummary, describe, run
 
 if TYPE_CHECKING:
     from zcpipe.run.progress import show_progress

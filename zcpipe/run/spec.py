@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,6 +137,18 @@ class RunSpec(_Frozen):
         if spec.inputs != NOISE and not spec.inputs_content:
             object.__setattr__(spec, "inputs_content", content_of(spec))  # frozen from here on
         return spec
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any], proxies: Sequence[str]) -> RunSpec:
+        """Return a spec of an `identity`, such as a table's. The place of its images, which it does not know, is none.
+
+        Raises:
+            UsageError: as `RunSpec`.
+        """
+        recipe = dict(identity["recipe"])
+        _, _, content = recipe["inputs"].partition(":")
+        fields = {name: identity[name] for name in ("space", "dataset", "seed")}
+        return cls.model_validate({**fields, **recipe, "inputs_content": content, "proxies": tuple(proxies)})
 
     def identity(self) -> dict[str, Any]:
         """Return what all rows of one table share."""

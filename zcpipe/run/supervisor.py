@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zcpipe.errors import UsageError
 from zcpipe.proxies import resolve
 from zcpipe.run.assembly import Assembly
 from zcpipe.run.blame import Blame
-from zcpipe.run.events import Drawn, Event, Planned, Warned
-from zcpipe.run.executor import Done, Executor, Lease
-from zcpipe.run.inprocess import InProcessExecutor
+from zcpipe.run.drive import TIMEOUT, check_options, drive, executors
+from zcpipe.run.events import Drawn, Event, Planned
+from zcpipe.run.executor import Executor
 from zcpipe.run.job import Job, Plan, prepare
 from zcpipe.run.leases import Leases
-from zcpipe.run.memory import share
-from zcpipe.run.rows import check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Size, WorkList
-from zcpipe.run.workers import WorkersExecutor
 from zcpipe.scoring.plan import describe as describe_plan
 from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
@@ -35,8 +31,6 @@ from zcpipe.table.store import locked, scan
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
-
-TIMEOUT = 600.0  # seconds that an architecture may take in a worker process, unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ def run(
         KeyboardInterrupt: finished shards are committed and workers stopped.
     """
     started = time.monotonic()
-    _check_options(spec, workers, timeout, cluster)
+    check_options(spec, workers, timeout, cluster)
 
     def drawn(done: int, total: int) -> None:
         on_event(Drawn(done, total))
@@ -100,8 +94,8 @@ def run(
     plan = prepare(spec, out, drawn)
     if cluster is not None and not retry_errors and len(plan.done()) == len(plan.work.indices):
         cluster = None  # nothing to connect for
-    executors = _executors(workers, timeout, cluster, memory, on_event)
-    with executors as executor_for, locked(plan.out, plan.base) as store:
+    ready = executors(workers, timeout, cluster, memory, on_event)
+    with ready as executor_for, locked(plan.out, plan.base) as store:
         if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
             plan = prepare(spec, plan.out, drawn)
         rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]
@@ -129,27 +123,6 @@ def run(
     return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
 
 
-@contextmanager
-def _executors(
-    workers: int | None,
-    timeout: float,
-    cluster: Cluster | None,
-    memory: int | None,
-    on_event: Callable[[Event], None],
-) -> Iterator[Callable[[RunSpec], Executor]]:
-    """Make ready what computes, and yield what makes an executor for a spec."""
-    if cluster is not None:
-        from zcpipe.run.nodes.cluster import connected
-        from zcpipe.run.nodes.executor import NodesExecutor
-
-        with connected(cluster):
-            yield lambda spec: NodesExecutor(spec, cluster, timeout, on_event)
-    elif workers is not None:
-        yield lambda spec: WorkersExecutor(spec, [{}] * workers, timeout, memory or share(workers))
-    else:
-        yield InProcessExecutor
-
-
 def describe(
     spec: RunSpec,
     out: str | Place | None = None,
@@ -162,7 +135,7 @@ def describe(
 
     Raises what :func:`run` would raise before it computes.
     """
-    _check_options(spec, workers, timeout, cluster)
+    check_options(spec, workers, timeout, cluster)
     plan = prepare(spec, out)
     done = plan.done()
     proxies = dict.fromkeys(name for job in plan.jobs for name in job.spec.proxies)
@@ -199,17 +172,6 @@ def _describe_job(job: Job, work: WorkList) -> dict[str, Any]:
     }
 
 
-def _check_options(spec: RunSpec, workers: int | None, timeout: float, cluster: Cluster | None) -> None:
-    if workers is not None and cluster is not None:
-        raise UsageError("a run computes with workers of this machine or on nodes; give one of the two")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}; leave the option out to run in this process")
-    if not timeout > 0:
-        raise UsageError(f"timeout must be a positive number of seconds, got {timeout:g}")
-    if cluster is None:
-        check_device(spec.device)
-
-
 def _compute(
     executor: Executor,
     leases: Leases,
@@ -220,47 +182,9 @@ def _compute(
 ) -> None:
     with closing(executor), assembly:
         try:
-            _drive(executor, leases, assembly, blame, {canonical(build) for build in builds}, on_event)
+            drive(executor, leases, assembly, blame, {canonical(build) for build in builds}, on_event)
         finally:  # also what an interruption or an error leaves complete
             assembly.settle()
-
-
-def _drive(
-    executor: Executor,
-    leases: Leases,
-    assembly: Assembly,
-    blame: Blame,
-    builds: set[str],
-    on_event: Callable[[Event], None],
-) -> None:
-    while True:
-        while executor.wants() and (following := leases.next(executor.capacity)):
-            shard, lease = following
-            assembly.expect(shard)
-            executor.submit(lease)
-        if not assembly.waiting:
-            return
-        for outcome in executor.collect():
-            if isinstance(outcome, Done):
-                leases.learn(len(outcome.units), outcome.seconds)
-                blame.acquit(outcome.units)
-                _compare(builds, outcome.build, on_event)
-                assembly.add(outcome)
-            elif isinstance(judged := blame.judge(outcome), Lease):
-                executor.submit(judged)
-            else:
-                assembly.fail(outcome.unit, judged)
-        assembly.commit_finished()
-
-
-def _compare(builds: set[str], build: str, on_event: Callable[[Event], None]) -> None:
-    """Warn, once for each, of rows of another build than the others of the table."""
-    if build and build not in builds:
-        builds.add(build)
-        if len(builds) > 1:
-            on_event(
-                Warned("rows of another build or instruction set join the table: last digits may differ between them")
-            )
 
 
 def _count_by_status(plan: Plan) -> dict[str, int]:

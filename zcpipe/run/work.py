@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zcpipe.errors import UsageError, asking, unknown_name
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Space
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, LimitsResolution, Space
 from zcpipe.spaces.classes import key_classes
 
 Indices = NDArray[np.int64]
@@ -266,13 +266,16 @@ def plan(spec: RunSpec, progress: Progress = silent) -> WorkList:
         progress: told how many architectures of a sample are drawn, where that can take its time.
 
     Raises:
-        UsageError: unknown space or dataset, a selection that is empty or does not fit the space, malformed texts.
+        UsageError: unknown space or dataset, a resolution that its networks do not take, a selection that is empty or
+            does not fit the space, malformed texts.
         ZcpipeError: the space raises for one of its architectures.
     """
     space, per_shard = get_space(spec.space), sized(spec).classes_per_shard
     assert per_shard is not None  # noqa: S101 - states a type
     if spec.dataset not in space.datasets:
         raise unknown_name("dataset", spec.dataset, space.datasets)
+    if spec.resolution is not None and isinstance(space, LimitsResolution):
+        space.check_resolution(spec.resolution)
     if isinstance(space, EnumerableSpace):
         return ClassList(space, _members(space, spec), per_shard)
     return _unindexed(space, spec, per_shard, progress)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
+from zcpipe.spaces.layers import Shared
 
 _Filler = Callable[[Stream, Tensor], object]  # fills a parameter from a stream of its own
-_Fillers = Mapping[str, _Filler | float]  # by the parameter's name; or the number that fills it
+_Fillers = Mapping[str, _Filler | Shared | float]  # by the parameter's name; or the number that fills it
 _Rule = Callable[[Any], _Fillers]  # of a layer
 _Rules = tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...]  # the first that fits a layer counts
 _Layers = Sequence[tuple[str, nn.Module, _Fillers]]
@@ -48,6 +49,9 @@ def initialise(
             ``default``: the distributions of torch's own constructors. Convolutions (transposed ones, too) and linear
             layers get weights and biases uniform between -1 and 1, divided by sqrt(fan_in); norm layers weight 1 and
             bias 0; embeddings standard normals; recurrent layers, attention and PReLU as in torch.
+
+            Modules with an attribute ``shared`` (`zcpipe.spaces.layers.Shared`) decide for themselves, but under
+            ``normal``: their parameters are parts of tensors that do not depend on ``scope``.
         seed: the run's seed.
         space: name of the search space, part of the random key.
         scope: what shares weights: the architecture's key.
@@ -62,7 +66,7 @@ def initialise(
     """
     if init not in _RECIPES:
         raise unknown_name("init", init, _RECIPES)
-    layers = [(name, layer, _fillers(layer, _RECIPES[init])) for name, layer in model.named_modules()]
+    layers = [(name, layer, _fillers(layer, init)) for name, layer in model.named_modules()]
     parameters = [p for _, layer, _ in layers for p in layer._parameters.values() if p is not None]
     if not torch.is_inference_mode_enabled() and any(map(_is_of_inference_mode, parameters)):
         raise UsageError("parameters made in torch.inference_mode() cannot be drawn anew; make the model outside it")
@@ -83,11 +87,21 @@ def initialise(
                     continue
                 if isinstance(fill, float):
                     parameter.fill_(fill)
+                elif isinstance(fill, Shared):
+                    _fill_part(Stream.of(seed, space, "", repeat, f"{own}:{name}"), fill, parameter)
                 else:
                     fill(Stream.of(seed, space, scope, repeat, f"{own}:{name}"), parameter)
             if on_meta and hasattr(layer, "reset_running_stats"):
                 layer.reset_running_stats()
     return model
+
+
+def _fill_part(stream: Stream, shared: Shared, parameter: Tensor) -> None:
+    """Fill a parameter with its part of a shared tensor."""
+    # A number depends on its place in the whole, so the rows behind the part's need not be drawn.
+    rows = parameter.new_empty((parameter.shape[0], *shared.shape[1:]))
+    (stream.normal_ if shared.distribution == "normal" else stream.uniform_)(rows).mul_(shared.scale)
+    parameter.copy_(rows[tuple(slice(size) for size in parameter.shape)])
 
 
 def _is_of_inference_mode(parameter: Tensor) -> bool:
@@ -168,6 +182,9 @@ _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
+# Papers score networks with these, and those of a weight-sharing space with the weights of its super-network instead;
+# standard normals are part of a definition.
+_LEFT_TO_NETWORKS = ("kaiming_normal", "default")
 _RECIPES: dict[str, _Rules] = {
     # None for transposed convolutions: how many inputs meet in an output depends on the stride.
     "kaiming_normal": ((_WEIGHTED, _kaiming_normal), (_NORMS, _identity)),
@@ -184,16 +201,19 @@ _RECIPES: dict[str, _Rules] = {
 }
 
 
-def _fillers(layer: nn.Module, rules: _Rules) -> _Fillers:
+def _fillers(layer: nn.Module, init: str) -> _Fillers:
     if not layer._parameters:
         return {}
-    rule = next((rule for types, rule in rules if isinstance(layer, types)), None)
+    own: _Fillers | None = vars(layer).get("shared")
+    if own is not None and init in _LEFT_TO_NETWORKS:
+        return own
+    rule = next((rule for types, rule in _RECIPES[init] if isinstance(layer, types)), None)
     return {} if rule is None else rule(layer)
 
 
 def without_rule(model: nn.Module, init: str) -> str | None:
     """Name the first floating-point parameter that a recipe cannot draw, or say None: it draws all of them."""
-    return _without_rule([(name, layer, _fillers(layer, _RECIPES[init])) for name, layer in model.named_modules()])
+    return _without_rule([(name, layer, _fillers(layer, init)) for name, layer in model.named_modules()])
 
 
 def _require_rules(layers: _Layers) -> None:

@@ -162,7 +162,7 @@ def _run_group(subject: Subject, model: nn.Module, group: Group, result: Measure
         except UsageError:
             raise
         except Exception as error:
-            errors |= {statistic.name: error for statistic in one.statistics}
+            errors |= dict.fromkeys((statistic.name for statistic in one.statistics), _kept(error))
             continue
         errors |= measured.errors
         result.statistics |= measured.statistics
@@ -226,8 +226,13 @@ def _each(
         except UsageError:
             raise
         except Exception as error:
-            errors[statistic.name] = error
+            errors[statistic.name] = _kept(error)
     return BlockResult(values, errors)
+
+
+def _kept(error: Exception) -> Exception:
+    """Return an error without its traceback, whose frames hold what keeps the error, and the network: a circle."""
+    return error.with_traceback(None)
 
 
 class _Counts(Mapping[str, NDArray[np.float64]]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Gradients, OnNorm, PairForward, asking, tensor_of
 from zcpipe.proxies.samples import require_gradient
+from zcpipe.scoring.absolute import absolute_gradients
 from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.layers import weights_of
@@ -102,6 +104,10 @@ class ScoredNetwork:
             loss = self.loss(tensor_of(self.model(*inputs)), targets)
             found = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
         return list(found)
+
+    def absolute_gradients(self, norm: Literal["drop", "batch"]) -> Gradients:
+        """Return the synflow family's gradients; see `zcpipe.proxies.base.Network.absolute_gradients`."""
+        return absolute_gradients(self.model, self.modules, self._inputs, norm)
 
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:

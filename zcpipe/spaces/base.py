@@ -159,6 +159,45 @@ class DrawsByDataset(Space[A], Protocol[A]):
 
 
 @runtime_checkable
+class MovesFromNetwork(Space[A], Protocol[A]):
+    """What a space offers besides in which published searches move from one network to others."""
+
+    def initial(self) -> A:
+        """Return the network with which the searches start."""
+        ...
+
+    def mutate(self, arch: A, seed: int, i: int, places: int = 1) -> A:
+        """Return the ``i``-th random move from ``arch`` under ``seed``, which changes so many places at most."""
+        ...
+
+    def num_layers(self, arch: A) -> int:
+        """Return the layers of an architecture, as the searches limit them."""
+        ...
+
+
+@runtime_checkable
+class PublishedFlops(Space[A], Protocol[A]):
+    """What a space offers besides whose published searches limit a count of FLOPs that is not ours of operations."""
+
+    def published_flops(self, arch: A, dataset: str) -> float:
+        """Return what those searches call the FLOPs of an architecture."""
+        ...
+
+
+@runtime_checkable
+class LimitsResolution(Protocol):
+    """What a space offers besides whose networks do not take images of every size."""
+
+    def check_resolution(self, side: int) -> None:
+        """Refuse a side of images that no network of the space takes.
+
+        Raises:
+            UsageError: it is one; the message says which fit.
+        """
+        ...
+
+
+@runtime_checkable
 class DescribesCells(Space[A], Protocol[A]):
     """What a space offers besides whose architectures repeat a cell that a few choices make."""
 
@@ -169,6 +208,20 @@ class DescribesCells(Space[A], Protocol[A]):
 
     def cell_code(self, arch: A) -> Sequence[int]:
         """Return the number of what ``arch`` has for each of ``cell_codes``, in their order."""
+        ...
+
+
+@runtime_checkable
+class MadeOfChoices(Space[A], Protocol[A]):
+    """What a space offers besides whose architectures are made of a few independent choices."""
+
+    @property
+    def choices(self) -> Sequence[int]:
+        """How many options each choice has."""
+        ...
+
+    def choose(self, numbers: Sequence[int]) -> A | None:
+        """Return the architecture made of these options, one of each choice; None where they make none."""
         ...
 
 

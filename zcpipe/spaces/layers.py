@@ -8,7 +8,8 @@ occurs many times is constructed once and copied (`replica`).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeGuard, TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,29 @@ M = TypeVar("M", bound=nn.Module)
 _CONTAINERS = tuple(name for name, part in vars(nn.Module()).items() if isinstance(part, (dict, set)))
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A random tensor that all networks of a run share, each as far as its parameter reaches.
+
+    A parameter is the first part of it in every dimension. A module whose parameters are such parts says so by an
+    attribute ``shared``: name of the parameter -> this, or the number that fills it. `zcpipe.initialise` heeds it
+    wherever a recipe leaves the weights to the network.
+
+    Attributes:
+        shape: the whole tensor's.
+        distribution: "normal", or "uniform" from -1 to 1; both times ``scale``.
+        scale: the standard deviation, or the bound.
+    """
+
+    shape: tuple[int, ...]
+    distribution: Literal["normal", "uniform"]
+    scale: float
+
+
 class Conv2d(nn.Conv2d):
     """A convolution whose weights are zero until they are initialised."""
+
+    shared: Mapping[str, Shared | float]
 
     def reset_parameters(self) -> None:
         """Fill with zeros."""
@@ -32,11 +54,23 @@ class Conv2d(nn.Conv2d):
 class Linear(nn.Linear):
     """A linear layer whose weights are zero until they are initialised."""
 
+    shared: Mapping[str, Shared | float]
+
     def reset_parameters(self) -> None:
         """Fill with zeros."""
         self.weight.data.zero_()
         if self.bias is not None:
             self.bias.data.zero_()
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors that are zero until they are initialised."""
+
+    shared: Mapping[str, Shared | float]
+
+    def reset_parameters(self) -> None:
+        """Fill with zeros."""
+        self.weight.data.zero_()
 
 
 def replica(module: M) -> M:

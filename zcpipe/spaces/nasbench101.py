@@ -234,6 +234,21 @@ class NasBench101:
         absent = [0] * (MOST_VERTICES - len(adjacency))
         return [*padded[np.triu_indices(MOST_VERTICES, 1)].tolist(), *numbers, *absent]
 
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Whether each of the 21 edges between 7 vertices is there, then what the 5 inner vertices do."""
+        return (2,) * (MOST_VERTICES * (MOST_VERTICES - 1) // 2) + (len(NASBENCH101_OPERATIONS),) * (MOST_VERTICES - 2)
+
+    def choose(self, numbers: Sequence[int]) -> Cell | None:
+        """Return the member that stands for a cell; None for too many edges, and where none lead to the output."""
+        adjacency = np.zeros((MOST_VERTICES, MOST_VERTICES), np.int8)
+        adjacency[np.triu_indices(MOST_VERTICES, 1)] = numbers[: 2 - MOST_VERTICES]
+        operations = [NASBENCH101_OPERATIONS[number] for number in numbers[2 - MOST_VERTICES :]]
+        try:
+            return self.cell(adjacency, ("input", *operations, "output"))
+        except UsageError:
+            return None
+
     def build(
         self,
         arch: Cell,

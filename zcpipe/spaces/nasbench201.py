@@ -9,7 +9,7 @@ its checkpoints load (``strict=False`` where dead edges were left out).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -198,6 +198,15 @@ class NasBench201:
     def cell_code(self, arch: Cell) -> list[int]:
         """Return the numbers of the edges' operations."""
         return _numbers(arch)
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """An operation for each edge."""
+        return (len(OPERATIONS),) * len(EDGES)
+
+    def choose(self, numbers: Sequence[int]) -> Cell:
+        """Return the cell with these operations on its edges."""
+        return Cell(tuple(OPERATIONS[number] for number in numbers))  # type: ignore[arg-type]
 
     def build(self, arch: Cell, dataset: str, cells_per_stage: int = CELLS_PER_STAGE, *, full: bool = False) -> Built:
         """Build the network without the edges that cannot influence its output; weights are zero until initialised.

@@ -12,7 +12,7 @@ places where AZ-NAS reads networks of such blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -137,6 +137,15 @@ class NasBenchMacro:
         """Return the ``i``-th random neighbour of ``arch`` under ``seed``."""
         options = self.neighbours(arch)
         return options[int(Stream.of(seed, self.name, str(arch), i, "mutate").integers(1, len(options))[0])]
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """An operation for each layer."""
+        return (len(OPERATIONS),) * _LAYERS
+
+    def choose(self, numbers: Sequence[int]) -> Network:
+        """Return the network with these operations in its layers."""
+        return Network(tuple(numbers))
 
     def key(self, arch: Network) -> str:
         """Return the text in which the identities of each stage come last: that of one network for each function."""

@@ -18,7 +18,7 @@ benchmark's code (there with 63 classes for scenes), not against the benchmark's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -203,6 +203,15 @@ class TransNasBench101Micro:
     def cell_code(self, arch: Cell) -> tuple[int, ...]:
         """Return the numbers of the edges' operations."""
         return arch.operations
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """An operation for each edge."""
+        return (len(OPERATIONS),) * len(EDGES)
+
+    def choose(self, numbers: Sequence[int]) -> Cell:
+        """Return the cell with these operations on its edges."""
+        return Cell(tuple(numbers))  # type: ignore[arg-type]
 
     def build(self, arch: Cell, dataset: str, *, full: bool = False) -> Built:
         """Build the network without the edges that cannot influence its output; weights are zero until initialised.

@@ -1,0 +1,39 @@
+"""The study of AutoFormer, on networks enough to see that it reads, scores, correlates and draws."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """Import a module of pipelines/ as the script beside it does."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return importlib.import_module
+
+
+def test_three_networks(study, tmp_path, capsys, monkeypatch):
+    module = study("autoformer")
+    monkeypatch.setattr(module, "proxies", lambda: ("expressivity", "trainability", "complexity", "nwot"))
+    archs = [
+        json.dumps({"hidden_dim": e, "depth": 12, "mlp_ratio": [4.0] * 12, "num_heads": [3] * 12})
+        for e in (192, 216, 240)
+    ]
+    accuracies = {target: [70.0, 80.0, 90.0] for target in module.TARGETS}
+    pq.write_table(pa.table({"space": ["autoformer"] * 3, "arch": archs, **accuracies}), tmp_path / module.FILE)
+    small = "--sample 3 --batch-size 2 --resolution 16 --workers 1"
+    module.main([*small.split(), "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    record = json.loads((tmp_path / "out" / "autoformer.json").read_text())
+    assert (record["networks"], record["resolution"], record["inputs"]) == (3, 16, "noise")
+    rows = record["targets"]["c100_base_acc"]["rows"]
+    assert rows["macs"]["spearman"] == pytest.approx(1)
+    assert rows["nwot"]["failed"] == 3 and rows["aznas_vit"]["n"] == 3
+    text = (tmp_path / "out" / "autoformer.md").read_text()
+    assert "| macs | 1.000 [1.00, 1.00] |" in text and "| nwot | - |" in text
+    assert "| macs | 1.000 [1.00, 1.00] |" in capsys.readouterr().out
+    assert (tmp_path / "out" / "autoformer.png").stat().st_size > 10_000

@@ -1,0 +1,45 @@
+"""Small problems to search: scores made by hand over NAS-Bench-Macro, whose architectures are cheap to make."""
+
+import numpy as np
+
+from zcpipe.search import TableScores, Trained
+from zcpipe.spaces import get_space
+
+SPACE = get_space("nasbenchmacro")
+
+
+def quality(arch):
+    """How good a network is: one layer counts more than the other, and 2 more than 1."""
+    return float(sum((place + 1) * operation for place, operation in enumerate(arch.operations)))
+
+
+def macro_scores(archs=None, **columns):
+    """Scores of networks: ``good`` orders them as `quality` does, ``bad`` the other way, ``broken`` always failed."""
+    members = list(SPACE) if archs is None else archs
+    sizes = [SPACE.size(arch, "cifar10") for arch in members]
+    good = np.array([quality(arch) for arch in members])
+    values = {
+        "params": np.array([float(size.params) for size in sizes]),
+        "macs": np.array([float(size.macs) for size in sizes]),
+        "good": good,
+        "bad": -good,
+        "cost": -good,
+        "broken": np.full(len(good), np.nan),
+        **columns,
+    }
+    directions = {name: "lower" if name == "cost" else "higher" for name in values}
+    return TableScores([str(arch) for arch in members], [SPACE.key(arch) for arch in members], values, directions)
+
+
+class Counting:
+    """An evaluation that notes what it trained; it fails for the texts in ``failing``."""
+
+    def __init__(self, failing=()):
+        self.trained = []
+        self.failing = set(failing)
+
+    def __call__(self, arch):
+        self.trained.append(str(arch))
+        if str(arch) in self.failing:
+            raise RuntimeError("out of luck")
+        return Trained(quality(arch), report=-quality(arch), seconds=2.0)

@@ -1,0 +1,26 @@
+"""AZ-NAS's search on the nodes of a real Ray cluster on this machine."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from zcpipe.run import RunSpec
+from zcpipe.run.nodes.cluster import Cluster
+from zcpipe.search.aznas import HISTORY, AzNasSpec, aznas_search
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
+
+
+def test_the_same_on_nodes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    run = RunSpec(
+        space="nasbenchmacro", dataset="cifar10", proxies=("expressivity", "params"), batch_size=2, resolution=8
+    )
+    spec = AzNasSpec(run=run, budget=16, batch=8, population=6)
+    aznas_search(spec, tmp_path / "here")
+    aznas_search(spec, tmp_path / "nodes", cluster=Cluster(2, actors_per_node=1, simulated=True))
+    here, nodes = (pq.read_table(tmp_path / name / HISTORY).drop_columns("seconds") for name in ("here", "nodes"))
+    assert here == nodes
+    aznas_search(spec, tmp_path / "nodes", cluster=Cluster(2, address="nowhere:1"))  # nothing is left to connect for

@@ -1,0 +1,229 @@
+"""The searches of AZ-NAS: evolution and random sampling of architectures whose scores are ranked over all so far.
+
+Evolution starts at one network (Lee & Ham, CVPR 2024, and the code that they published). Up to the eleventh, candidates
+are the start changed in one place; then any candidate so far changed in two, until there are as many as a population
+has; from then on one of the best of the whole history, changed in two. Random sampling draws from the space. Nothing is
+ever discarded, and a candidate that breaks the constraints is none.
+
+Proposals come in batches. Only parents among the best depend on scores, and they are taken from the best when the batch
+begins; with batches of one this is the published loop. One thing differs: an architecture is a candidate once, while
+there it would be scored and ranked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, cast
+
+from zcpipe.errors import DataError, UsageError, asking
+from zcpipe.ops.philox import Stream
+from zcpipe.rank.ranking import Floats
+from zcpipe.rank.selection import Positions
+from zcpipe.search.incremental import History
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, PublishedFlops, Space
+
+A = TypeVar("A", bound=Architecture)
+
+Proposals = Literal["evolution", "random"]
+
+TRIES = 10_000
+"""Proposals in a row that may be no new candidate before a search ends."""
+
+_FIRST = 10  # after so many candidates and one more the start is left
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a candidate must be; None for anything.
+
+    Attributes:
+        max_macs: multiply-accumulates at most.
+        max_params: parameters at most.
+        min_params: parameters at least.
+        max_layers: layers at most, as the space counts them (`zcpipe.spaces.base.MovesFromNetwork`).
+        max_flops: FLOPs at most, as published searches of the space count them
+            (`zcpipe.spaces.base.PublishedFlops`), which is what published budgets are of.
+
+    Raises:
+        UsageError: one is not positive, or the least parameters are more than the most.
+    """
+
+    max_macs: int | None = None
+    max_params: int | None = None
+    min_params: int | None = None
+    max_layers: int | None = None
+    max_flops: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit is not None and limit < 1:
+                raise UsageError(f"{name} must be positive, got {limit}")
+        if self.min_params is not None and self.max_params is not None and self.min_params > self.max_params:
+            raise UsageError(f"min_params is {self.min_params}, more than max_params, which is {self.max_params}")
+
+    def __str__(self) -> str:
+        said = {
+            "max_macs": "at most {:,} multiply-accumulates",
+            "max_params": "at most {:,} parameters",
+            "min_params": "at least {:,} parameters",
+            "max_layers": "at most {:,} layers",
+            "max_flops": "at most {:,} published FLOPs",
+        }
+        return " and ".join(text.format(vars(self)[name]) for name, text in said.items() if vars(self)[name])
+
+    def check(self, space: Space[A]) -> None:
+        """Refuse a limit that the space cannot be held against.
+
+        Raises:
+            UsageError: the space does not count layers, or has no published FLOPs.
+        """
+        if self.max_layers is not None and not isinstance(space, MovesFromNetwork):
+            raise UsageError(f"{space.name} does not say how many layers an architecture has; leave max_layers out")
+        if self.max_flops is not None and not isinstance(space, PublishedFlops):
+            raise UsageError(f"{space.name} has no published count of FLOPs; limit max_macs, which every space counts")
+
+    def allow(self, space: Space[A], arch: A, dataset: str) -> bool:
+        """Whether an architecture meets them.
+
+        Raises:
+            ZcpipeError: the space raises.
+        """
+        if self.max_layers is not None:
+            with asking(space.name, f"the layers of {arch}"):
+                if cast(MovesFromNetwork[A], space).num_layers(arch) > self.max_layers:  # which `check` has seen
+                    return False
+        if self.max_flops is not None:
+            with asking(space.name, f"the published FLOPs of {arch}"):
+                if cast(PublishedFlops[A], space).published_flops(arch, dataset) > self.max_flops:  # seen by `check`
+                    return False
+        if self.max_macs is None and self.max_params is None and self.min_params is None:
+            return True
+        with asking(space.name, f"the size of {arch}"):
+            size = space.size(arch, dataset)
+        return (
+            (self.max_macs is None or size.macs <= self.max_macs)
+            and (self.max_params is None or size.params <= self.max_params)
+            and (self.min_params is None or size.params >= self.min_params)
+        )
+
+
+class AzNas(Generic[A]):
+    """One search: `propose` and `tell` alternate, and what it proposes depends on what it was told alone.
+
+    Args:
+        space: what to search.
+        dataset: for which sizes are counted.
+        directions: the proxies that are aggregated, and for each "higher" or "lower".
+        seed: of all that is drawn.
+        proposals: "evolution" or "random".
+        population: evolution takes parents among the best ``population - 1``.
+        aggregate: "logrank" or "linear".
+        constraints: what candidates must be.
+        among: what holds those that can be candidates, None for the whole space.
+
+    Raises:
+        UsageError: constraints that the space cannot be held against, or as `History`.
+    """
+
+    def __init__(
+        self,
+        space: Space[A],
+        dataset: str,
+        directions: Mapping[str, str],
+        *,
+        seed: int = 0,
+        proposals: Proposals = "evolution",
+        population: int = 1024,
+        aggregate: str = "logrank",
+        constraints: Constraints = Constraints(),
+        among: Container[object] | None = None,
+    ) -> None:
+        constraints.check(space)
+        self.history = History(directions, aggregate)
+        self.archs: list[A] = []  # all candidates: those of the history, and those proposed since
+        self.tries = 0
+        self._space, self._dataset, self._seed = space, dataset, seed
+        self._moves: MovesFromNetwork[A] | None = space if isinstance(space, MovesFromNetwork) else None
+        self._length = len(space) if isinstance(space, EnumerableSpace) else None
+        self._evolution = proposals == "evolution"
+        self._population = population
+        self._constraints = constraints
+        self._among = among
+        self._seen: set[A] = set()
+        self._best: Positions = self.history.best(0)
+
+    def propose(self, n: int) -> list[A]:
+        """Return the next candidates.
+
+        Args:
+            n: how many; fewer are returned only where the search has come to its end: the space has no more, or
+                `TRIES` proposals in a row were no new candidates.
+
+        Raises:
+            DataError: no proposal ever met the constraints.
+            ZcpipeError: the space raises.
+        """
+        self._best = self.history.best(self._population - 1) if self._evolution else self._best
+        batch: list[A] = []
+        vain = 0
+        while len(batch) < n and vain < TRIES and not self._exhausted():
+            arch = self._random() if not self._evolution else self._mutant()
+            self.tries += 1
+            vain += 1
+            if arch not in self._seen and self._allows(arch):
+                self._seen.add(arch)
+                self.archs.append(arch)
+                batch.append(arch)
+                vain = 0
+        if not self.archs:
+            demands = str(self._constraints) or "scores"
+            few = self._among is not None and self._evolution
+            hint = "; scores of a few architectures hold hardly any mutations: let it propose at random" if few else ""
+            raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}{hint}")
+        return batch
+
+    def tell(self, scores: Mapping[str, Floats]) -> None:
+        """Take the scores of the candidates proposed since the last time, in their order."""
+        self.history.append(scores)
+
+    def _allows(self, arch: A) -> bool:
+        if self._among is not None and arch not in self._among:
+            return False
+        return self._constraints.allow(self._space, arch, self._dataset)
+
+    def _exhausted(self) -> bool:
+        """Whether an enumerable space has no more."""
+        drawn = len(self.archs) if self._evolution else self.tries
+        return self._length is not None and drawn >= self._length
+
+    def _random(self) -> A:
+        space = self._space
+        with asking(space.name, f"its random architecture {self.tries}"):
+            if isinstance(space, DrawsByDataset):
+                arch: A = space.sample_for(self._dataset, self._seed, self.tries)
+                return arch
+            return space.sample(self._seed, self.tries)
+
+    def _mutant(self) -> A:
+        count = len(self.archs)
+        if count <= _FIRST:
+            return self._mutated(self._start(), 1)
+        if count < self._population - 1 or not len(self._best):
+            return self._mutated(self.archs[self._pick(count)], 2)
+        return self._mutated(self.archs[int(self._best[self._pick(len(self._best))])], 2)
+
+    def _start(self) -> A:
+        with asking(self._space.name, "the network that a search starts with"):
+            return self._space.sample(self._seed, 0) if self._moves is None else self._moves.initial()
+
+    def _mutated(self, arch: A, places: int) -> A:
+        with asking(self._space.name, f"a mutation of {arch}"):
+            if self._moves is not None:
+                return self._moves.mutate(arch, self._seed, self.tries, places)
+            for place in range(places):
+                arch = self._space.mutate(arch, self._seed, 2 * self.tries + place)
+            return arch
+
+    def _pick(self, n: int) -> int:
+        return int(Stream.of(self._seed, self._space.name, "", self.tries, "parent").integers(1, n)[0])

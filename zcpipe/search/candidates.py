@@ -1,0 +1,244 @@
+"""What a search may choose from: a table's architectures or a whole space, within limits of size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zcpipe.errors import DataError, UsageError
+from zcpipe.ops.philox import Stream
+from zcpipe.search.scores import COUNTS, TableScores
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Size, Space
+from zcpipe.spaces.permutation import permutation
+
+A = TypeVar("A", bound=Architecture)
+Bools = NDArray[np.bool_]
+
+TRIES = 10_000
+"""Random architectures in a row that may break the limits before a search gives up."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large an architecture may be at most; None for any size.
+
+    Raises:
+        UsageError: a limit that is not positive.
+    """
+
+    params: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise UsageError(f"max_{name} must be positive, got {limit}")
+
+    def __bool__(self) -> bool:
+        return self.params is not None or self.macs is not None
+
+    def __str__(self) -> str:
+        given = {"parameters": self.params, "multiply-accumulates": self.macs}
+        return " and ".join(f"at most {limit:,} {what}" for what, limit in given.items() if limit is not None)
+
+    def allow(self, size: Size) -> bool:
+        """Whether an architecture of this size is within them."""
+        return (self.params is None or size.params <= self.params) and (self.macs is None or size.macs <= self.macs)
+
+
+ANY_SIZE = Limits()
+
+
+class Candidates(Protocol[A]):
+    """The architectures that a search may choose from."""
+
+    space: Space[A]
+
+    def models(self) -> int | None:
+        """Return how many there are that differ by key, None where nobody counts them."""
+        ...
+
+    def draws(self, seed: int) -> Iterator[A]:
+        """Yield random candidates under a seed; where they can be counted each comes once, and they end.
+
+        Raises:
+            DataError: none of the last `TRIES` was within the limits.
+        """
+        ...
+
+    def neighbours(self, arch: A) -> list[A]:
+        """Return the candidates one elementary change away, in a fixed order."""
+        ...
+
+    def __contains__(self, arch: object) -> bool: ...
+
+    def key(self, arch: A) -> str:
+        """Return the key of an architecture."""
+        ...
+
+
+class TableCandidates(Generic[A]):
+    """The architectures of a table that are within limits.
+
+    Args:
+        space: theirs.
+        scores: the table, with its counts.
+        limits: of size.
+        among: [n], the rows of the table that may be candidates at all; by default every one.
+
+    Raises:
+        DataError: none is within the limits.
+    """
+
+    def __init__(
+        self, space: Space[A], scores: TableScores, limits: Limits = ANY_SIZE, among: Bools | None = None
+    ) -> None:
+        self.space = space
+        self._scores = scores
+        allowed = np.ones(len(scores.texts), dtype=bool) if among is None else among.copy()
+        for name in COUNTS:
+            limit = getattr(limits, name)
+            if limit is not None:
+                allowed &= scores.columns[name] <= limit
+        first = [scores.row(text) == row for row, text in enumerate(scores.texts)]  # draws may repeat a text
+        self._allowed = allowed
+        self._rows = np.flatnonzero(allowed & np.array(first, dtype=bool))
+        if not len(self._rows):
+            raise DataError(self._none(limits, among))
+
+    def _none(self, limits: Limits, among: Bools | None) -> str:
+        texts, columns = self._scores.texts, self._scores.columns
+        if not len(texts):
+            return "the table has no rows; run zcpipe on it first"
+        if among is not None and not among.any():
+            return f"none of the table's {len(texts)} architectures has a truth; is the truth file of another space?"
+        smallest = ", ".join(f"{np.nanmin(columns[name]):,.0f} {name}" for name in COUNTS)
+        return f"none of all {len(texts)} architectures of the table has {limits}; the smallest have {smallest}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The candidates' texts in the order of the table."""
+        return [self._scores.texts[row] for row in self._rows.tolist()]
+
+    def models(self) -> int:
+        """Return how many candidates differ by key."""
+        return len({self._scores.keys[row] for row in self._rows.tolist()})
+
+    def draws(self, seed: int) -> Iterator[A]:
+        """Yield all candidates in a random order."""
+        order = permutation(len(self._rows), Stream.of(seed, self.space.name, "", 0, "search draws"))
+        for place in order.tolist():
+            yield self.space.parse(self.texts[place])
+
+    def neighbours(self, arch: A) -> list[A]:
+        """Return the neighbours that are candidates; a table of few architectures may hold none."""
+        return [one for one in self.space.neighbours(arch) if one in self]
+
+    def __contains__(self, arch: object) -> bool:
+        row = self._scores.row(arch)
+        return row is not None and bool(self._allowed[row])
+
+    def key(self, arch: A) -> str:
+        """Return the key that the table holds."""
+        row = self._scores.row(arch)
+        return self.space.key(arch) if row is None else self._scores.keys[row]
+
+
+class SpaceCandidates(Generic[A]):
+    """The architectures of a whole space that are within limits.
+
+    Args:
+        space: theirs.
+        dataset: for which sizes are counted.
+        limits: of size.
+    """
+
+    def __init__(self, space: Space[A], dataset: str, limits: Limits = ANY_SIZE) -> None:
+        if dataset not in space.datasets:
+            raise UsageError(f"{space.name} has no data set {dataset!r}; it has {', '.join(space.datasets)}")
+        self.space = space
+        self._dataset = dataset
+        self._limits = limits
+        self._keys: dict[A, str] = {}
+
+    def models(self) -> int | None:
+        """Return how many there are at most: the length of the space, where it has one."""
+        return len(self.space) if isinstance(self.space, EnumerableSpace) else None
+
+    def draws(self, seed: int) -> Iterator[A]:
+        """Yield random architectures that are within the limits."""
+        smallest = Size(2**63, 2**63)
+        tries, drawn, length = 0, 0, self.models()
+        while length is None or drawn < length:
+            arch = self._draw(seed, drawn)
+            drawn += 1
+            if not self._limits:
+                yield arch
+                continue
+            size = self.space.size(arch, self._dataset)
+            if self._limits.allow(size):
+                tries = 0
+                yield arch
+                continue
+            tries += 1
+            smallest = Size(min(smallest.params, size.params), min(smallest.macs, size.macs))
+            if tries >= min(TRIES, length or TRIES):
+                raise DataError(
+                    f"none of {tries} random architectures of {self.space.name} in a row has {self._limits}; the "
+                    f"smallest had {smallest.params:,} params, {smallest.macs:,} macs"
+                )
+
+    def _draw(self, seed: int, i: int) -> A:
+        space = self.space
+        arch: A = (
+            space.sample_for(self._dataset, seed, i) if isinstance(space, DrawsByDataset) else space.sample(seed, i)
+        )
+        return arch
+
+    def neighbours(self, arch: A) -> list[A]:
+        """Return the neighbours that are within the limits."""
+        return [one for one in self.space.neighbours(arch) if one in self]
+
+    def __contains__(self, arch: object) -> bool:
+        return not self._limits or self._limits.allow(self.space.size(arch, self._dataset))  # type: ignore[arg-type]
+
+    def key(self, arch: A) -> str:
+        """Return the key that the space gives."""
+        if arch not in self._keys:
+            self._keys[arch] = self.space.key(arch)
+        return self._keys[arch]
+
+
+def random_neighbour(candidates: Candidates[A], arch: A, rng: np.random.Generator) -> A | None:
+    """Return a random one of `Candidates.neighbours`, None where there is none; few of them are held to the limits."""
+    neighbours = candidates.space.neighbours(arch)
+    for place in map(int, rng.permutation(len(neighbours))):
+        if neighbours[place] in candidates:
+            return neighbours[place]
+    return None
+
+
+def drawn(candidates: Candidates[A], seed: int, n: int) -> Sequence[A]:
+    """Return the first n random candidates under a seed.
+
+    Raises:
+        UsageError: there are fewer.
+        DataError: as `Candidates.draws`.
+    """
+    found = []
+    for arch in candidates.draws(seed):
+        found.append(arch)
+        if len(found) == n:
+            break
+    if len(found) < n:
+        raise UsageError(f"{n} random architectures were asked for, but there are only {len(found)} candidates")
+    return found

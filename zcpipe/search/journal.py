@@ -1,0 +1,141 @@
+"""What a search has measured, as it came: the only state that a search has.
+
+A record is one line: a checksum, a space and JSON. It is written at once and is durable when `Journal.append` returns;
+of a process that dies in between, the piece that it left at the end is cut off when the journal is opened again. The
+first line is the search's identity.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zcpipe.errors import DataError, IdentityMismatch
+from zcpipe.table.files import disk_errors, make_directory, sync_directory
+from zcpipe.table.schema import canonical
+
+NAME = "journal"
+
+Record = Mapping[str, Any]
+
+
+class Journal:
+    """The records of one search, those of earlier processes and those of this one.
+
+    Attributes:
+        found: what earlier processes recorded, in the order in which they did.
+    """
+
+    def __init__(self, descriptor: int | None = None, path: Path | None = None, found: Sequence[Record] = ()) -> None:
+        self.found = found
+        self._descriptor = descriptor
+        self._path = path
+
+    def append(self, record: Record) -> None:
+        """Record something, whole or not at all; without a directory nothing is kept.
+
+        Args:
+            record: what JSON can hold, and floats that are none: NaN and infinities come back as they were.
+
+        Raises:
+            DataError: the disk is full or gone.
+        """
+        if self._descriptor is None or self._path is None:
+            return
+        line = memoryview(_line(record))
+        with disk_errors("write", self._path):
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+
+
+@contextmanager
+def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
+    """Open the journal of a search, which nobody else writes meanwhile; begin one where there is none.
+
+    Args:
+        directory: of the search, None to keep nothing.
+        identity: what decides all that is recorded; what JSON can hold.
+
+    Raises:
+        IdentityMismatch: the directory holds another search; every field that differs is named.
+        DataError: it holds something else, another process writes it, or the journal is damaged.
+    """
+    if directory is None:
+        yield Journal()
+        return
+    make_directory(directory)
+    path = directory / NAME
+    with disk_errors("use", directory):
+        if not path.exists() and any(directory.iterdir()):
+            raise DataError(f"{directory} is not empty and holds no search; give another --out")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        _lock(descriptor, directory)
+        with disk_errors("read", path):
+            records = _read(descriptor, path)
+        journal = Journal(descriptor, path, records[1:])
+        if records:
+            _check(directory, records[0], json.loads(canonical(identity)))
+        else:
+            journal.append(identity)
+            with disk_errors("write", directory):
+                sync_directory(directory)
+        yield journal
+    finally:
+        os.close(descriptor)
+
+
+def _line(record: Record) -> bytes:
+    text = canonical(record).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    with disk_errors("lock", directory):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{directory} is being written by another zcpipe search; wait for it or end it") from error
+
+
+def _read(descriptor: int, path: Path) -> list[Record]:
+    """Read all records, and cut off what a process left unfinished at the end."""
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    records: list[Record] = []
+    for number, line in enumerate(lines):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif number == len(lines) - 1 and not unfinished:
+            unfinished = lines.pop()
+        else:
+            raise DataError(f"{path} is damaged in line {number + 1}; move it away and begin the search anew")
+    if unfinished:
+        os.ftruncate(descriptor, sum(len(line) + 1 for line in lines))
+        os.fsync(descriptor)
+    return records
+
+
+def _parse(line: bytes) -> Record | None:
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    record: Record = json.loads(text)
+    return record
+
+
+def _check(directory: Path, there: Record, here: Record) -> None:
+    differing = [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in dict.fromkeys([*there, *here])
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise IdentityMismatch(f"{directory} holds another search: {'; '.join(differing)}; choose another --out")

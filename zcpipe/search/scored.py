@@ -1,0 +1,87 @@
+"""What came of scoring an architecture, where it was computed as well as where it was looked up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from zcpipe.errors import UsageError, unknown_name
+from zcpipe.search.scores import TableScores
+from zcpipe.spaces.base import Architecture
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring one architecture gave.
+
+    Attributes:
+        values: of each proxy and count, NaN where it failed.
+        status: that of a table's rows: ok, partial, error, timeout or memory.
+        reason: why it is not ok, nothing where it is.
+        seconds: that it took.
+    """
+
+    values: Mapping[str, float]
+    status: str
+    reason: str
+    seconds: float
+
+
+class Scorer(Protocol):
+    """Scores with what became of each architecture."""
+
+    @property
+    def directions(self) -> Mapping[str, str]:
+        """The proxies and counts, and of each whether "higher" or "lower" values are better."""
+        ...
+
+    def scored(self, archs: Sequence[Architecture]) -> list[Scored]:
+        """Score architectures, in the order asked."""
+        ...
+
+    def __contains__(self, arch: object) -> bool: ...
+
+
+class LookedUp:
+    """Scores of a table. Which failed it says by NaN alone, and looking up takes no time.
+
+    Args:
+        table: the scores.
+        names: what is wanted of them.
+
+    Raises:
+        UsageError: the table has no such column.
+    """
+
+    def __init__(self, table: TableScores, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in table.directions:
+                raise unknown_name("column with a direction", name, table.directions)
+        if not table.texts:
+            raise UsageError("the table of scores is empty; run zcpipe on it first")
+        self._table = table
+
+    @property
+    def directions(self) -> Mapping[str, str]:
+        """Those of the table."""
+        return self._table.directions
+
+    def scored(self, archs: Sequence[Architecture]) -> list[Scored]:
+        """Look architectures up.
+
+        Raises:
+            DataError: one is not in the table.
+        """
+        columns = self._table.score(archs)
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        return [_looked_up(dict(zip(columns, row, strict=True))) for row in rows]
+
+    def __contains__(self, arch: object) -> bool:
+        return self._table.row(str(arch)) is not None
+
+
+def _looked_up(values: Mapping[str, float]) -> Scored:
+    failed = [name for name, value in values.items() if math.isnan(value)]
+    return Scored(values, "partial" if failed else "ok", f"{', '.join(failed)} failed" if failed else "", 0.0)
