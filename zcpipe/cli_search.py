@@ -16,7 +16,7 @@ from zcpipe import cli_search_options as options
 from zcpipe.cli_search_aznas import search_aznas
 from zcpipe.cli_search_options import AZNAS, LIVE, Live, count_of
 from zcpipe.cli_table import Json
-from zcpipe.errors import UsageError
+from zcpipe.errors import UsageError, unknown_name
 from zcpipe.printing import counted, finite, number, print_grid, print_json
 
 if TYPE_CHECKING:
@@ -104,12 +104,14 @@ def search(
     among how many. Live scores are those of zcpipe run with seed 0. With --truth it says how accurate its picks are.
     """
     from zcpipe.search import Budget, Limits
-    from zcpipe.search.algorithms import method
+    from zcpipe.search.algorithms import method, methods
     from zcpipe.search.journal import NAME as JOURNAL
     from zcpipe.search.scores import require_space
     from zcpipe.spaces import get_space
     from zcpipe.table import open_table
 
+    if algorithm not in (known := [AZNAS, *methods()]):
+        raise unknown_name("algorithm", algorithm, known)
     options.require_meaning(context, algorithm, scores)
     searched = get_space(space)
     accuracy = options.make_accuracy(truth, target, report, seconds)

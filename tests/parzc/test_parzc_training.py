@@ -342,7 +342,7 @@ def test_fewer_than_ten_labels():
         ({"alpha": math.inf}, "alpha"),
         ({"kl_weight": -1}, "kl_weight"),
         ({"held_out": 1.0}, "held_out"),
-        ({"epoch": 3}, "invalid settings: epoch: extra inputs are not permitted, got 3"),
+        ({"epoch": 3}, "invalid settings: unknown name 'epoch'; did you mean epochs"),
     ],
 )
 def test_settings_that_mean_nothing(settings, complaint):

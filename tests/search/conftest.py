@@ -1,6 +1,7 @@
 """A table of 64 real cells of NAS-Bench-201 that are one another's neighbours, with a truth file."""
 
 import itertools
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,12 @@ from zcpipe.run import Archs, RunSpec, run
 from zcpipe.spaces.nasbench201 import Cell
 
 PROXIES = ("synflow", "snip", "expressivity", "progressivity", "trainability", "complexity")
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """However busy the machine is, commands tell only what they tell of what was found."""
+    monkeypatch.setattr("zcpipe.progress.LINE_SECONDS", math.inf)
 
 
 @pytest.fixture(scope="session")

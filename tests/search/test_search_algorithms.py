@@ -54,7 +54,7 @@ def test_every_algorithm_says_who_published_it():
 def test_an_unknown_algorithm_or_parameter():
     with pytest.raises(UsageError, match="unknown algorithm 'evolve'; did you mean evolution"):
         method("evolve")
-    with pytest.raises(UsageError, match="invalid parameter of evolution: popsize"):
+    with pytest.raises(UsageError, match="invalid parameter of evolution: unknown name 'popsize'"):
         method("evolution", {"popsize": 3})
     with pytest.raises(UsageError, match="invalid parameter of evolution: pool: input should be greater than or equal"):
         method("evolution", {"pool": 0})

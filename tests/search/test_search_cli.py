@@ -128,7 +128,7 @@ def test_a_search_that_ends_early_says_why(zcpipe, command, tmp_path):
         ({"workers": 0}, 2, "workers must be at least 1, got 0"),
         ({"seeds": 0}, 2, "seeds must be at least 1, got 0"),
         ({"set": "pool"}, 2, "--set must be NAME=VALUE, got 'pool'"),
-        ({"set": "size=3"}, 2, "invalid parameter of evolution: size"),
+        ({"set": "size=3"}, 2, "invalid parameter of evolution: unknown name 'size'"),
     ],
 )
 def test_bad_input(zcpipe, command, tmp_path, options, code, said):

@@ -223,6 +223,7 @@ def test_an_interruption_is_told_and_the_same_command_goes_on(zcpipe, live, tmp_
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
+        ({"algorithm": "az-nas"}, 2, "unknown algorithm 'az-nas'; did you mean aznas"),
         ({"warmup": "30:3"}, 2, "--warmup is for searches that train models; aznas trains none"),
         ({"moves": "snip"}, 2, "--moves is for searches that train models"),
         ({"known_only": ""}, 2, "--known-only is for searches that train models"),

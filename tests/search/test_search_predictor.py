@@ -13,6 +13,7 @@ from zcpipe.errors import UsageError
 from zcpipe.parzc.places import Coordinate
 from zcpipe.parzc.predictors.base import Prediction
 from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.run import Archs, RunSpec, run
 from zcpipe.search import Features, Guidance, Guide, TrainingError, TruthAccuracy, search
 from zcpipe.search.algorithms import Setting, method
 from zcpipe.search.algorithms import predictor as module
@@ -267,6 +268,14 @@ def test_features_come_from_the_table_of_scores(searched, truth):
     assert features.identity() != Features.of(open_table(searched), FeatureSpec(proxies=("params",))).identity()
 
 
+def test_a_table_without_statistics_has_features(searched, tmp_path):
+    texts = open_table(searched).to_arrow(["arch"])["arch"].to_pylist()[:4]
+    selection = Archs(texts=tuple(texts))
+    spec = RunSpec(space="nasbench201", dataset="cifar10", proxies=("nwot",), selection=selection, batch_size=2)
+    run(spec, tmp_path / "table")
+    assert Features.of(open_table(tmp_path / "table")).spec.proxies == ("nwot", "params", "macs")
+
+
 def test_the_command(zcpipe, searched, truth, tmp_path):
     given = f"--scores {searched} --truth {truth} --target val --budget 30 --warmup 40:10 --warmup-by synflow"
     own = ["--set", "predictor=extra-trees", "--set", 'parameters={"trees": 5}', "--set", "round=10"]
@@ -285,7 +294,7 @@ def test_the_command(zcpipe, searched, truth, tmp_path):
     ("parameters", "said"),
     [
         ({"predictor": "boosted"}, "unknown predictor 'boosted'; did you mean boosted-trees"),
-        ({"predictor": "ridge", "parameters": {"trees": 3}}, "invalid parameter of ridge: trees"),
+        ({"predictor": "ridge", "parameters": {"trees": 3}}, "invalid parameter of ridge: unknown name 'trees'"),
         ({"round": 0}, "invalid parameter of predictor: round"),
         ({"features": "some"}, "invalid parameter of predictor: features"),
         ({"predictor": "ridge", "pretrain": 9}, "ridge learns in one go and cannot be pre-trained"),

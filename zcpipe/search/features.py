@@ -43,13 +43,16 @@ class Features:
 
         Args:
             table: whose architectures are encoded.
-            spec: what of; by default what `zcpipe.parzc.choice.choose_spec` takes.
+            spec: what of; by default what `zcpipe.parzc.choice.choose_spec` takes, of a table without statistics its
+                proxies and counts.
 
         Raises:
             UsageError: the table lacks a column.
             DataError: no row has all features, or a file is damaged.
         """
-        spec = spec or choose_spec(table)[0]
+        if spec is None:
+            held = any(column.kind == "statistic" for column in table.columns)
+            spec = choose_spec(table, None if held else ())[0]
         encoder = Encoder.fit(table, spec)
         encoded = encoder.encode(table)
         first: dict[str, int] = {}
