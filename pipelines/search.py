@@ -27,6 +27,7 @@ import numpy as np
 import study
 from parzc import dumped
 from parzc_stages import absence
+from scipy import stats
 from search_figure import figure
 from search_report import page
 from search_stages import PREDICTORS, ROLES, Case, Problem, cases, curve, reached, run_case, run_predictor
@@ -49,10 +50,11 @@ def measured(problem: Problem, algorithms: Sequence[str]) -> dict[str, Any]:
             results[case] = run_case(problem, case)
             progress(len(results), len(wanted) + len(compared))
         for name in compared:
-            found = run_predictor(problem, name, PREDICTORS[name])
+            found = run_predictor(problem, name)
             budget = problem.budget("predictor")
             summary = summarised(curve(found["seeds"], budget), problem.options.goal)
-            own = {"predictor": name, "parameters": PREDICTORS[name], "cpu_seconds": found["cpu_seconds"]}
+            parameters, guide = PREDICTORS[name]
+            own = {"name": name, **parameters, "guide": guide, "cpu_seconds": found["cpu_seconds"]}
             by_predictor.append({**own, **summary})
             progress(len(results) + len(by_predictor), len(wanted) + len(compared))
     goal = problem.options.goal
@@ -63,7 +65,7 @@ def measured(problem: Problem, algorithms: Sequence[str]) -> dict[str, Any]:
         row |= {"cpu_seconds": results[case]["cpu_seconds"], **summarised(of_seeds, goal)}
         if case.role:
             without = reached(curves[Case(case.algorithm)], goal)
-            row |= speed_up(without, reached(of_seeds, goal))
+            row |= speed_up(without, reached(of_seeds, goal)) | sign_test(without, reached(of_seeds, goal))
         rows.append(row)
     return {"rows": rows, "predictors": by_predictor}
 
@@ -94,6 +96,13 @@ def speed_up(without: np.ndarray, with_scores: np.ndarray) -> dict[str, Any]:
     low, high = np.quantile(ratios, [0.025, 0.975], method="nearest")
     value = float(_ratio(np.array([before]), np.array([after]))[0])
     return {"speed_up": _finite(value), "speed_up_low": _finite(float(low)), "speed_up_high": _finite(float(high))}
+
+
+def sign_test(without: np.ndarray, with_scores: np.ndarray) -> dict[str, Any]:
+    """Count the seeds that reach the goal sooner or later with scores, and how probable so uneven counts are."""
+    sooner, later = int((with_scores < without).sum()), int((with_scores > without).sum())
+    p = stats.binomtest(sooner, sooner + later).pvalue if sooner + later else 1.0
+    return {"sooner": sooner, "later": later, "p": float(p)}
 
 
 def _ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:

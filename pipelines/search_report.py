@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 from parzc_sections import table, wrapped
-from search_stages import FREE, GUIDES, LEARNER, LEARNT, PARAMETERS, PREDICTORS, PUBLISHED, WEIGHTS
+from search_stages import FREE, GUIDES, LEARNER, LEARNT, PARAMETERS, PUBLISHED, WEIGHTS
 
 NAMES = {"synflow": "synflow", "aznas": "AZ-NAS", FREE: "ParZC without training", LEARNT: "ParZC of labels"}
+SIGNIFICANT = 0.05
 PUBLISHED_SPEED_UP = 4  # Abdelfattah et al., ICLR 2021, on NAS-Bench-101
 
 Row = dict[str, Any]
@@ -21,11 +24,12 @@ def page(record: dict[str, Any]) -> str:
         "# Searches: how many models scores save",
         "",
         f"Simulated searches of {of['identity']['space']} ({of['rows']} architectures, {of['models']} models that "
-        f"differ by key). `{of['target']}` guides. Told is `{of['report']}` of the model with the best target so far, "
-        f"and after how many trained models it is {options['goal']:g} for the first time. {of['good']} models are as "
-        f"good as that; the one with the best target has {of['best_by_target']:.2f}, the best of all {of['best']:.2f}.",
+        f"differ by key). `{of['target']}` guides; what is reported is `{of['report']}` of the model with the best "
+        f"target so far. This is after how many trained models it is {options['goal']:.1f}, the median of "
+        f"{rows[0]['seeds']} seeds. {of['good']} models are as good as that; the one with the best target has "
+        f"{of['best_by_target']:.2f}, the best of all {of['best']:.2f}.",
         "",
-        *(line for algorithm in algorithms for line in _sentences(algorithm, rows, options["goal"])),
+        *(line for algorithm in algorithms for line in _sentences(algorithm, record)),
         "",
         *_published(rows),
         "",
@@ -46,36 +50,27 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(wrapped(lines)) + "\n"
 
 
-def _sentences(algorithm: str, rows: list[Row], goal: float) -> list[str]:
+def _sentences(algorithm: str, record: dict[str, Any]) -> list[str]:
     """Say what an algorithm needs without scores, and which scores clearly save or cost models."""
-    plain, *guided = [row for row in rows if row["algorithm"] == algorithm]
-    text = f"- `{algorithm}` without scores reaches {goal:g} {_needs(plain)}."
-    faster = [row for row in guided if _above(row["speed_up_low"])]
-    slower = [row for row in guided if row["speed_up_high"] is not None and row["speed_up_high"] < 1]
-    if faster:
-        fastest = min(faster, key=lambda row: row["median"] or float("inf"))
-        text += f" With {_named(fastest)} it does so {_needs(fastest)}: {_speed(fastest)}."
-        others = [_named(row) for row in faster if row is not fastest]
-        text += f" Clearly fewer models also: {'; '.join(others)}." if others else ""
-    else:
-        text += " With no scores here it clearly needs fewer."
-    if slower:
-        text += f" Clearly more models: {'; '.join(_named(row) for row in slower)}."
-    open_ = [_named(row) for row in guided if row not in faster and row not in slower]
-    return [text + (f" No clear difference: {'; '.join(open_)}." if open_ and (faster or slower) else "")]
-
-
-def _above(low: float | None) -> bool:
-    """Say whether the low end of an interval of speed-ups is above 1; None is beyond all numbers."""
-    return low is None or low > 1
+    plain, *guided = [row for row in record["rows"] if row["algorithm"] == algorithm]
+    compared = sum(bool(row["role"]) for row in record["rows"])
+    clear = [row for row in guided if row["p"] * compared < SIGNIFICANT]
+    sooner = sorted((row for row in clear if row["sooner"] > row["later"]), key=lambda row: row["median"] or math.inf)
+    later = [row for row in clear if row["sooner"] < row["later"]]
+    text = f"- `{algorithm}` without scores is there {_needs(plain)}."
+    if sooner:
+        text += f" Clearly sooner: {'; '.join(f'{_named(row)}, {_needs(row)}, {_speed(row)}' for row in sooner)}."
+    if later:
+        text += f" Clearly later: {'; '.join(f'{_named(row)}, {_needs(row)}' for row in later)}."
+    open_ = [_named(row) for row in guided if row not in clear]
+    return [text + (f" No clear difference: {'; '.join(open_)}." if open_ else "")]
 
 
 def _needs(row: Row) -> str:
-    got = sum(when is not None for when in row["reached"])
-    share = f"{got} of {row['seeds']} seeds"
+    share = f"{_got(row)} of {row['seeds']} seeds"
     if row["median"] is None:
-        return f"in {share} within {row['budget']} models, so that the median is beyond them"
-    return f"after {row['median']:g} models (median; {share} within {row['budget']})"
+        return f"in {share} within {row['budget']} models"
+    return f"after {row['median']:g} models ({share})"
 
 
 def _named(row: Row) -> str:
@@ -84,10 +79,10 @@ def _named(row: Row) -> str:
 
 
 def _speed(row: Row) -> str:
-    """Render the speed-up with the interval of its resamples."""
+    """Render the speed-up."""
     if row["speed_up"] is None:
         return "how many times as fast cannot be told, for without scores the median is beyond the budget"
-    return f"{row['speed_up']:.1f} times as fast (95 % of resamples {_interval(row)})"
+    return f"{row['speed_up']:.1f} times as fast"
 
 
 def _interval(row: Row) -> str:
@@ -102,7 +97,8 @@ def _published(rows: list[Row]) -> list[str]:
     most = max(told, key=lambda row: row["speed_up"])
     return [
         f"Abdelfattah et al. (ICLR 2021) report up to {PUBLISHED_SPEED_UP} times on NAS-Bench-101. The largest here, "
-        f"over the same algorithm without scores, is that of `{most['algorithm']}` with {_named(most)}: {_speed(most)}."
+        f"over the same algorithm without scores, is that of `{most['algorithm']}` with {_named(most)}: {_speed(most)} "
+        f"(95 % of resampled seeds: {_interval(most)})."
     ]
 
 
@@ -110,19 +106,19 @@ def _table(record: dict[str, Any]) -> list[str]:
     points = record["points"]
     goal = record["options"]["goal"]
     head = ["algorithm", "scores", *(f"{point} models" for point in points)]
-    head += [f"seeds at {goal:g}", "median models", "speed-up", "95 % of resamples"]
+    head += [f"seeds at {goal:.1f}", "median models", "speed-up", "95 % of resamples", "sooner, later"]
     body = []
     for row in record["rows"]:
         accuracies = [_accuracy(row, point) for point in points]
-        got = f"{sum(when is not None for when in row['reached'])} of {row['seeds']}"
-        median = f"> {row['budget']}" if row["median"] is None else f"{row['median']:g}"
-        speed = ["", ""]
+        speed = ["", "", ""]
         if row["role"]:
             value = row["speed_up"]
             told = row["median"] is not None and value is not None
-            speed = [f"{value:.2f}", _interval(row)] if told else ["-", _interval(row)]
+            speed = [f"{value:.2f}" if told else "-", _interval(row), f"{row['sooner']}, {row['later']}"]
         scores = f"{row['role']}: {NAMES[row['guide']]}" if row["role"] else "none"
-        body.append([f"`{row['algorithm']}`", scores, *accuracies, got, median, *speed])
+        body.append(
+            [f"`{row['algorithm']}`", scores, *accuracies, f"{_got(row)} of {row['seeds']}", _median(row), *speed]
+        )
     return table(head, body)
 
 
@@ -137,24 +133,39 @@ def _predictors(record: dict[str, Any]) -> list[str]:
     points = [point for point in record["points"] if point <= rows[0]["budget"]] or [rows[0]["budget"]]
     body = [
         [
-            f"`{row['predictor']}`",
+            _learner(row),
             *(_accuracy(row, point) for point in points),
-            f"{sum(when is not None for when in row['reached'])} of {row['seeds']}",
-            f"> {row['budget']}" if row["median"] is None else f"{row['median']:g}",
+            f"{_got(row)} of {row['seeds']}",
+            _median(row),
             f"{row['cpu_seconds'] / row['seeds']:.1f}",
         ]
         for row in rows
     ]
-    head = ["predictor", *(f"{point} models" for point in points), f"seeds at {record['options']['goal']:g}"]
+    head = ["predictor", *(f"{point} models" for point in points), f"seeds at {record['options']['goal']:.1f}"]
+    given = [f"`{row['predictor']}` {json.dumps(row['parameters'])}" for row in rows if row.get("parameters")]
     return [
         "## Which predictor",
         "",
-        f"Predictor search without a warm-up, over {rows[0]['seeds']} seeds, with the parameters "
-        + ", ".join(f"`{name}` {parameters or '(defaults)'}" for name, parameters in PREDICTORS.items())
-        + ":",
+        f"Predictor search over {rows[0]['seeds']} seeds. Parameters that differ from defaults: "
+        f"{'; '.join(dict.fromkeys(given)) or 'none'}. CPU seconds hold making the features where they were made.",
         "",
         *table([*head, "median models", "CPU seconds a search"], body),
     ]
+
+
+def _learner(row: Row) -> str:
+    told = [f"`{row['predictor']}`"]
+    told += [f"warm-up by {NAMES[row['guide']]}"] if row["guide"] else []
+    told += [f"pre-trained on its ranking of {row['pretrain']}"] if row.get("pretrain") else []
+    return ", ".join(told)
+
+
+def _got(row: Row) -> int:
+    return sum(when is not None for when in row["reached"])
+
+
+def _median(row: Row) -> str:
+    return f"> {row['budget']}" if row["median"] is None else f"{row['median']:g}"
 
 
 def _protocol(record: dict[str, Any]) -> list[str]:
@@ -165,7 +176,7 @@ def _protocol(record: dict[str, Any]) -> list[str]:
         "## What is measured",
         "",
         f"Each case is searched under {seeds} seeds. Budgets are trained models, of which those of one key count once. "
-        "Two searches of one seed draw the same random architectures.",
+        "Searches of one seed draw the same random architectures, save REINFORCE, which draws its own.",
         "",
         f"- A warm-up scores {options['scored']} random architectures. Random search trains the best of them in order; "
         f"evolution's pool is filled by the {options['kept']} best; REINFORCE is first rewarded by the score's ranks "
@@ -183,10 +194,13 @@ def _protocol(record: dict[str, Any]) -> list[str]:
         "random search under the same seed. They are trained, so that they are the first of the search and count "
         "against its budget. Predictor search learns from what it trains by itself and is not guided so.",
         "",
-        "The speed-up is the median of the models needed without scores over that with them. Intervals are of "
-        "resampled seeds; it is called clear where the interval leaves out 1. Seeds that do not get there count as "
-        'beyond all numbers; "beyond" in an interval says that the median without scores is, and 0.0 that the one with '
-        "them is.",
+        "The accuracy that is reported may fall, for a model with a better target is not always better.",
+        "",
+        "The speed-up is the median of the models needed without scores over that with them; its interval is of "
+        'resampled seeds, where seeds that do not get there count as beyond all numbers: "beyond" in it says that '
+        "the median without scores is, and 0.0 that the one with them is. The last column counts the seeds that are "
+        "there sooner and later than the same seed without scores. Clear is what a sign test of these counts gives a "
+        f"probability below {SIGNIFICANT:g}, divided by the number of comparisons here.",
         "",
         "Scoring is not counted: a warm-up scores more architectures than are ever trained, at a fraction of the cost "
         "of a training each ([nasbench201_proxies.md](nasbench201_proxies.md)).",

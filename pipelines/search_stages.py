@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +39,15 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 WEIGHTS = "sinusoidal"  # of ParZC without training
 AT_ONCE = 10  # seeds that are kept together
 LEARNER = "parzc"  # that learns ParZC's guidance from labels
-PREDICTORS: dict[str, dict[str, Any]] = {
-    "boosted-trees": PARAMETERS["predictor"]["parameters"],
-    "gaussian-process": {},
-    "extra-trees": {"trees": 100},
-    "parzc": {},
+PRETRAINED = 256  # architectures whose ranking networks learn first
+PREDICTORS: dict[str, tuple[dict[str, Any], str]] = {  # parameters of predictor search, and what warms it up
+    "boosted-trees": (PARAMETERS["predictor"], ""),
+    "gaussian-process": ({"predictor": "gaussian-process"}, ""),
+    "extra-trees": ({"predictor": "extra-trees", "parameters": {"trees": 100}}, ""),
+    "parzc": ({"predictor": "parzc"}, ""),
+    "mabn": ({"predictor": "mabn"}, ""),
+    "mabn-warm": ({"predictor": "mabn"}, "synflow"),
+    "mabn-pretrained": ({"predictor": "mabn", "pretrain": PRETRAINED}, "synflow"),
 }
 
 
@@ -156,14 +160,19 @@ def run_case(problem: Problem, case: Case) -> dict[str, Any]:
     return _kept(case.name, inputs, options, options.seeds, lambda own: searched(problem, case, made, guidance, own))
 
 
-def run_predictor(problem: Problem, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Search by a predictor without a warm-up, as `run_case` does."""
+def run_predictor(problem: Problem, name: str) -> dict[str, Any]:
+    """Search by one of `PREDICTORS`, as `run_case` does."""
     options = problem.options
-    made = method("predictor", {"predictor": name, "parameters": parameters})
+    parameters, guide = PREDICTORS[name]
+    made = method("predictor", parameters)
+    case = Case("predictor", "warm-up" if guide else "", guide)
+    guidance = _guidance(case, made, options)
     inputs = {**problem.identity, "parameters": made.model_dump(), "budget": problem.budget("predictor")}
+    if guide:
+        inputs["guidance"] = asdict(guidance)
 
     def searched(seeds: range) -> list[Any]:
-        return _searched(problem, Case("predictor"), made, Guidance(), seeds)
+        return _searched(problem, case, made, guidance, seeds)
 
     return _kept(f"by-{name}", inputs, options, options.predictor_seeds, searched)
 

@@ -29,8 +29,11 @@ def study(monkeypatch):
     monkeypatch.setitem(stages.PARAMETERS, "predictor", trees)
     monkeypatch.setattr(stages, "LEARNER", "ridge")
     monkeypatch.setattr(stages, "AT_ONCE", 2)
-    for name in stages.PREDICTORS.keys() - {"gaussian-process"}:
+    for name in stages.PREDICTORS.keys() - {"gaussian-process", "mabn-pretrained"}:
         monkeypatch.delitem(stages.PREDICTORS, name)
+    small = {"dim": 8, "settings": {"epochs": 2, "members": 1}}
+    pretrained = {"predictor": "mabn", "parameters": small, "round": 10, "pretrain": 20}
+    monkeypatch.setitem(stages.PREDICTORS, "mabn-pretrained", (pretrained, "synflow"))
     return importlib.import_module
 
 
@@ -123,3 +126,28 @@ def test_how_many_times_as_fast(study):
     assert search.speed_up(never, np.full(9, 10.0)) == dict.fromkeys(same)  # beyond all numbers
     assert set(search.speed_up(np.full(9, 10.0), never).values()) == {0.0}
     assert set(search.speed_up(never, never).values()) == {1.0}
+
+
+def test_a_sign_test_counts_seeds(study):
+    search = study("search")
+    without, scored = np.full(10, 40.0), np.array([10.0] * 8 + [40.0, np.inf])
+    assert search.sign_test(without, scored) == {"sooner": 8, "later": 1, "p": pytest.approx(20 / 512)}
+    assert search.sign_test(without, without) == {"sooner": 0, "later": 0, "p": 1.0}
+
+
+def test_only_what_is_clear_is_said_to_be_sooner_or_later(study):
+    report = study("search_report")
+    plain = {"algorithm": "random", "role": "", "guide": "", "budget": 300, "seeds": 10, "median": 40}
+    plain["reached"] = [40] * 10
+    common = {**plain, "role": "warm-up", "median": 10, "speed_up": 4.0}
+    rows = [
+        plain,
+        {**common, "guide": "synflow", "sooner": 10, "later": 0, "p": 0.002},
+        {**common, "guide": "aznas", "sooner": 7, "later": 3, "p": 0.34},
+        {**common, "guide": "parzc-free", "sooner": 0, "later": 10, "p": 0.002, "median": None, "reached": [None] * 10},
+        {**common, "guide": "parzc-learnt", "sooner": 9, "later": 1, "p": 0.02},  # one of four comparisons
+    ]
+    (said,) = report._sentences("random", {"rows": rows})
+    assert "Clearly sooner: a warm-up by synflow, after 10 models (10 of 10 seeds), 4.0 times as fast." in said
+    assert "Clearly later: a warm-up by ParZC without training, in 0 of 10 seeds within 300 models." in said
+    assert said.endswith("No clear difference: a warm-up by AZ-NAS; a warm-up by ParZC of labels.")
