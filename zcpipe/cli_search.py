@@ -115,7 +115,13 @@ def search(
     options.require_meaning(context, algorithm, scores)
     searched = get_space(space)
     accuracy = options.make_accuracy(truth, target, report, seconds)
-    macs, params = count_of("--max-macs", max_macs), count_of("--max-params", max_params)
+    limits = {
+        "max_macs": count_of("--max-macs", max_macs),
+        "max_params": count_of("--max-params", max_params),
+        "min_params": count_of("--min-params", min_params),
+        "max_flops": count_of("--max-flops", max_flops),
+        "max_layers": max_layers,
+    }
     if scores == LIVE:
         recipe = {
             "space": space,
@@ -141,11 +147,7 @@ def search(
                 "proposals": proposals,
                 "batch": batch,
                 "aggregate": aggregate,
-                "max_macs": macs,
-                "max_params": params,
-                "min_params": count_of("--min-params", min_params),
-                "max_flops": count_of("--max-flops", max_flops),
-                "max_layers": max_layers,
+                **limits,
                 **options.parameters_of(settings or [], ["population"]),
             }
             costs = options.make_costs(front, latency, latency_column)
@@ -166,7 +168,7 @@ def search(
             options.make_guidance(warmup, warmup_by, moves),
             predicted,
             workers,
-            limits=Limits(params=params, macs=macs),
+            limits=Limits(**limits),
             known_only=known_only,
             seeds=seeds,
             seed=seed,

@@ -69,12 +69,12 @@ Predicted = Annotated[
 ]
 MaxMacs = Annotated[str | None, typer.Option(metavar="X", help="Multiply-accumulates at most, such as 450M.")]
 MaxParams = Annotated[str | None, typer.Option(metavar="X", help="Parameters at most, such as 1.5M.")]
-MinParams = Annotated[str | None, typer.Option(metavar="X", help="aznas: parameters at least.")]
+MinParams = Annotated[str | None, typer.Option(metavar="X", help="Parameters at least.")]
 MaxFlops = Annotated[
     str | None,
-    typer.Option(metavar="X", help="aznas: FLOPs at most, as the space's published searches count them (mbv2)."),
+    typer.Option(metavar="X", help="FLOPs at most, as the space's published searches count them (mbv2)."),
 ]
-MaxLayers = Annotated[int | None, typer.Option(metavar="N", help="aznas: layers at most, as mbv2 counts them.")]
+MaxLayers = Annotated[int | None, typer.Option(metavar="N", help="Layers at most, as mbv2 counts them.")]
 MaxSeconds = Annotated[
     float | None,
     typer.Option(metavar="S", help="Begin no training, or batch of aznas, once so many seconds are spent on them."),
@@ -105,10 +105,7 @@ Workers = Annotated[
     typer.Option(help="Search in so many processes; live: score in so many. (default: in this one)"),
 ]
 
-_OF_AZNAS = {
-    *("proxies", "proposals", "batch", "aggregate", "front", "latency", "latency_column"),
-    *("min_params", "max_layers", "max_flops"),
-}
+_OF_AZNAS = {"proxies", "proposals", "batch", "aggregate", "front", "latency", "latency_column"}
 _OF_TRAINING = {"warmup", "warmup_by", "moves", "predicted", "seconds", "known_only"}
 _OF_TABLES = {"predicted", "known_only"}
 _OF_SCORING = {

@@ -15,7 +15,8 @@ from zcpipe.errors import DataError, UsageError, ZcpipeError
 from zcpipe.ops.philox import Stream
 from zcpipe.rank import log_rank, top
 from zcpipe.search.algorithms import aznas
-from zcpipe.search.algorithms.aznas import AzNas, Constraints
+from zcpipe.search.algorithms.aznas import AzNas
+from zcpipe.search.limits import Limits
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Dataset, Size
 
@@ -151,9 +152,9 @@ def test_an_architecture_is_a_candidate_once():
 
 
 @pytest.mark.parametrize("proposals", ["evolution", "random"])
-def test_candidates_meet_the_constraints(proposals):
-    limits = Constraints(max_macs=900, max_params=799, min_params=300, max_layers=6)
-    algorithm = plane(proposals=proposals, constraints=limits)
+def test_candidates_are_within_the_limits(proposals):
+    limits = Limits(max_macs=900, max_params=799, min_params=300, max_layers=6)
+    algorithm = plane(proposals=proposals, limits=limits)
     archs = searched(algorithm, [30] * 3)
     assert all(arch.pair[1] <= 900 and 300 <= arch.pair[0] < 700 for arch in archs)
     assert algorithm.tries > len(archs) == 90
@@ -161,7 +162,7 @@ def test_candidates_meet_the_constraints(proposals):
 
 def test_random_sampling_takes_the_draws_in_a_window():
     """METHODS A.9."""
-    algorithm = plane(proposals="random", seed=5, constraints=Constraints(min_params=400, max_params=600))
+    algorithm = plane(proposals="random", seed=5, limits=Limits(min_params=400, max_params=600))
     archs = searched(algorithm, [7] * 3)
     draws = [Plane().sample(5, i) for i in range(algorithm.tries)]
     assert archs == list(dict.fromkeys(draw for draw in draws if 400 <= draw.pair[0] <= 600))
@@ -170,7 +171,7 @@ def test_random_sampling_takes_the_draws_in_a_window():
 def test_a_constraint_that_nothing_meets_says_after_how_many_tries(monkeypatch):
     monkeypatch.setattr(aznas, "TRIES", 200)
     for proposals in ("evolution", "random"):
-        algorithm = AzNas(MACRO, "cifar10", WAYS, proposals=proposals, constraints=Constraints(max_macs=1000))
+        algorithm = AzNas(MACRO, "cifar10", WAYS, proposals=proposals, limits=Limits(max_macs=1000))
         with pytest.raises(DataError, match="none of 200 proposals in nasbenchmacro has at most 1,000 multiply"):
             algorithm.propose(4)
 
@@ -178,7 +179,7 @@ def test_a_constraint_that_nothing_meets_says_after_how_many_tries(monkeypatch):
 def test_a_search_ends_where_nothing_new_is_found(monkeypatch):
     monkeypatch.setattr(aznas, "TRIES", 300)
     smallest = min(MACRO.size(arch, "cifar10").macs for arch in MACRO)
-    algorithm = AzNas(MACRO, "cifar10", WAYS, proposals="random", constraints=Constraints(max_macs=smallest))
+    algorithm = AzNas(MACRO, "cifar10", WAYS, proposals="random", limits=Limits(max_macs=smallest))
     monkeypatch.setattr(aznas, "TRIES", len(MACRO))
     assert len(algorithm.propose(4)) == 1 and algorithm.tries == len(MACRO)
     algorithm.tell({name: np.zeros(1) for name in WAYS})
@@ -192,14 +193,14 @@ def test_a_search_ends_where_nothing_new_is_found(monkeypatch):
         ({"min_params": 5, "max_params": 4}, "min_params is 5, more than max_params, which is 4"),
     ],
 )
-def test_refuses_constraints_that_mean_nothing(limits, message):
+def test_refuses_limits_that_mean_nothing(limits, message):
     with pytest.raises(UsageError, match=message):
-        Constraints(**limits)
+        Limits(**limits)
 
 
 def test_refuses_limits_of_layers_that_nobody_counts():
     with pytest.raises(UsageError, match="nasbenchmacro does not say how many layers"):
-        AzNas(MACRO, "cifar10", WAYS, constraints=Constraints(max_layers=3))
+        AzNas(MACRO, "cifar10", WAYS, limits=Limits(max_layers=3))
 
 
 def test_names_a_space_that_raises():

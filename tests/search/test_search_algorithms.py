@@ -18,7 +18,7 @@ from zcpipe.search.warmup import WarmUp
 from zcpipe.spaces import get_space
 
 SCORES = macro_scores()
-ALL = TableCandidates(SPACE, SCORES)
+ALL = TableCandidates(SPACE, SCORES, "cifar10")
 
 
 def setting(candidates=ALL, seed=0, scores=SCORES, warmup=None, moves=None, random=0.25):
@@ -82,7 +82,7 @@ def test_a_warm_up_begins_with_the_best_of_the_first_draws(name):
 
 
 def test_random_search_asks_for_every_candidate_once():
-    candidates = TableCandidates(SPACE, few(50))
+    candidates = TableCandidates(SPACE, few(50), "cifar10")
     found = asked(method("random").start(setting(candidates)), 60)
     assert sorted(map(str, found)) == sorted(candidates.texts)
 
@@ -144,7 +144,9 @@ def test_moves_are_random_where_no_neighbour_has_a_score():
 
 
 def test_a_random_candidate_takes_the_place_of_a_child_that_cannot_be():
-    lonely = TableCandidates(SPACE, macro_scores([SPACE[0], SPACE.parse("11111111"), SPACE.parse("22222222")]))
+    lonely = TableCandidates(
+        SPACE, macro_scores([SPACE[0], SPACE.parse("11111111"), SPACE.parse("22222222")]), "cifar10"
+    )
     found = asked(method("evolution", {"pool": 1, "tournament": 1}).start(setting(lonely)), 5)
     assert sorted(map(str, found)) == ["00000000", "11111111", "22222222"]
 
@@ -211,12 +213,12 @@ def test_the_warm_up_rewards_the_controller_by_the_scores_and_keeps_the_best_tha
 
 
 def test_what_the_controller_draws_is_a_candidate():
-    small = TableCandidates(SPACE, SCORES, Limits(params=1_200_000))
+    small = TableCandidates(SPACE, SCORES, "cifar10", Limits(max_params=1_200_000))
     assert all(arch in small for arch in asked(method("reinforce").start(setting(small)), 20))
 
 
 def test_a_controller_that_finds_no_candidate_gives_up():
-    lonely = TableCandidates(SPACE, macro_scores([SPACE[0]]))
+    lonely = TableCandidates(SPACE, macro_scores([SPACE[0]]), "cifar10")
     algorithm = method("reinforce").start(setting(lonely))
     algorithm._controller.logits[:, 0] = -50  # what the one candidate is made of
     algorithm._controller.learn([1] * 8, 1.0)
@@ -270,7 +272,7 @@ def test_a_warm_up_keeps_no_more_than_it_scores():
 
 def test_a_warm_up_of_more_than_there_are():
     with pytest.raises(UsageError, match="60 random architectures were asked for, but there are only 50 candidates"):
-        method("random").start(setting(TableCandidates(SPACE, few(50)), warmup=(60, 5, "good"))).ask()
+        method("random").start(setting(TableCandidates(SPACE, few(50), "cifar10"), warmup=(60, 5, "good"))).ask()
 
 
 @pytest.mark.parametrize("name", ["random", "evolution", "reinforce"])

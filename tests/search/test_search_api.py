@@ -67,7 +67,7 @@ def test_curves_and_picks_are_written(tmp_path):
 
 
 def test_within_limits():
-    limits = Limits(params=1_500_000)
+    limits = Limits(max_params=1_500_000)
     found = search("nasbenchmacro", "evolution", quality, 80, limits=limits)
     sizes = [SPACE.size(SPACE.parse(trial.arch), "cifar10").params for trial in found.outcomes[0].trials]
     assert max(sizes) <= 1_500_000

@@ -14,7 +14,7 @@ from zcpipe.search.algorithms import method
 from zcpipe.search.candidates import TableCandidates
 from zcpipe.search.loop import Search, run
 
-ALL = TableCandidates(SPACE, macro_scores())
+ALL = TableCandidates(SPACE, macro_scores(), "cifar10")
 NAMES = ("random", "evolution", "reinforce")
 
 
@@ -76,7 +76,7 @@ def test_seconds_are_measured_where_the_function_does_not_say():
 def test_a_search_that_goes_in_circles_ends():
     # All neighbours of a table of four are soon trained, and the budget allows for more.
     texts = ("00000000", "00000001", "00000002", "11111111", "22222222")
-    candidates = TableCandidates(SPACE, macro_scores(list(map(SPACE.parse, texts))))
+    candidates = TableCandidates(SPACE, macro_scores(list(map(SPACE.parse, texts))), "cifar10")
     outcome = run(made("evolution", 5, candidates=candidates, parameters={"pool": 3, "tournament": 3}), 0)
     assert outcome.ended in ("repeats", "budget")
     outcome = run(made("evolution", 5, candidates=candidates, parameters={"pool": 1, "tournament": 1}), 7)
@@ -87,7 +87,7 @@ def test_a_search_that_goes_in_circles_ends():
 def test_a_search_without_candidates_left_ends():
     # 2 trained models of 3 candidates, of which two have one key; the budget is the number of keys.
     texts = ("00000000", "00000001", "00000010")
-    candidates = TableCandidates(SPACE, macro_scores(list(map(SPACE.parse, texts))))
+    candidates = TableCandidates(SPACE, macro_scores(list(map(SPACE.parse, texts))), "cifar10")
     assert candidates.models() == 2
     assert len(run(made("random", 2, candidates=candidates), 0).trials) == 2
     with pytest.raises(

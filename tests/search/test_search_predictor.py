@@ -25,7 +25,7 @@ from zcpipe.spaces import get_space
 LAYERS = len(SPACE[0].operations)
 MEMBERS = list({SPACE.key(SPACE[index]): SPACE[index] for index in range(0, len(SPACE), 5)}.values())[::2]
 SCORES = macro_scores(MEMBERS)
-CANDIDATES = TableCandidates(SPACE, SCORES)
+CANDIDATES = TableCandidates(SPACE, SCORES, "cifar10")
 
 
 def features_of(archs):
@@ -106,7 +106,7 @@ def test_a_round_is_half_the_best_and_half_from_a_shrinking_top(seer):
 
 def test_the_top_never_becomes_smaller_than_a_round(seer):
     few = [*MEMBERS[:64]]
-    candidates = TableCandidates(SPACE, macro_scores(few))
+    candidates = TableCandidates(SPACE, macro_scores(few), "cifar10")
     made = method("predictor", {"round": 10}).start(setting(features=features_of(few), candidates=candidates))
     assert sorted(map(str, asked(made, 100))) == sorted(map(str, few))  # all there are, then no more
 
@@ -226,7 +226,7 @@ def test_what_has_no_features_is_never_asked_for(seer):
 
 def test_architectures_of_one_key_are_one_model(seer):
     shared = replace(SCORES, keys=[str(arch)[:-2] for arch in MEMBERS])
-    candidates = TableCandidates(SPACE, shared)
+    candidates = TableCandidates(SPACE, shared, "cifar10")
     found = asked(method("predictor").start(setting(candidates=candidates)), len(MEMBERS))
     assert len(found) == candidates.models() == len({candidates.key(arch) for arch in found}) < len(MEMBERS)
 

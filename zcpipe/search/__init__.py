@@ -10,8 +10,8 @@ from zcpipe.search.accuracy import Accuracy, Evaluated, Trained, TrainingError, 
 from zcpipe.search.api import Guidance, read_scores, search
 from zcpipe.search.aznas import AzNasFound, AzNasSpec, aznas_search
 from zcpipe.search.budget import Budget
-from zcpipe.search.candidates import Limits
 from zcpipe.search.features import Features
+from zcpipe.search.limits import Limits
 from zcpipe.search.live import LiveScores, live_scores
 from zcpipe.search.pareto import front
 from zcpipe.search.result import Found, Pick

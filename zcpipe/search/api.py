@@ -16,9 +16,10 @@ from zcpipe.parzc.parallel import HERE, Pool, Progress
 from zcpipe.search.accuracy import Accuracy, Evaluated, Trained, TruthAccuracy, require_known
 from zcpipe.search.algorithms import Method, method
 from zcpipe.search.budget import Budget
-from zcpipe.search.candidates import ANY_SIZE, Candidates, Limits, SpaceCandidates, TableCandidates
+from zcpipe.search.candidates import Candidates, SpaceCandidates, TableCandidates
 from zcpipe.search.features import Features
 from zcpipe.search.journal import Journal, Record, opened
+from zcpipe.search.limits import ANY_SIZE, Limits
 from zcpipe.search.loop import Outcome, Search
 from zcpipe.search.moves import RANDOM, Moves
 from zcpipe.search.recorded import RecordedScores
@@ -246,10 +247,10 @@ def _candidates(
             raise UsageError("candidates of a whole space cannot be left out; known_only is for those of a table")
         return SpaceCandidates(space, dataset, limits)
     if not isinstance(accuracy, TruthAccuracy):
-        return TableCandidates(space, scores, limits)
+        return TableCandidates(space, scores, dataset, limits)
     if known_only:
-        return TableCandidates(space, scores, limits, accuracy.known(scores.texts))
-    candidates = TableCandidates(space, scores, limits)
+        return TableCandidates(space, scores, dataset, limits, accuracy.known(scores.texts))
+    candidates = TableCandidates(space, scores, dataset, limits)
     require_known(accuracy, candidates.texts)
     return candidates
 

@@ -22,8 +22,9 @@ from zcpipe.run.drive import TIMEOUT, check_options
 from zcpipe.run.events import Event
 from zcpipe.run.spec import RunSpec
 from zcpipe.scoring.columns import COUNTS
-from zcpipe.search.algorithms.aznas import AzNas, Constraints
+from zcpipe.search.algorithms.aznas import AzNas
 from zcpipe.search.journal import opened
+from zcpipe.search.limits import Limits
 from zcpipe.search.live import live_scores
 from zcpipe.search.pareto import front
 from zcpipe.search.scored import LookedUp, Scored, Scorer
@@ -103,13 +104,13 @@ class AzNasSpec(BaseModel):
         if spec.run.dataset not in space.datasets:
             raise unknown_name("dataset", spec.run.dataset, space.datasets)
         resolve(spec.run.proxies)
-        spec.constraints.check(space)
+        spec.limits.check(space)
         return spec
 
     @property
-    def constraints(self) -> Constraints:
-        """What candidates must be."""
-        return Constraints(self.max_macs, self.max_params, self.min_params, self.max_layers, self.max_flops)
+    def limits(self) -> Limits:
+        """What candidates must be within."""
+        return Limits(self.max_macs, self.max_params, self.min_params, self.max_layers, self.max_flops)
 
     def identity(self, table: TableScores | None = None) -> dict[str, Any]:
         """Return what all histories of one directory share: all but how far they go."""
@@ -118,7 +119,7 @@ class AzNasSpec(BaseModel):
             scoring["table"] = table.digest({*self.run.proxies, *COUNTS})
         fields = ("seed", "proposals", "batch", "population", "aggregate")
         own = {name: getattr(self, name) for name in fields}
-        return {"kind": "aznas", "scores": scoring, **own, **asdict(self.constraints)}
+        return {"kind": "aznas", "scores": scoring, **own, **asdict(self.limits)}
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def aznas_search(
 
     Raises:
         UsageError: an option means nothing here.
-        DataError: no proposal meets the constraints; ``out`` or the latencies are damaged, foreign or unwritable.
+        DataError: no proposal is within the limits; ``out`` or the latencies are damaged, foreign or unwritable.
         IdentityMismatch: ``out`` holds another search.
         CapabilityError: the device is not there, workers cannot be started, or the cluster cannot be used.
         KeyboardInterrupt: whole batches are kept.
@@ -326,7 +327,7 @@ def _search(
         proposals=spec.proposals,
         population=spec.population,
         aggregate=spec.aggregate,
-        constraints=spec.constraints,
+        limits=spec.limits,
         among=scores,
     )
     found: list[Scored] = []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.ops.philox import Stream
+from zcpipe.search.limits import ANY_SIZE, Limits
 from zcpipe.search.scores import COUNTS, TableScores
 from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Size, Space
 from zcpipe.spaces.permutation import permutation
@@ -21,38 +21,6 @@ Bools = NDArray[np.bool_]
 
 TRIES = 10_000
 """Random architectures in a row that may break the limits before a search gives up."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How large an architecture may be at most; None for any size.
-
-    Raises:
-        UsageError: a limit that is not positive.
-    """
-
-    params: int | None = None
-    macs: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in COUNTS:
-            limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise UsageError(f"max_{name} must be positive, got {limit}")
-
-    def __bool__(self) -> bool:
-        return self.params is not None or self.macs is not None
-
-    def __str__(self) -> str:
-        given = {"parameters": self.params, "multiply-accumulates": self.macs}
-        return " and ".join(f"at most {limit:,} {what}" for what, limit in given.items() if limit is not None)
-
-    def allow(self, size: Size) -> bool:
-        """Whether an architecture of this size is within them."""
-        return (self.params is None or size.params <= self.params) and (self.macs is None or size.macs <= self.macs)
-
-
-ANY_SIZE = Limits()
 
 
 class Candidates(Protocol[A]):
@@ -89,23 +57,35 @@ class TableCandidates(Generic[A]):
     Args:
         space: theirs.
         scores: the table, with its counts.
+        dataset: for which what the table does not hold is counted.
         limits: of size.
         among: [n], the rows of the table that may be candidates at all; by default every one.
 
     Raises:
+        UsageError: limits that the space cannot be held against.
         DataError: none is within the limits.
     """
 
     def __init__(
-        self, space: Space[A], scores: TableScores, limits: Limits = ANY_SIZE, among: Bools | None = None
+        self,
+        space: Space[A],
+        scores: TableScores,
+        dataset: str,
+        limits: Limits = ANY_SIZE,
+        among: Bools | None = None,
     ) -> None:
+        limits.check(space)
         self.space = space
         self._scores = scores
         allowed = np.ones(len(scores.texts), dtype=bool) if among is None else among.copy()
-        for name in COUNTS:
-            limit = getattr(limits, name)
-            if limit is not None:
-                allowed &= scores.columns[name] <= limit
+        if limits:
+            params, macs = (scores.columns[name] for name in COUNTS)
+            allowed &= ~np.isnan(params + macs)
+            for row in np.flatnonzero(allowed).tolist():
+                allowed[row] = limits.allow_size(Size(int(params[row]), int(macs[row])))
+        if limits.of_space:
+            for row in np.flatnonzero(allowed).tolist():
+                allowed[row] = limits.allow_counts(space, space.parse(scores.texts[row]), dataset)
         first = [scores.row(text) == row for row, text in enumerate(scores.texts)]  # draws may repeat a text
         self._allowed = allowed
         self._rows = np.flatnonzero(allowed & np.array(first, dtype=bool))
@@ -160,9 +140,13 @@ class SpaceCandidates(Generic[A]):
         space: theirs.
         dataset: for which sizes are counted.
         limits: of size.
+
+    Raises:
+        UsageError: no such data set, or limits that the space cannot be held against.
     """
 
     def __init__(self, space: Space[A], dataset: str, limits: Limits = ANY_SIZE) -> None:
+        limits.check(space)
         if dataset not in space.datasets:
             raise UsageError(f"{space.name} has no data set {dataset!r}; it has {', '.join(space.datasets)}")
         self.space = space
@@ -181,15 +165,12 @@ class SpaceCandidates(Generic[A]):
         while length is None or drawn < length:
             arch = self._draw(seed, drawn)
             drawn += 1
-            if not self._limits:
-                yield arch
-                continue
-            size = self.space.size(arch, self._dataset)
-            if self._limits.allow(size):
+            if self._limits.allow(self.space, arch, self._dataset):
                 tries = 0
                 yield arch
                 continue
             tries += 1
+            size = self.space.size(arch, self._dataset)
             smallest = Size(min(smallest.params, size.params), min(smallest.macs, size.macs))
             if tries >= min(TRIES, length or TRIES):
                 raise DataError(
@@ -209,7 +190,7 @@ class SpaceCandidates(Generic[A]):
         return [one for one in self.space.neighbours(arch) if one in self]
 
     def __contains__(self, arch: object) -> bool:
-        return not self._limits or self._limits.allow(self.space.size(arch, self._dataset))  # type: ignore[arg-type]
+        return self._limits.allow(self.space, cast(A, arch), self._dataset)
 
     def key(self, arch: A) -> str:
         """Return the key that the space gives."""

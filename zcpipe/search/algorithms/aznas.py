@@ -3,7 +3,7 @@
 Evolution starts at one network (Lee & Ham, CVPR 2024, and the code that they published). Up to the eleventh, candidates
 are the start changed in one place; then any candidate so far changed in two, until there are as many as a population
 has; from then on one of the best of the whole history, changed in two. Random sampling draws from the space. Nothing is
-ever discarded, and a candidate that breaks the constraints is none.
+ever discarded, and a candidate beyond the limits is none.
 
 Proposals come in batches. Only parents among the best depend on scores, and they are taken from the best when the batch
 begins; with batches of one this is the published loop. One thing differs: an architecture is a candidate once, while
@@ -13,15 +13,15 @@ there it would be scored and ranked again.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, cast
+from typing import Generic, Literal, TypeVar
 
-from zcpipe.errors import DataError, UsageError, asking
+from zcpipe.errors import DataError, asking
 from zcpipe.ops.philox import Stream
 from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import Positions
 from zcpipe.search.incremental import History
-from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, PublishedFlops, Space
+from zcpipe.search.limits import ANY_SIZE, Limits
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, Space
 
 A = TypeVar("A", bound=Architecture)
 
@@ -31,81 +31,6 @@ TRIES = 10_000
 """Proposals in a row that may be no new candidate before a search ends."""
 
 _FIRST = 10  # after so many candidates and one more the start is left
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What a candidate must be; None for anything.
-
-    Attributes:
-        max_macs: multiply-accumulates at most.
-        max_params: parameters at most.
-        min_params: parameters at least.
-        max_layers: layers at most, as the space counts them (`zcpipe.spaces.base.MovesFromNetwork`).
-        max_flops: FLOPs at most, as published searches of the space count them
-            (`zcpipe.spaces.base.PublishedFlops`), which is what published budgets are of.
-
-    Raises:
-        UsageError: one is not positive, or the least parameters are more than the most.
-    """
-
-    max_macs: int | None = None
-    max_params: int | None = None
-    min_params: int | None = None
-    max_layers: int | None = None
-    max_flops: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, limit in vars(self).items():
-            if limit is not None and limit < 1:
-                raise UsageError(f"{name} must be positive, got {limit}")
-        if self.min_params is not None and self.max_params is not None and self.min_params > self.max_params:
-            raise UsageError(f"min_params is {self.min_params}, more than max_params, which is {self.max_params}")
-
-    def __str__(self) -> str:
-        said = {
-            "max_macs": "at most {:,} multiply-accumulates",
-            "max_params": "at most {:,} parameters",
-            "min_params": "at least {:,} parameters",
-            "max_layers": "at most {:,} layers",
-            "max_flops": "at most {:,} published FLOPs",
-        }
-        return " and ".join(text.format(vars(self)[name]) for name, text in said.items() if vars(self)[name])
-
-    def check(self, space: Space[A]) -> None:
-        """Refuse a limit that the space cannot be held against.
-
-        Raises:
-            UsageError: the space does not count layers, or has no published FLOPs.
-        """
-        if self.max_layers is not None and not isinstance(space, MovesFromNetwork):
-            raise UsageError(f"{space.name} does not say how many layers an architecture has; leave max_layers out")
-        if self.max_flops is not None and not isinstance(space, PublishedFlops):
-            raise UsageError(f"{space.name} has no published count of FLOPs; limit max_macs, which every space counts")
-
-    def allow(self, space: Space[A], arch: A, dataset: str) -> bool:
-        """Whether an architecture meets them.
-
-        Raises:
-            ZcpipeError: the space raises.
-        """
-        if self.max_layers is not None:
-            with asking(space.name, f"the layers of {arch}"):
-                if cast(MovesFromNetwork[A], space).num_layers(arch) > self.max_layers:  # which `check` has seen
-                    return False
-        if self.max_flops is not None:
-            with asking(space.name, f"the published FLOPs of {arch}"):
-                if cast(PublishedFlops[A], space).published_flops(arch, dataset) > self.max_flops:  # seen by `check`
-                    return False
-        if self.max_macs is None and self.max_params is None and self.min_params is None:
-            return True
-        with asking(space.name, f"the size of {arch}"):
-            size = space.size(arch, dataset)
-        return (
-            (self.max_macs is None or size.macs <= self.max_macs)
-            and (self.max_params is None or size.params <= self.max_params)
-            and (self.min_params is None or size.params >= self.min_params)
-        )
 
 
 class AzNas(Generic[A]):
@@ -119,11 +44,11 @@ class AzNas(Generic[A]):
         proposals: "evolution" or "random".
         population: evolution takes parents among the best ``population - 1``.
         aggregate: "logrank" or "linear".
-        constraints: what candidates must be.
+        limits: what candidates must be within.
         among: what holds those that can be candidates, None for the whole space.
 
     Raises:
-        UsageError: constraints that the space cannot be held against, or as `History`.
+        UsageError: limits that the space cannot be held against, or as `History`.
     """
 
     def __init__(
@@ -136,10 +61,10 @@ class AzNas(Generic[A]):
         proposals: Proposals = "evolution",
         population: int = 1024,
         aggregate: str = "logrank",
-        constraints: Constraints = Constraints(),
+        limits: Limits = ANY_SIZE,
         among: Container[object] | None = None,
     ) -> None:
-        constraints.check(space)
+        limits.check(space)
         self.history = History(directions, aggregate)
         self.archs: list[A] = []  # all candidates: those of the history, and those proposed since
         self.tries = 0
@@ -148,7 +73,7 @@ class AzNas(Generic[A]):
         self._length = len(space) if isinstance(space, EnumerableSpace) else None
         self._evolution = proposals == "evolution"
         self._population = population
-        self._constraints = constraints
+        self._limits = limits
         self._among = among
         self._seen: set[A] = set()
         self._best: Positions = self.history.best(0)
@@ -161,7 +86,7 @@ class AzNas(Generic[A]):
                 `TRIES` proposals in a row were no new candidates.
 
         Raises:
-            DataError: no proposal ever met the constraints.
+            DataError: no proposal was ever within the limits.
             ZcpipeError: the space raises.
         """
         self._best = self.history.best(self._population - 1) if self._evolution else self._best
@@ -177,7 +102,7 @@ class AzNas(Generic[A]):
                 batch.append(arch)
                 vain = 0
         if not self.archs:
-            demands = str(self._constraints) or "scores"
+            demands = str(self._limits) or "scores"
             few = self._among is not None and self._evolution
             hint = "; scores of a few architectures hold hardly any mutations: let it propose at random" if few else ""
             raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}{hint}")
@@ -190,7 +115,7 @@ class AzNas(Generic[A]):
     def _allows(self, arch: A) -> bool:
         if self._among is not None and arch not in self._among:
             return False
-        return self._constraints.allow(self._space, arch, self._dataset)
+        return self._limits.allow(self._space, arch, self._dataset)
 
     def _exhausted(self) -> bool:
         """Whether an enumerable space has no more."""
