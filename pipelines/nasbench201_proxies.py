@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -159,14 +158,7 @@ def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[s
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
-    data = os.environ.get("ZCPIPE_DATA")
-    parser.add_argument(
-        "--truth",
-        type=Path,
-        default=Path(data) / "nasbench201_cifar10.parquet" if data else None,
-        required=not data,
-        help="Parquet file with columns arch, cifar10_test_200 and cifar10_val_200",
-    )
+    study.add_truth(parser, "Parquet file with columns arch, cifar10_test_200 and cifar10_val_200")
     parser.add_argument("--images", metavar="KIND:PATH", help="real images, as zcpipe run --inputs; else only noise")
     parser.add_argument("--proxies", default=",".join(list_proxies()), help="what to score")
     parser.add_argument("--out", type=Path, default=Path("runs/nasbench201_proxies"), help="where tables and stages go")

@@ -14,19 +14,20 @@ a sample of NAS-Bench-101, each of which may be missing or incomplete.
 The stages are nasbench201 (all predictors by the number of labels), spaces (the same elsewhere,
 with the parameters chosen on NAS-Bench-201), ablation (one thing changed at a time), calibration and speed. What a
 stage computed is kept under --out and not repeated while its table, labels, features, draws and parameters are the
-same. With --stages the chosen ones alone are run and printed; without it docs/parzc.md, its figure and docs/parzc.json
-are written.
+same. With --stages the chosen ones alone are run and printed; without it docs/parzc.md, its figure and its rows
+(docs/parzc.parquet) are written.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import study
 from parzc_ablation import ablation
 from parzc_figure import figure
@@ -106,21 +107,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
-    data = os.environ.get("ZCPIPE_DATA")
     parser.add_argument("--nasbench201", type=Path, default=Path("runs/parzc/nasbench201"), help="its table")
-    parser.add_argument(
-        "--truth",
-        type=Path,
-        default=Path(data) / "nasbench201_cifar10.parquet" if data else None,
-        required=not data,
-        help="Parquet file with columns arch, cifar10_test_200 and cifar10_val_200",
-    )
+    study.add_truth(parser, "Parquet file with columns arch, cifar10_test_200 and cifar10_val_200")
     parser.add_argument("--spaces", type=Path, default=Path("runs/spaces"), help="where pipelines/spaces.py has tables")
-    parser.add_argument("--stages", type=_listed, help=f"run and print only some of {','.join(STAGES)}")
-    parser.add_argument("--samples", type=_listed, default="78,156,469,781,1563", help="numbers of labels")
-    parser.add_argument("--shares", type=_listed, default="20%,60%", help="numbers of labels on the other spaces")
+    parser.add_argument("--stages", type=study.listed, help=f"run and print only some of {','.join(STAGES)}")
+    parser.add_argument("--samples", type=study.listed, default="78,156,469,781,1563", help="numbers of labels")
+    parser.add_argument("--shares", type=study.listed, default="20%,60%", help="numbers of labels on the other spaces")
     parser.add_argument("--seeds", type=int, default=10, help="draws of labels")
-    parser.add_argument("--ablation-samples", type=_listed, default="78,469,1563", help="numbers of labels there")
+    parser.add_argument("--ablation-samples", type=study.listed, default="78,469,1563", help="numbers of labels there")
     parser.add_argument("--ablation-seeds", type=int, default=5, help="draws of labels there")
     parser.add_argument("--out", type=Path, default=Path("runs/parzc/study"), help="where results are kept")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
@@ -140,27 +134,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options.docs.mkdir(parents=True, exist_ok=True)
     base = options.docs / "parzc"
-    base.with_suffix(".json").write_text(dumped(record) + "\n")
+    pq.write_table(tabulated(record), base.with_suffix(".parquet"), compression="zstd")
     figure(record, base.with_suffix(".png"))
     base.with_suffix(".md").write_text(page(record))
     print(f"{base.with_suffix('.md')} is written")
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
+def tabulated(record: dict[str, Any]) -> pa.Table:
+    """Put the rows of all stages into one table, which says of each its stage and population; a null is what it lacks.
 
-
-def dumped(value: Any, pad: str = "") -> str:  # noqa: ANN401 - any JSON
-    """Write JSON with a line for whatever holds no object: a row of results is one."""
-    text = json.dumps(value, allow_nan=False)
-    if "{" not in text[1:]:
-        return text
-    inner = f"{pad} "
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(name)}: {dumped(one, inner)}" for name, one in value.items()]
-    else:
-        parts = [dumped(one, inner) for one in value]
-    return f"{text[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{pad}{text[-1]}"
+    What a stage says besides its rows, such as facts of a table, is JSON in the metadata.
+    """
+    rows: list[dict[str, Any]] = []
+    said: dict[str, Any] = {}
+    for name, stage in record.items():
+        populations = stage.get("populations", {"nasbench201": stage})
+        for population, held in populations.items():
+            rows += [{"stage": name, "population": population, **row} for row in held["rows"]]
+        facts = {population: held.get("facts") for population, held in populations.items()}
+        said[name] = {key: value for key, value in stage.items() if key not in ("rows", "populations")} | facts
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: [row.get(key) for row in rows] for key in names}
+    return pa.table(columns, metadata={name: json.dumps(value) for name, value in said.items()})
 
 
 if __name__ == "__main__":

@@ -204,6 +204,6 @@ def _reproduction(stage: dict[str, Any]) -> list[str]:
         "```",
         "",
         "Each stage is printed alone by `--stages nasbench201`, `spaces`, `ablation`, `calibration` or `speed`; what",
-        "was computed is kept and not repeated. Every number is in `parzc.json`: of each row the mean over the draws,",
+        "was computed is kept and not repeated. Every row is in `parzc.parquet`: the mean over the draws,",
         "its standard error and, where something was learnt, Kendall's tau of each draw.",
     ]

@@ -18,14 +18,12 @@ docs/search.json are written.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import study
-from parzc import dumped
 from parzc_stages import absence
 from scipy import stats
 from search_figure import figure
@@ -119,19 +117,14 @@ def _finite(value: float) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
-    data = os.environ.get("ZCPIPE_DATA")
     parser.add_argument("--table", type=Path, default=Path("runs/parzc/nasbench201"), help="the table that is searched")
-    parser.add_argument(
-        "--truth",
-        type=Path,
-        default=Path(data) / "nasbench201_cifar10.parquet" if data else None,
-        required=not data,
-        help="Parquet file with a column arch and the accuracies",
-    )
+    study.add_truth(parser, "Parquet file with a column arch and the accuracies")
     parser.add_argument("--target", default="cifar10_val_200", help="its column that guides")
     parser.add_argument("--report", default="cifar10_test_200", help="its column that is only reported")
     parser.add_argument("--goal", type=float, default=94.0, help="accuracy to be reached, of the reported column")
-    parser.add_argument("--algorithms", type=_listed, help=f"run only some of {','.join([*ROLES, PREDICTOR_STAGE])}")
+    parser.add_argument(
+        "--algorithms", type=study.listed, help=f"run only some of {','.join([*ROLES, PREDICTOR_STAGE])}"
+    )
     parser.add_argument("--seeds", type=int, default=50, help="searches of each case")
     parser.add_argument("--budget", type=int, default=300, help="models to train")
     parser.add_argument("--predictor-budget", type=int, default=150, help="models to train in predictor search")
@@ -160,14 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record["points"] = [point for point in POINTS if point <= options.budget] or [options.budget]
     options.docs.mkdir(parents=True, exist_ok=True)
     base = options.docs / "search"
-    base.with_suffix(".json").write_text(dumped(record) + "\n")
+    base.with_suffix(".json").write_text(study.dumped(record) + "\n")
     figure(record, base.with_suffix(".png"))
     base.with_suffix(".md").write_text(page(record))
     print(f"{base.with_suffix('.md')} is written")
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,18 @@ from zcpipe.run import RunSpec, run, show_progress
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keep the description's lines and show defaults."""
+
+
+def add_truth(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--truth``, by default NAS-Bench-201's accuracies in the folder that the variable ZCPIPE_DATA names."""
+    data = os.environ.get("ZCPIPE_DATA")
+    default = Path(data) / "nasbench201_cifar10.parquet" if data else None
+    parser.add_argument("--truth", type=Path, default=default, required=not data, help=what)
+
+
+def listed(text: str) -> list[str]:
+    """Read names that commas part."""
+    return [part.strip() for part in text.split(",")]
 
 
 def score(spec: RunSpec, directory: Path, workers: int) -> None:
@@ -58,3 +71,16 @@ def places(values: np.ndarray) -> np.ndarray:
 def without_nan(record: dict[str, Any]) -> dict[str, Any]:
     """Make a flat record that strict JSON can hold: NaN is null."""
     return {name: None if value != value else value for name, value in record.items()}
+
+
+def dumped(value: Any, pad: str = "") -> str:  # noqa: ANN401 - any JSON
+    """Write JSON with a line for whatever holds no object: a row of results is one."""
+    text = json.dumps(value, allow_nan=False)
+    if "{" not in text[1:]:
+        return text
+    inner = f"{pad} "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {dumped(one, inner)}" for name, one in value.items()]
+    else:
+        parts = [dumped(one, inner) for one in value]
+    return f"{text[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{pad}{text[-1]}"
