@@ -43,3 +43,9 @@ class Counting:
         if str(arch) in self.failing:
             raise RuntimeError("out of luck")
         return Trained(quality(arch), report=-quality(arch), seconds=2.0)
+
+
+def search_command(given):
+    """Return the command with options as ``name=value``: those that are None are left out, those that are "" flags."""
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
+    return ["search", *(str(part) for pair in pairs for part in (pair if pair[1] != "" else pair[:1]))]

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from plugin_spaces import plugins_installed
 
 from zcpipe.errors import DataError, UsageError
-from zcpipe.registry import discover
 from zcpipe.run import Archs, RunSpec, run
 from zcpipe.search.journal import Journal, opened
 from zcpipe.search.live import LiveScores, live_scores
 from zcpipe.spaces import get_space
 from zcpipe.table import open_table
 
-PLUGINS = Path(__file__).parents[1] / "plugins"
 ORDER = (7, 0, 23, 1, 7, 12)  # 0 and 1 share a key; 7 comes twice
 PROXIES = ("expressivity", "trainability", "params")
 IDENTITY = {"kind": "test"}
@@ -28,16 +24,8 @@ IDENTITY = {"kind": "test"}
 @pytest.fixture(scope="module", autouse=True)
 def hazards():
     """Install the spaces of tests/plugins for this process and its children."""
-    before = os.environ.get("PYTHONPATH")
-    sys.path.insert(0, str(PLUGINS))
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), *([before] if before else [])])
-    discover.cache_clear()
-    yield
-    sys.path.remove(str(PLUGINS))
-    os.environ.pop("PYTHONPATH")
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
-    discover.cache_clear()
+    with plugins_installed():
+        yield
 
 
 def spec(**fields):

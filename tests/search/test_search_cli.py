@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from search_problems import search_command
 
 from zcpipe import open_table
 from zcpipe.search.journal import NAME
@@ -33,8 +34,7 @@ def command(searched, truth):
             "out": out,
             **options,
         }
-        pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
-        return ["search", *(str(part) for pair in pairs for part in (pair if pair[1] != "" else pair[:1]))]
+        return search_command(given)
 
     return make
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from search_problems import search_command
 
 from zcpipe import open_table
 from zcpipe.rank import linear_rank
@@ -32,8 +33,7 @@ def command(searched):
             "out": out,
             **options,
         }
-        pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
-        return ["search", *(str(part) for pair in pairs for part in (pair if pair[1] != "" else pair[:1]))]
+        return search_command(given)
 
     return make
 

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from search_problems import search_command
 
 from zcpipe.search import LiveScores
 from zcpipe.search.journal import NAME
@@ -43,8 +44,7 @@ def command(truth):
             "out": out,
             **options,
         }
-        pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
-        return ["search", *(str(part) for pair in pairs for part in (pair if pair[1] != "" else pair[:1]))]
+        return search_command(given)
 
     return make
 
@@ -128,7 +128,7 @@ def test_interrupted_and_gone_on_with(zcpipe, command, tmp_path, monkeypatch):
     ("options", "code", "said"),
     [
         ({"front": "macs"}, 2, "--front is for --algorithm aznas; evolution makes nothing of it"),
-        ({"max_flops": "1M"}, 2, "--max-flops is for --algorithm aznas"),
+        ({"max_flops": "1M"}, 2, "nasbenchmacro has no published count of FLOPs; limit max_macs"),
         ({"proxies": "snip"}, 2, "--proxies is for aznas; other searches score by what --warmup-by and --moves name"),
         ({"known_only": ""}, 2, "--known-only is for a table of scores"),
         ({"predicted": "p.parquet"}, 2, "--predicted is for a table of scores"),
