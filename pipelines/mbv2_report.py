@@ -24,8 +24,8 @@ def page(record: dict[str, Any]) -> str:
         f"Searches within the published limits, {budget:,} candidates each, {seeds} seeds, by AZ-NAS's four proxies "
         f"on noise of {side} x {side} pixels at batch {record['batch_size']}, {record['workers']} worker processes. "
         "Limits are of FLOPs as the published code counts them, at 224 x 224 pixels, and of layers. Aggregates are "
-        "log-ranks in one population for each limit: all candidates of all its searches, and the three networks that the "
-        "published searches (100,000 candidates, 224 x 224) found; 0 would be the best by every proxy.",
+        "log-ranks in one population for each limit: all candidates of all its searches, and the three networks that "
+        "the published searches (100,000 candidates, 224 x 224) found; 0 would be the best by every proxy.",
         "",
         *_sentences(limits),
         "",
