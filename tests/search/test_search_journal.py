@@ -95,6 +95,27 @@ def test_one_process_writes_at_a_time(tmp_path):
         found(tmp_path)
 
 
+def test_what_fails_before_anything_is_recorded_leaves_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "there", tmp_path / "made"):
+        with pytest.raises(KeyError), opened(place, IDENTITY):
+            raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize("records", [0, 1])
+def test_what_was_there_before_an_error_stays(tmp_path, records):
+    written(tmp_path / "out", [{"number": 0}] * records)
+    before = (tmp_path / "out" / NAME).read_bytes()
+    with pytest.raises(KeyError), opened(tmp_path / "out", IDENTITY):
+        raise KeyError
+    assert (tmp_path / "out" / NAME).read_bytes() == before
+    with pytest.raises(KeyError), opened(tmp_path / "new", IDENTITY) as journal:
+        journal.append({"number": 0})
+        raise KeyError
+    assert found(tmp_path / "new") == [{"number": 0}]
+
+
 def test_without_a_directory_nothing_is_kept():
     with opened(None, IDENTITY) as journal:
         journal.append({"kind": "a"})

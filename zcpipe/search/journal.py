@@ -30,10 +30,12 @@ class Journal:
 
     Attributes:
         found: what earlier processes recorded, in the order in which they did.
+        appended: how many records this process added, the search's identity among them.
     """
 
     def __init__(self, descriptor: int | None = None, path: Path | None = None, found: Sequence[Record] = ()) -> None:
         self.found = found
+        self.appended = 0
         self._descriptor = descriptor
         self._path = path
 
@@ -48,6 +50,7 @@ class Journal:
         """
         if self._descriptor is None or self._path is None:
             return
+        self.appended += 1
         line = memoryview(_line(record))
         with disk_errors("write", self._path):
             while line:
@@ -58,6 +61,8 @@ class Journal:
 @contextmanager
 def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
     """Open the journal of a search, which nobody else writes meanwhile; begin one where there is none.
+
+    One that was begun here and ends in an error before anything is recorded leaves nothing.
 
     Args:
         directory: of the search, None to keep nothing.
@@ -70,6 +75,7 @@ def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
     if directory is None:
         yield Journal()
         return
+    made = not directory.exists()
     make_directory(directory)
     path = directory / NAME
     with disk_errors("use", directory):
@@ -87,9 +93,22 @@ def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
             journal.append(identity)
             with disk_errors("write", directory):
                 sync_directory(directory)
-        yield journal
+        try:
+            yield journal
+        except BaseException:
+            if not records and journal.appended == 1:
+                _withdraw(path, made)
+            raise
     finally:
         os.close(descriptor)
+
+
+def _withdraw(path: Path, made: bool) -> None:
+    """Remove a journal that says nothing, and its directory if that was made for it."""
+    with disk_errors("remove", path):
+        path.unlink()
+        if made:
+            path.parent.rmdir()
 
 
 def _line(record: Record) -> bytes:
@@ -99,10 +118,13 @@ def _line(record: Record) -> bytes:
 
 def _lock(descriptor: int, directory: Path) -> None:
     with disk_errors("lock", directory):
+        busy = f"{directory} is being written by another zcpipe search; wait for it or end it"
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"{directory} is being written by another zcpipe search; wait for it or end it") from error
+            raise DataError(busy) from error
+        if not os.fstat(descriptor).st_nlink:  # the other has withdrawn it since it was opened here
+            raise DataError(busy)
 
 
 def _read(descriptor: int, path: Path) -> list[Record]:
