@@ -18,6 +18,7 @@ from zcpipe import open_table
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.parzc.parallel import Pool
 from zcpipe.search import Budget, Guidance, Limits, Trained, TrainingError, TruthAccuracy, search
+from zcpipe.search.algorithms import method
 from zcpipe.search.journal import NAME
 from zcpipe.search.result import CURVES, PICKS
 
@@ -95,6 +96,15 @@ def test_a_function_that_raises_is_asked_again(tmp_path):
     search("nasbenchmacro", "evolution", counting, 70, out=tmp_path / "again")
     assert len(counting.trained) == 71
     assert files(tmp_path / "again") == files(tmp_path / "whole")
+
+
+def test_a_search_that_was_refused_leaves_the_directory_to_another(tmp_path):
+    for refused in ({"pool": 5}, {"pool": 8}):
+        with pytest.raises(UsageError, match="a tournament of 10 needs as large a pool"):
+            search("nasbenchmacro", method("evolution", refused), quality, 3, out=tmp_path)
+    with pytest.raises(DataError, match="has at most 1 parameters"):
+        search("nasbenchmacro", "random", quality, 3, limits=Limits(max_params=1), out=tmp_path)
+    assert search("nasbenchmacro", method("evolution", {"pool": 10}), quality, 3, out=tmp_path).picks
 
 
 def test_another_search_is_not_mixed_in(tmp_path):
