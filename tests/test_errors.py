@@ -42,10 +42,10 @@ def test_the_allocator_of_the_cpu_is_known_by_what_it_says() -> None:
 
 
 def test_whatever_an_exception_says_is_one_line_that_a_file_can_hold():
-    class Mute(Exception):
+    class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("nothing to say")
 
     assert reason_of(ValueError("one\ntwo")) == "ValueError: one"
     assert reason_of(FileNotFoundError("a\udc80b")) == r"FileNotFoundError: a\udc80b"
-    assert reason_of(Mute()) == "Mute"
+    assert reason_of(MuteError()) == "MuteError"

@@ -152,8 +152,8 @@ def test_what_is_no_accuracy(returned, said):
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(3), torch.tensor(0.5), True])
 def test_any_kind_of_number_is_recorded_as_a_plain_one(number):
     recorded = []
-    for given in (number, Trained(number, report=number, seconds=2)):
-        (trial,) = run(made("random", 1, lambda arch, given=given: given), 0, record=recorded.append).trials
+    for said in (number, Trained(number, report=number, seconds=2)):
+        (trial,) = run(made("random", 1, lambda arch, said=said: said), 0, record=recorded.append).trials
         assert (type(trial.accuracy), trial.accuracy) == (float, float(number))
     assert recorded[1].report == float(number) and recorded[1].seconds == 2
     assert {type(value) for trial in recorded for value in (trial.report, trial.seconds)} == {float}
