@@ -1,11 +1,11 @@
-"""Which exceptions mean that memory ran out, and which that the GPU is lost to the process."""
+"""Which exceptions mean that memory ran out or that the GPU is lost, and what others are said to say."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from zcpipe.errors import is_device_lost, is_out_of_memory
+from zcpipe.errors import is_device_lost, is_out_of_memory, reason_of
 
 MEMORY = [
     MemoryError(),
@@ -39,3 +39,13 @@ def test_the_allocator_of_the_cpu_is_known_by_what_it_says() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55)
     assert is_out_of_memory(caught.value)
+
+
+def test_whatever_an_exception_says_is_one_line_that_a_file_can_hold():
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("nothing to say")
+
+    assert reason_of(ValueError("one\ntwo")) == "ValueError: one"
+    assert reason_of(FileNotFoundError("a\udc80b")) == r"FileNotFoundError: a\udc80b"
+    assert reason_of(MuteError()) == "MuteError"

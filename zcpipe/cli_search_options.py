@@ -113,6 +113,7 @@ _OF_SCORING = {
     *("nodes", "address", "actors_per_node", "gpus_per_actor", "simulate_nodes"),
 }
 
+_DIGITS = 19  # of numbers that are beyond any space
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -200,8 +201,8 @@ def make_guidance(warmup: str | None, warmup_by: str | None, moves: str | None) 
             "--warmup M:N and --warmup-by PROXY go together; for example --warmup 3000:64 --warmup-by nwot"
         )
     scored, separator, kept = (warmup or "0:0").partition(":")
-    if not (separator and scored.isdecimal() and kept.isdecimal()):
-        raise UsageError(f"--warmup must be M:N, two numbers, got {warmup!r}; for example --warmup 3000:64")
+    if not (separator and all(part.isdecimal() and len(part) < _DIGITS for part in (scored, kept))):
+        raise UsageError(f"--warmup must be M:N, two numbers, got {warmup!r:.60}; for example --warmup 3000:64")
     return Guidance(int(scored), int(kept), warmup_by, moves)
 
 
@@ -220,7 +221,7 @@ def count_of(option: str, text: str | None) -> int | None:
             return round(value)
     except ValueError:
         pass
-    raise UsageError(f"{option} must be a number such as 450M or 1500000, got {text!r}")
+    raise UsageError(f"{option} must be a number such as 450M or 1500000, got {text!r:.60}")
 
 
 def parameters_of(settings: Sequence[str], known: Sequence[str] | None = None) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def parameters_of(settings: Sequence[str], known: Sequence[str] | None = None) -
             raise unknown_name("parameter", name, known)
         try:
             parsed[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed[name] = value
     return parsed
 

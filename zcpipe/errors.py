@@ -84,8 +84,13 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one line what an exception that is not ours says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")
+    """Say in one line, which any file can hold, what an exception that is not ours says."""
+    try:
+        said = str(error)
+    except Exception:
+        said = ""  # it is its type that is known then
+    line = f"{type(error).__name__}: {(said.splitlines() or [''])[0]}".rstrip(": ")
+    return line.encode(errors="backslashreplace").decode()  # a name of a file may be no text
 
 
 @contextmanager

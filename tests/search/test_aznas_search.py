@@ -157,6 +157,27 @@ def test_scores_of_a_table_make_its_architectures_the_candidates(tmp_path):
         aznas_search(spec(SCORED), table=table)
 
 
+@pytest.mark.parametrize("name", ["nasbench101", "mbv2", "autoformer/tiny"])
+def test_random_sampling_goes_through_the_table_of_a_sample(name):
+    space = get_space(name)
+    dataset = next(iter(space.datasets))
+    archs = [space.sample(7, i) for i in range(30)]
+    sizes = [space.size(arch, dataset) for arch in archs]
+    columns = {count: np.array([getattr(size, count) for size in sizes], np.float64) for count in COUNTED}
+    table = TableScores(list(map(str, archs)), list(map(space.key, archs)), columns, dict.fromkeys(COUNTED, "higher"))
+    run = RunSpec(space=name, dataset=dataset, proxies=COUNTED)
+    whole, other = (
+        aznas_search(AzNasSpec(run=run, budget=30, proposals="random", seed=seed), table=table).searches[0]
+        for seed in (0, 1)
+    )
+    assert sorted(whole.archs) == sorted(map(str, archs)) == sorted(other.archs) and whole.archs != other.archs
+    limits = {"max_params": int(np.median(columns["params"]))}
+    within = aznas_search(AzNasSpec(run=run, budget=30, proposals="random", **limits), table=table).searches[0]
+    assert (len(within.archs), within.ended) == (15, "nothing")
+    with pytest.raises(DataError, match=r"none of 30 proposals in .* has at most 1 parameters"):
+        aznas_search(AzNasSpec(run=run, budget=30, proposals="random", max_params=1), table=table)
+
+
 def test_random_sampling(tmp_path):
     found = aznas_search(spec(proposals="random", min_params=2_000_000, max_macs=None), tmp_path / "s")
     assert all(one.values["params"] >= 2_000_000 for one in found.searches[0].scored)

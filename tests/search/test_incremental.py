@@ -89,6 +89,15 @@ def test_a_history_of_nobody_has_no_best():
     assert grown.best(5).tolist() == [2] and grown.aggregate()[2] == 0
 
 
+def test_fewer_than_none_are_refused_whatever_was_asked_before():
+    history = History({"a": "higher"})
+    history.append({"a": np.arange(9.0)})
+    for _ in range(2):
+        with pytest.raises(UsageError, match="the -1 best were asked for"):
+            history.best(-1)
+        assert history.best(3).tolist() == [8, 7, 6]
+
+
 def test_further_columns_are_ignored():
     grown = History({"a": "lower"})
     grown.append({"a": np.array([2.0, 1.0]), "seconds": np.array([np.nan])})

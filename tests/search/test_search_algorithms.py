@@ -226,6 +226,16 @@ def test_a_controller_that_finds_no_candidate_gives_up():
         algorithm.ask()
 
 
+def test_a_controller_that_leaves_the_candidates_ends_its_search():
+    few = TableCandidates(SPACE, macro_scores(list(SPACE)[:300]), "cifar10")
+    algorithm = method("reinforce").start(setting(few))
+    assert algorithm.ask() in few
+    algorithm._controller.logits[:, 0] = -50
+    algorithm._controller.logits[:, 2] = 50
+    algorithm.tell(None, 1.0)
+    assert algorithm.ask() is None
+
+
 def test_failures_teach_as_the_worst_success_did():
     algorithm = method("reinforce", {"learning_rate": 0.1}).start(setting())
     algorithm.ask()

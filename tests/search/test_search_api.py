@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from search_problems import SPACE, Counting, macro_scores, quality
@@ -18,6 +19,7 @@ from zcpipe import open_table
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.parzc.parallel import Pool
 from zcpipe.search import Budget, Guidance, Limits, Trained, TrainingError, TruthAccuracy, search
+from zcpipe.search.algorithms import method
 from zcpipe.search.journal import NAME
 from zcpipe.search.result import CURVES, PICKS
 
@@ -95,6 +97,15 @@ def test_a_function_that_raises_is_asked_again(tmp_path):
     search("nasbenchmacro", "evolution", counting, 70, out=tmp_path / "again")
     assert len(counting.trained) == 71
     assert files(tmp_path / "again") == files(tmp_path / "whole")
+
+
+def test_a_search_that_was_refused_leaves_the_directory_to_another(tmp_path):
+    for refused in ({"pool": 5}, {"pool": 8}):
+        with pytest.raises(UsageError, match="a tournament of 10 needs as large a pool"):
+            search("nasbenchmacro", method("evolution", refused), quality, 3, out=tmp_path)
+    with pytest.raises(DataError, match="has at most 1 parameters"):
+        search("nasbenchmacro", "random", quality, 3, limits=Limits(max_params=1), out=tmp_path)
+    assert search("nasbenchmacro", method("evolution", {"pool": 10}), quality, 3, out=tmp_path).picks
 
 
 def test_another_search_is_not_mixed_in(tmp_path):
@@ -252,6 +263,34 @@ def test_guidance_needs_scores():
         search("nasbenchmacro", "random", quality, 5, guidance=Guidance(10, 5, "snip"))
     with pytest.raises(UsageError, match="a warm-up needs how many to score and keep, and by what"):
         Guidance(10, 5)
+
+
+def test_a_budget_of_seconds_may_have_any_number_of_models():
+    found = search("nasbench301", "random", lambda arch: Trained(1.0, 2.0, seconds=10.0), Budget(10**15, seconds=25.0))
+    assert (len(found.outcomes[0].trials), found.best_accuracy_mean) == (3, 2.0)
+
+
+def test_seeds_are_those_that_files_can_hold(tmp_path):
+    with pytest.raises(UsageError, match=r"seeds must be less than 2\*\*63, got 2 from 9223372036854775807 on"):
+        search("nasbenchmacro", "random", quality, 3, seeds=2, seed=2**63 - 1, out=tmp_path)
+    found = search("nasbenchmacro", "random", quality, 3, seed=2**63 - 1, out=tmp_path)
+    assert pq.read_table(tmp_path / PICKS)["seed"].to_pylist() == [found.picks[0].seed] == [2**63 - 1]
+
+
+def test_nothing_is_known_of_what_is_measured():
+    with pytest.raises(UsageError, match="known_only is for accuracies of a truth file"):
+        search("nasbenchmacro", "random", quality, 3, scores=SCORES, known_only=True)
+
+
+@pytest.mark.parametrize("infinity", [math.inf, -math.inf])
+def test_an_infinite_accuracy_is_none(tmp_path, infinity):
+    texts = [str(arch) for arch in SPACE]
+    values = np.array([quality(arch) for arch in SPACE])
+    values[7] = infinity
+    path = tmp_path / "truth.parquet"
+    pq.write_table(pa.table({"arch": texts, "val": values}), path)
+    with pytest.raises(DataError, match=f"1 of 6561 candidates have no value of 'val' .*, the first is {texts[7]}"):
+        search("nasbenchmacro", "random", TruthAccuracy(path, "val"), 3, scores=SCORES)
 
 
 def test_what_is_measured_is_measured_here():

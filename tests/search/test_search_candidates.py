@@ -49,10 +49,32 @@ def test_nothing_beyond_the_limits_is_a_candidate(params, macs, seed):
 
 
 def test_limits_that_nothing_meets_say_after_how_many_tries():
-    with pytest.raises(DataError, match=r"none of 6561 random .* in a row has at most 5 parameters; the smallest had"):
+    with pytest.raises(DataError, match=r"none of 6561 random .* has at most 5 parameters; they had 387,882 to "):
         next(SpaceCandidates(SPACE, "cifar10", Limits(max_params=5)).draws(0))
-    with pytest.raises(DataError, match=r"none of all 6561 .* has at most 5 multiply-accumulates; the smallest have"):
+    with pytest.raises(DataError, match=r"none of all 6561 .* has at most 5 multiply-accumulates; they have "):
         TableCandidates(SPACE, SCORES, "cifar10", Limits(max_macs=5))
+
+
+def test_what_is_too_small_is_told_how_large_there_are():
+    sizes = [SPACE.size(arch, "cifar10").params for arch in SPACE]
+    with pytest.raises(DataError, match=f"at least 1,000,000,000 param.*; they had {min(sizes):,} to {max(sizes):,} "):
+        next(SpaceCandidates(SPACE, "cifar10", Limits(min_params=10**9)).draws(0))
+    failed = np.full(len(SPACE), np.nan)
+    with pytest.raises(DataError, match="at most 5 parameters; they have no params, 7,713,280 to "):
+        TableCandidates(SPACE, macro_scores(params=failed), "cifar10", Limits(max_params=5))
+
+
+def test_draws_end_where_many_in_a_row_are_beyond_the_limits(monkeypatch):
+    """What was found before them is not lost."""
+    macs = sorted(SPACE.size(arch, "cifar10").macs for arch in SPACE)
+    few = SpaceCandidates(SPACE, "cifar10", Limits(max_macs=macs[10]))
+    first = next(i for i in range(len(SPACE)) if SPACE.sample(0, i) in few)
+    monkeypatch.setattr("zcpipe.search.candidates.TRIES", first + 1)
+    found = list(few.draws(0))
+    assert 1 <= len(found) <= 11 and found[0] == SPACE.sample(0, first)
+    monkeypatch.setattr("zcpipe.search.candidates.TRIES", first)
+    with pytest.raises(DataError, match=f"none of {first} random architectures"):
+        next(few.draws(0))
 
 
 def test_limits_of_what_a_space_counts_hold_for_tables_and_spaces():

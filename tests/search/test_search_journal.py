@@ -75,11 +75,27 @@ def test_a_byte_that_changed_is_never_read_as_a_record(tmp_path_factory, content
 
 
 def test_another_search_is_refused_with_what_differs(tmp_path):
-    written(tmp_path, [])
+    written(tmp_path, [{"kind": "a"}])
     with (
         pytest.raises(IdentityMismatch, match="space is 'nasbench201' there and 'nds' here; choose another --out"),
         opened(tmp_path, {**IDENTITY, "space": "nds"}),
     ):
+        pass
+
+
+def test_where_nothing_was_written_another_search_may_begin(tmp_path):
+    written(tmp_path, [])
+    other = {**IDENTITY, "space": "nds"}
+    with opened(tmp_path, other) as journal:
+        assert journal.found == []
+    with opened(tmp_path, other) as journal:
+        journal.append({"kind": "a"})
+    with pytest.raises(IdentityMismatch):
+        found(tmp_path)
+    (tmp_path / "found").mkdir()
+    written(tmp_path / "found", [])
+    (tmp_path / "found" / "picks.parquet").touch()
+    with pytest.raises(IdentityMismatch), opened(tmp_path / "found", other):
         pass
 
 
@@ -103,9 +119,8 @@ def test_what_fails_before_anything_is_recorded_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
-@pytest.mark.parametrize("records", [0, 1])
-def test_what_was_there_before_an_error_stays(tmp_path, records):
-    written(tmp_path / "out", [{"number": 0}] * records)
+def test_what_was_there_before_an_error_stays(tmp_path):
+    written(tmp_path / "out", [{"number": 0}])
     before = (tmp_path / "out" / NAME).read_bytes()
     with pytest.raises(KeyError), opened(tmp_path / "out", IDENTITY):
         raise KeyError

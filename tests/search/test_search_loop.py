@@ -3,7 +3,9 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_problems import SPACE, Counting, macro_scores, quality
@@ -131,11 +133,30 @@ def test_a_training_that_fails_can_be_passed_over(name):
         ("good", "evaluate returned 'good' for"),
         (None, "evaluate returned None for"),
         (math.nan, "evaluate returned NaN"),
+        (math.inf, "evaluate returned inf"),
+        ("93.1", "evaluate returned '93.1' for"),
+        (10**400, "return a number, or a zcpipe.search.Trained"),
+        (torch.ones(2), "return a number, or a zcpipe.search.Trained"),
+        (Trained(None), "return a number, or a zcpipe.search.Trained"),
+        (Trained(1.0, report=None), "return a number, or a zcpipe.search.Trained"),
+        (Trained(-math.inf), "evaluate returned -inf"),
+        (Trained(1.0, seconds=math.nan), "took nan seconds; say how many, or nothing"),
+        (Trained(1.0, seconds=-2.0), "took -2 seconds; say how many, or nothing"),
     ],
 )
 def test_what_is_no_accuracy(returned, said):
     with pytest.raises(TrainingError, match=said):
         run(made("random", 1, lambda arch: returned), 0)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(3), torch.tensor(0.5), True])
+def test_any_kind_of_number_is_recorded_as_a_plain_one(number):
+    recorded = []
+    for said in (number, Trained(number, report=number, seconds=2)):
+        (trial,) = run(made("random", 1, lambda arch, said=said: said), 0, record=recorded.append).trials
+        assert (type(trial.accuracy), trial.accuracy) == (float, float(number))
+    assert recorded[1].report == float(number) and recorded[1].seconds == 2
+    assert {type(value) for trial in recorded for value in (trial.report, trial.seconds)} == {float}
 
 
 def test_budgets_that_are_none():

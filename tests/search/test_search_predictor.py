@@ -2,10 +2,11 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+import torch
 from search_problems import SPACE, Counting, macro_scores, quality
 
 from zcpipe import open_table
@@ -64,12 +65,15 @@ class Seer:
 
     lessons: list
     sign: int = 1
+    threads: set = field(default_factory=set)
 
     def fit(self, x, y, context, seed):
         self.lessons.append((x, y, context, seed))
+        self.threads.add(torch.get_num_threads())
         return self
 
     def predict(self, x):
+        self.threads.add(torch.get_num_threads())
         good = (x * np.arange(1, LAYERS + 1)).sum(axis=1)
         return Prediction(self.sign * good.astype(np.float64), np.full(len(x), np.nan))
 
@@ -243,6 +247,18 @@ def test_it_finds_more_than_random_search():
         )
     }
     assert best["predictor"] == max(map(quality, MEMBERS)) > best["random"]
+
+
+def test_it_learns_with_one_thread_whatever_the_process_has(seer):
+    """What several threads add up may end in other bits, and a process that goes on may have others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        search("nasbenchmacro", "predictor", quality, 60, scores=SCORES, features=FEATURES)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seer.threads == {1}
 
 
 def test_a_search_that_broke_off_goes_on_the_same(tmp_path):

@@ -246,6 +246,11 @@ def test_draws_are_uniform_over_each_choice_and_need_no_earlier_draw():
         ('{"hidden_dim": 192, "mlp_ratio": 4, "num_heads": [3], "depth": 1}', "must be lists"),
         ('{"hidden_dim": 192, "mlp_ratio": ["4"], "num_heads": [3], "depth": 1}', "must be numbers"),
         ('{"hidden_dim": 192, "mlp_ratio": [4], "num_heads": [3.5], "depth": 1}', "must be numbers"),
+        ('{"hidden_dim": 1e999, "mlp_ratio": [4], "num_heads": [3], "depth": 1}', "must be numbers from 0 to 9999"),
+        ('{"hidden_dim": 192, "mlp_ratio": [4], "num_heads": [NaN], "depth": 1}', "must be numbers from 0 to 9999"),
+        (f'{{"hidden_dim": 192, "mlp_ratio": [{10**400}], "num_heads": [3], "depth": 1}}', "must be numbers from 0"),
+        ('{"hidden_dim": ' + 100_000 * "[", "it is no JSON"),
+        ("tiny e1\N{ARABIC-INDIC DIGIT NINE}2 " + SHORT[10:], "expected the embedding as its second word"),
     ],
 )
 def test_other_texts_are_refused_with_the_reason(text, message):

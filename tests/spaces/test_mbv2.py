@@ -148,6 +148,11 @@ class TestTexts:
             ("(3,8,2,1)", "()", "has ''"),
             ("ConvK3", "ConvK5", "expected SuperConvK3BNRELU at its start, got SuperConvK5BNRELU(3,8,2,1)"),
             ("SuperConvK1BNRELU", "SuperConvK3BNRELU", "expected SuperConvK1BNRELU at its end"),
+            (
+                "(96,128,2,96,1)SuperConvK1BNRELU(128",
+                "(96,3,2,96,1)SuperConvK3BNRELU(3",
+                "expected SuperConvK1BNRELU at its end",
+            ),
             ("(3,8,2,1)", "(1,8,2,1)", "SuperConvK3BNRELU(1,8,2,1) takes 1 channels, but what comes before it gives 3"),
             ("(3,8,2,1)", "(3,8,2,2)", "has 2 convolutions, which must be 1"),
             ("(3,8,2,1)", "(3,8,2)", "must have four numbers"),

@@ -137,12 +137,14 @@ def require_seeds(seeds: int, seed: int = 0) -> None:
     """Refuse numbers of seeds, and first seeds, that are none.
 
     Raises:
-        UsageError: there is no seed, or a negative one.
+        UsageError: there is no seed, a negative one, or one beyond the integers of a Parquet file.
     """
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
     if seed < 0:
         raise UsageError(f"seed must be at least 0, got {seed}")
+    if seed + seeds > 2**63:
+        raise UsageError(f"seeds must be less than 2**63, got {seeds} from {seed} on")
 
 
 def draw(n: int, samples: int, seed: int) -> Positions:

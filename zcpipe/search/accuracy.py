@@ -26,9 +26,9 @@ class Trained:
     """What one training gave.
 
     Attributes:
-        accuracy: the target, which guides the search, in its own unit and direction.
+        accuracy: the target, which guides the search, in its own unit and direction; finite.
         report: what is only reported, such as the accuracy on the test set; NaN where nothing is.
-        seconds: that the training took.
+        seconds: that the training took; finite, and not negative.
     """
 
     accuracy: float
@@ -102,18 +102,18 @@ class TruthAccuracy:
     def known(self, texts: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:  # [n]
         """Say of which architectures the target is known."""
         rows = (self._rows.get(text) for text in texts)
-        return np.array([row is not None and not math.isnan(self._values[row]) for row in rows], dtype=bool)
+        return np.array([row is not None and math.isfinite(self._values[row]) for row in rows], dtype=bool)
 
     def train(self, arch: Architecture) -> Trained:
         """Look an architecture up.
 
         Raises:
-            TrainingError: the file has no value of the target, or no seconds though they are asked for.
+            TrainingError: the file has no finite value of the target, or no seconds though they are asked for.
         """
         row = self._rows.get(str(arch))
-        if row is None or math.isnan(self._values[row]):
+        if row is None or not math.isfinite(self._values[row]):
             raise TrainingError(f"{self._path} has no value of {self.target!r} for {arch}")
-        if math.isnan(self._seconds[row]):
+        if not 0 <= self._seconds[row] < math.inf:
             raise TrainingError(f"{self._path} does not say how many seconds {arch} took to train")
         return Trained(float(self._values[row]), float(self._reports[row]), float(self._seconds[row]))
 
@@ -152,7 +152,7 @@ class Evaluated:
         """Call the function, and measure how long it takes unless it says.
 
         Raises:
-            TrainingError: it raised, or returned what is no number.
+            TrainingError: it raised, or returned what is no finite number.
         """
         started = time.perf_counter()
         try:
@@ -160,24 +160,29 @@ class Evaluated:
         except Exception as error:
             raise TrainingError(f"evaluate raised for {arch}: {reason_of(error)}") from error
         took = time.perf_counter() - started
-        if not isinstance(found, Trained):
-            found = Trained(_number(found, arch), seconds=took)
-        if math.isnan(found.accuracy):
-            raise TrainingError(f"evaluate returned NaN for {arch}: raise where a training fails")
-        return found
+        given = found if isinstance(found, Trained) else Trained(found, seconds=took)
+        trained = Trained(*(_number(value, found, arch) for value in (given.accuracy, given.report, given.seconds)))
+        if not math.isfinite(trained.accuracy):
+            said = "NaN" if math.isnan(trained.accuracy) else trained.accuracy
+            raise TrainingError(f"evaluate returned {said} for {arch}: raise where a training fails")
+        if not 0 <= trained.seconds < math.inf:
+            raise TrainingError(f"evaluate says that {arch} took {trained.seconds:g} seconds; say how many, or nothing")
+        return trained
 
     def digest(self) -> str:
         """Return nothing: what a function measures has no name."""
         return ""
 
 
-def _number(found: Any, arch: Architecture) -> float:  # noqa: ANN401 - whatever the function returned
+def _number(value: Any, found: Any, arch: Architecture) -> float:  # noqa: ANN401 - whatever the function returned
+    """Return a number of any kind, numpy's and torch's among them, as the float that a journal can hold."""
+    said = f"evaluate returned {found!r:.60} for {arch}; return a number, or a zcpipe.search.Trained"
+    if isinstance(value, str | bytes):
+        raise TrainingError(said)
     try:
-        return float(found)
-    except (TypeError, ValueError) as error:
-        raise TrainingError(
-            f"evaluate returned {found!r:.60} for {arch}; return a number, or a zcpipe.search.Trained"
-        ) from error
+        return float(value)
+    except Exception as error:
+        raise TrainingError(said) from error
 
 
 def require_known(accuracy: TruthAccuracy, texts: Sequence[str]) -> None:

@@ -247,6 +247,8 @@ def _candidates(
             raise UsageError("candidates of a whole space cannot be left out; known_only is for those of a table")
         return SpaceCandidates(space, dataset, limits)
     if not isinstance(accuracy, TruthAccuracy):
+        if known_only:
+            raise UsageError("nothing is known before it is measured; known_only is for accuracies of a truth file")
         return TableCandidates(space, scores, dataset, limits)
     if known_only:
         return TableCandidates(space, scores, dataset, limits, accuracy.known(scores.texts))

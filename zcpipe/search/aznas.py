@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from zcpipe.errors import DataError, UsageError, asking, first_fault, unknown_name
+from zcpipe.parzc.labels import require_seeds
 from zcpipe.parzc.parallel import Progress
 from zcpipe.proxies import resolve
 from zcpipe.rank.ranking import Floats
@@ -23,6 +24,7 @@ from zcpipe.run.events import Event
 from zcpipe.run.spec import RunSpec
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.search.algorithms.aznas import AzNas
+from zcpipe.search.candidates import TableCandidates
 from zcpipe.search.journal import opened
 from zcpipe.search.limits import Limits
 from zcpipe.search.live import live_scores
@@ -95,6 +97,7 @@ class AzNasSpec(BaseModel):
             spec = handler(data)
         except ValidationError as error:
             raise UsageError(f"invalid search: {first_fault(error)}") from None
+        require_seeds(spec.seeds, spec.seed)
         space = get_space(spec.run.space)
         if isinstance(space, EnumerableSpace) and spec.budget > len(space):
             raise UsageError(
@@ -264,8 +267,8 @@ def aznas_search(
         on_event: told of nodes, and warned.
         cluster: score on the nodes of a Ray cluster instead.
         memory: bytes that a worker process of this machine may hold, by default its share of 90 % of what there is.
-        table: where scores are looked up instead; its architectures alone are candidates, and where it is of a sample
-            few mutations are.
+        table: where scores are looked up instead; its architectures alone are candidates. Random proposals are drawn
+            from them; of mutations few are, where the table is of a sample.
         costs: what the front holds the aggregate against: some of `COSTS`.
         latency: a Parquet file of latencies, which has architectures in a column ``arch``, and its column. Candidates
             that it does not know are not on the front.
@@ -298,12 +301,13 @@ def aznas_search(
                 "architectures; each is a candidate once"
             )
         looked_up = None if table is None else LookedUp(table, spec.run.proxies)
+        among = None if table is None else TableCandidates(get_space(spec.run.space), table, spec.run.dataset)
         journal = stack.enter_context(opened(directory, spec.identity(table)))
         scores: Scorer = looked_up or stack.enter_context(
             live_scores(spec.run, journal, workers, timeout, on_event, cluster=cluster, memory=memory)
         )
         for seed in range(spec.seed, spec.seed + spec.seeds):
-            searches.append(_search(spec, seed, scores, costs, latencies, told))
+            searches.append(_search(spec, seed, scores, among, costs, latencies, told))
         found = AzNasFound(spec, searches, latencies)
         if directory is not None:
             found.write(directory)
@@ -314,6 +318,7 @@ def _search(
     spec: AzNasSpec,
     seed: int,
     scores: Scorer,
+    among: TableCandidates[Any] | None,
     costs: Sequence[str],
     latencies: dict[str, float],
     told: Callable[[int], None],
@@ -328,7 +333,7 @@ def _search(
         population=spec.population,
         aggregate=spec.aggregate,
         limits=spec.limits,
-        among=scores,
+        among=among,
     )
     found: list[Scored] = []
     spent, ended = 0.0, "budget"

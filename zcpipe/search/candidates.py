@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.ops.philox import Stream
+from zcpipe.rank.ranking import Floats
 from zcpipe.search.limits import ANY_SIZE, Limits
 from zcpipe.search.scores import COUNTS, TableScores
 from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Size, Space
@@ -20,7 +21,7 @@ A = TypeVar("A", bound=Architecture)
 Bools = NDArray[np.bool_]
 
 TRIES = 10_000
-"""Random architectures in a row that may break the limits before a search gives up."""
+"""Random architectures in a row that may break the limits before no further candidate is expected."""
 
 
 class Candidates(Protocol[A]):
@@ -33,10 +34,12 @@ class Candidates(Protocol[A]):
         ...
 
     def draws(self, seed: int) -> Iterator[A]:
-        """Yield random candidates under a seed; where they can be counted each comes once, and they end.
+        """Yield random candidates under a seed; where they can be counted each comes once.
+
+        They end where there are no more, or where none of the last `TRIES` was within the limits.
 
         Raises:
-            DataError: none of the last `TRIES` was within the limits.
+            DataError: none ever was.
         """
         ...
 
@@ -98,8 +101,7 @@ class TableCandidates(Generic[A]):
             return "the table has no rows; run zcpipe on it first"
         if among is not None and not among.any():
             return f"none of the table's {len(texts)} architectures has a truth; is the truth file of another space?"
-        smallest = ", ".join(f"{np.nanmin(columns[name]):,.0f} {name}" for name in COUNTS)
-        return f"none of all {len(texts)} architectures of the table has {limits}; the smallest have {smallest}"
+        return f"none of all {len(texts)} architectures of the table has {limits}; they have {_spread(columns)}"
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -159,24 +161,23 @@ class SpaceCandidates(Generic[A]):
         return len(self.space) if isinstance(self.space, EnumerableSpace) else None
 
     def draws(self, seed: int) -> Iterator[A]:
-        """Yield random architectures that are within the limits."""
-        smallest = Size(2**63, 2**63)
-        tries, drawn, length = 0, 0, self.models()
-        while length is None or drawn < length:
+        """Yield random architectures that are within the limits; see `Candidates.draws`."""
+        beyond: list[Size] = []  # of what was drawn since the last candidate
+        drawn, length, any_yet = 0, self.models(), False
+        while (length is None or drawn < length) and len(beyond) < TRIES:
             arch = self._draw(seed, drawn)
             drawn += 1
             if self._limits.allow(self.space, arch, self._dataset):
-                tries = 0
+                beyond, any_yet = [], True
                 yield arch
-                continue
-            tries += 1
-            size = self.space.size(arch, self._dataset)
-            smallest = Size(min(smallest.params, size.params), min(smallest.macs, size.macs))
-            if tries >= min(TRIES, length or TRIES):
-                raise DataError(
-                    f"none of {tries} random architectures of {self.space.name} in a row has {self._limits}; the "
-                    f"smallest had {smallest.params:,} params, {smallest.macs:,} macs"
-                )
+            else:
+                beyond.append(self.space.size(arch, self._dataset))
+        if not any_yet:
+            counts = {name: np.array([float(getattr(size, name)) for size in beyond]) for name in COUNTS}
+            raise DataError(
+                f"none of {drawn} random architectures of {self.space.name} in a row has {self._limits}; they had "
+                f"{_spread(counts)}"
+            )
 
     def _draw(self, seed: int, i: int) -> A:
         space = self.space
@@ -197,6 +198,13 @@ class SpaceCandidates(Generic[A]):
         if arch not in self._keys:
             self._keys[arch] = self.space.key(arch)
         return self._keys[arch]
+
+
+def _spread(counts: Mapping[str, Floats]) -> str:
+    """Say between what the counts of architectures are."""
+    known = {name: counts[name][~np.isnan(counts[name])] for name in COUNTS}
+    said = (f"{of.min():,.0f} to {of.max():,.0f} {name}" if len(of) else f"no {name}" for name, of in known.items())
+    return ", ".join(said)
 
 
 def random_neighbour(candidates: Candidates[A], arch: A, rng: np.random.Generator) -> A | None:

@@ -120,6 +120,8 @@ class History:
         Raises:
             UsageError: k is negative.
         """
+        if k < 0:
+            raise UsageError(f"the {k} best were asked for; give 0 or more")
         if k > self._best or self._population > self._until:
             members = np.arange(self._len)
             ranked = _rank_anew(self._goodness[:, : self._len])

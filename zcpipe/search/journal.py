@@ -2,7 +2,8 @@
 
 A record is one line: a checksum, a space and JSON. It is written at once and is durable when `Journal.append` returns;
 of a process that dies in between, the piece that it left at the end is cut off when the journal is opened again. The
-first line is the search's identity.
+first line is the search's identity. Where nothing else was written, as by a search that was killed when it began, the
+place is free for another one.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
         _lock(descriptor, directory)
         with disk_errors("read", path):
             records = _read(descriptor, path)
+        if len(records) == 1 and _is_alone(path):
+            with disk_errors("write", path):
+                os.ftruncate(descriptor, 0)
+            records = []
         journal = Journal(descriptor, path, records[1:])
         if records:
             _check(directory, records[0], json.loads(canonical(identity)))
@@ -109,6 +114,11 @@ def _withdraw(path: Path, made: bool) -> None:
         path.unlink()
         if made:
             path.parent.rmdir()
+
+
+def _is_alone(path: Path) -> bool:
+    with disk_errors("use", path.parent):
+        return all(entry.name == path.name for entry in path.parent.iterdir())
 
 
 def _line(record: Record) -> bytes:

@@ -132,10 +132,6 @@ class LiveScores:
             self._take(batch)
         return [self._known[text] for text in texts]
 
-    def __contains__(self, arch: object) -> bool:
-        """Whatever the space has can be scored."""
-        return True
-
     def _compute(self, texts: Sequence[str]) -> Record:
         """Compute a batch and return its record: columns, in the order of the texts."""
         work = plan(self.spec.model_copy(update={"selection": Archs(texts=tuple(texts))}))

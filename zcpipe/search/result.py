@@ -75,12 +75,16 @@ class Found:
     @property
     def best_accuracy_mean(self) -> float:
         """The mean over the seeds of what is reported of their picks, of their target where nothing is."""
-        return mean_and_error(self.best()[:, -1])[0]
+        return mean_and_error(self._finals())[0]
 
     @property
     def best_accuracy_se(self) -> float:
         """The standard error of that mean; NaN for one seed."""
-        return mean_and_error(self.best()[:, -1])[1]
+        return mean_and_error(self._finals())[1]
+
+    def _finals(self) -> Floats:  # [picks]
+        """Return what is reported of the picks; a budget may be any number where seconds end the search."""
+        return np.array([pick.accuracy if self.report is None else pick.report for pick in self.picks], np.float64)
 
     def best(self, column: str | None = None) -> Floats:
         """Return what the best model so far has after each trained model.

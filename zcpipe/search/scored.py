@@ -41,8 +41,6 @@ class Scorer(Protocol):
         """Score architectures, in the order asked."""
         ...
 
-    def __contains__(self, arch: object) -> bool: ...
-
 
 class LookedUp:
     """Scores of a table. Which failed it says by NaN alone, and looking up takes no time.
@@ -77,9 +75,6 @@ class LookedUp:
         columns = self._table.score(archs)
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [_looked_up(dict(zip(columns, row, strict=True))) for row in rows]
-
-    def __contains__(self, arch: object) -> bool:
-        return self._table.row(str(arch)) is not None
 
 
 def _looked_up(values: Mapping[str, float]) -> Scored:

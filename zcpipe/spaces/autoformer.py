@@ -26,7 +26,8 @@ from zcpipe.spaces.base import Built, Dataset, Size, Slots
 
 _IMAGE = (3, GRID * PATCH, GRID * PATCH)
 _FIELDS = ("hidden_dim", "mlp_ratio", "num_heads", "depth")  # of the JSON object
-_WORD = re.compile(r"h([1-9]\d?)-r([1-9](?:\.5)?)")
+_MOST = 9_999  # of any number in a text
+_WORD = re.compile(r"h([1-9][0-9]?)-r([1-9](?:\.5)?)")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class AutoFormerSpace:
     def _from_words(self, words: list[str]) -> AutoFormer:
         if words[:1] != [self.family]:
             raise UsageError(f"expected {self.family!r} as its first word, got {words[0] if words else ''!r}")
-        if len(words) < 2 or not re.fullmatch(r"e[1-9]\d{0,3}", words[1]):
+        if len(words) < 2 or not re.fullmatch(r"e[1-9][0-9]{0,3}", words[1]):
             raise UsageError(f"expected the embedding as its second word, such as e{self.embeddings[0]}")
         layers = []
         for word in words[2:]:
@@ -97,7 +98,7 @@ class AutoFormerSpace:
     def _from_json(self, text: str) -> AutoFormer:
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"it is no JSON: {error}") from None
         if set(found) != set(_FIELDS):
             raise UsageError(f"expected the fields {', '.join(_FIELDS)}, got {', '.join(map(str, found))}")
@@ -105,8 +106,9 @@ class AutoFormerSpace:
         if not (isinstance(ratios, list) and isinstance(heads, list)):
             raise UsageError("mlp_ratio and num_heads must be lists")
         numbers = (embedding, depth, *ratios, *heads)
-        if not all(type(number) in (int, float) for number in numbers) or any(n != int(n) for n in (embedding, *heads)):
-            raise UsageError("its fields must be numbers, hidden_dim and num_heads whole ones")
+        fit = (type(number) in (int, float) and 0 <= number <= _MOST for number in numbers)  # NaN does not
+        if not all(fit) or any(number != int(number) for number in (embedding, *heads)):
+            raise UsageError(f"its fields must be numbers from 0 to {_MOST}, hidden_dim and num_heads whole ones")
         if not len(ratios) == len(heads) == depth:
             raise UsageError(f"its depth is {depth}, and it has {len(ratios)} ratios and {len(heads)} numbers of heads")
         layers = (Layer(int(h), float(r)) for h, r in zip(heads, ratios, strict=True))

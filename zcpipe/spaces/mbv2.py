@@ -37,6 +37,7 @@ MOST_FLOPS, MOST_LAYERS = 1e9, 16  # the largest limits that AZ-NAS was publishe
 _MOST_CHANNELS = 99_999  # far beyond what can be scored: texts end somewhere, and so do the searches' moves
 _PART = re.compile(r"(\w+)\(([^()]*)\)", re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]{0,4}")
+_STEM, _HEAD = "SuperConvK3BNRELU", "SuperConvK1BNRELU"
 _BLOCK = re.compile(r"SuperResIDWE([1246])K([357])")
 
 Part = int | Block  # what a move can change: the stem, which is its channels, and the blocks
@@ -66,13 +67,13 @@ class Mbv2:
         """
         try:
             stem, *middle, head = _parts(text.strip())
-            width, stride = _convolution(*stem, "SuperConvK3BNRELU", inputs=3, strides=STRIDES)
+            width, stride = _convolution(*stem, _STEM, inputs=3, strides=STRIDES)
             blocks: list[Block] = []
             for name, numbers in middle:
                 blocks.append(_block(name, numbers, blocks[-1].outputs if blocks else width))
-            last, _ = _convolution(*head, "SuperConvK1BNRELU", inputs=blocks[-1].outputs, strides=(1,))
+            last, _ = _convolution(*head, _HEAD, inputs=blocks[-1].outputs, strides=(1,))
         except UsageError as error:
-            raise UsageError(f"malformed network {text!r}: {error}") from None
+            raise UsageError(f"malformed network {text!r:.400}: {error}") from None
         return Network(width, stride, tuple(blocks), last)
 
     def sample(self, seed: int, i: int) -> Network:
@@ -255,7 +256,7 @@ def _convolution(
     """Return channels and stride of stem or head."""
     text = _text(name, numbers)
     if name != expected:
-        raise UsageError(f"expected {expected} at its {'start' if inputs == 3 else 'end'}, got {text}")
+        raise UsageError(f"expected {expected} at its {'start' if expected == _STEM else 'end'}, got {text}")
     if len(numbers) != 4:
         raise UsageError(f"{text} must have four numbers: channels in and out, stride, 1")
     before, channels, stride, layers = numbers

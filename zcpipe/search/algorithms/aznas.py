@@ -12,13 +12,14 @@ there it would be scored and ranked again.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Generic, Literal, TypeVar
 
 from zcpipe.errors import DataError, asking
 from zcpipe.ops.philox import Stream
 from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import Positions
+from zcpipe.search.candidates import TableCandidates
 from zcpipe.search.incremental import History
 from zcpipe.search.limits import ANY_SIZE, Limits
 from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, Space
@@ -45,7 +46,8 @@ class AzNas(Generic[A]):
         population: evolution takes parents among the best ``population - 1``.
         aggregate: "logrank" or "linear".
         limits: what candidates must be within.
-        among: what holds those that can be candidates, None for the whole space.
+        among: the table's architectures, which alone can be candidates, and which random sampling draws from; None for
+            the whole space.
 
     Raises:
         UsageError: limits that the space cannot be held against, or as `History`.
@@ -62,7 +64,7 @@ class AzNas(Generic[A]):
         population: int = 1024,
         aggregate: str = "logrank",
         limits: Limits = ANY_SIZE,
-        among: Container[object] | None = None,
+        among: TableCandidates[A] | None = None,
     ) -> None:
         limits.check(space)
         self.history = History(directions, aggregate)
@@ -70,7 +72,9 @@ class AzNas(Generic[A]):
         self.tries = 0
         self._space, self._dataset, self._seed = space, dataset, seed
         self._moves: MovesFromNetwork[A] | None = space if isinstance(space, MovesFromNetwork) else None
-        self._length = len(space) if isinstance(space, EnumerableSpace) else None
+        counted = space if among is None else among
+        self._length = len(counted) if isinstance(counted, EnumerableSpace | TableCandidates) else None
+        self._draws = None if among is None else among.draws(seed)
         self._evolution = proposals == "evolution"
         self._population = population
         self._limits = limits
@@ -118,12 +122,14 @@ class AzNas(Generic[A]):
         return self._limits.allow(self._space, arch, self._dataset)
 
     def _exhausted(self) -> bool:
-        """Whether an enumerable space has no more."""
+        """Whether a table or an enumerable space has no more."""
         drawn = len(self.archs) if self._evolution else self.tries
         return self._length is not None and drawn >= self._length
 
     def _random(self) -> A:
         space = self._space
+        if self._draws is not None:
+            return next(self._draws)  # of as many as there are
         with asking(space.name, f"its random architecture {self.tries}"):
             if isinstance(space, DrawsByDataset):
                 arch: A = space.sample_for(self._dataset, self._seed, self.tries)

@@ -34,7 +34,7 @@ class Evolution(Parameters):
     takes: ClassVar[frozenset[str]] = frozenset({"warmup", "moves"})
     paper: ClassVar[str] = "Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019"
 
-    pool: int = Field(default=64, ge=1)
+    pool: int = Field(default=64, ge=1, le=2**31)
     tournament: int = Field(default=10, ge=1)
 
     def start(self, setting: Setting[A]) -> _Evolution[A]:

@@ -19,6 +19,7 @@ from zcpipe.parzc.predictors.mabn import Mabn, PublishedMabn
 from zcpipe.parzc.predictors.parzc import Parzc
 from zcpipe.parzc.training import FEWEST
 from zcpipe.rank import ranks, top
+from zcpipe.run.rows import one_thread
 from zcpipe.search.algorithms.base import Setting
 from zcpipe.search.algorithms.random import opening
 from zcpipe.search.features import Features
@@ -140,8 +141,9 @@ class _PredictorSearch(Generic[A]):
         left = [one for key, one in self._pool.items() if key not in self._trained]
         if not left:
             return
-        fitted = self._fit(np.array([row for row, _ in known]), targets)
-        predicted = fitted.predict(self._x[[row for _, row in left]]).mean
+        with one_thread():  # the process may have others when the search goes on
+            fitted = self._fit(np.array([row for row, _ in known]), targets)
+            predicted = fitted.predict(self._x[[row for _, row in left]]).mean
         self._queue.extend(left[place][0] for place in self._choose(predicted))
 
     def _random(self) -> list[A]:

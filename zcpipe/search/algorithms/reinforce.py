@@ -46,7 +46,7 @@ class Reinforce(Parameters):
     takes: ClassVar[frozenset[str]] = frozenset({"warmup"})
     paper: ClassVar[str] = "Dong et al., NATS-Bench: Benchmarking NAS Algorithms for Topology and Size, TPAMI 2021"
 
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
     def start(self, setting: Setting[A]) -> _Reinforce[A]:
@@ -90,6 +90,7 @@ class Controller(Generic[A]):
         self.logits: Floats = np.where(there, 1e-3 * self._rng.standard_normal(there.shape), -np.inf)
         self._learning_rate, self._momentum = learning_rate, momentum
         self.probabilities = _softmax(self.logits)
+        self._drew = False
         self.forget()
 
     def forget(self) -> None:
@@ -98,18 +99,21 @@ class Controller(Generic[A]):
         self._steps = 0
         self._sum = self._weight = 0.0
 
-    def draw(self) -> tuple[A, Sequence[int]]:
-        """Draw a candidate; return it and what it is made of.
+    def draw(self) -> tuple[A, Sequence[int]] | None:
+        """Draw a candidate; return it and what it is made of, None where none of `TRIES` draws was a candidate.
 
         Raises:
-            DataError: none of many draws was a candidate.
+            DataError: none ever was.
         """
         reached = np.cumsum(self.probabilities, axis=1)
         for _ in range(TRIES):
             numbers = (reached < self._rng.random(len(reached))[:, None] * reached[:, -1:]).sum(axis=1).tolist()
             arch = self._choose(numbers)
             if arch is not None and arch in self._candidates:
+                self._drew = True
                 return arch, numbers
+        if self._drew:
+            return None
         raise DataError(
             f"none of {TRIES} architectures that the controller drew is a candidate: the table holds too few of the "
             "space, or the limits are too narrow for reinforce; search by random or evolution"
@@ -145,8 +149,11 @@ class _Reinforce(Generic[A]):
         self._asked: Sequence[int] = ()
         self._worst = math.inf
 
-    def ask(self) -> A:
-        arch, self._asked = self._first.popleft() if self._first else self._controller.draw()
+    def ask(self) -> A | None:
+        drawn = self._first.popleft() if self._first else self._controller.draw()
+        if drawn is None:
+            return None
+        arch, self._asked = drawn
         return arch
 
     def tell(self, arch: A, accuracy: float) -> None:
@@ -158,12 +165,15 @@ class _Reinforce(Generic[A]):
 
 
 def _warm(controller: Controller[A], setting: Setting[A], warmup: WarmUp) -> list[tuple[A, Sequence[int]]]:
-    """Reward the controller by scores; return the best of what it drew, best first."""
+    """Reward the controller by scores, as long as it draws any candidate; return the best of them, best first."""
     made_of: dict[A, Sequence[int]] = {}
     archs: list[A] = []
     scored: dict[str, Floats] = {}
     while len(archs) < warmup.scored:
-        drawn = [controller.draw() for _ in range(min(_ROUND, warmup.scored - len(archs)))]
+        asked = (controller.draw() for _ in range(min(_ROUND, warmup.scored - len(archs))))
+        drawn = [one for one in asked if one is not None]
+        if not drawn:
+            break
         made_of.update(drawn)
         archs += [arch for arch, _ in drawn]
         new = warmup.guide.measure([arch for arch, _ in drawn])
