@@ -18,6 +18,7 @@ from zcpipe import open_table
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.parzc.parallel import Pool
 from zcpipe.search import Budget, Guidance, Limits, Trained, TrainingError, TruthAccuracy, search
+from zcpipe.search.costs import FRONT
 from zcpipe.search.journal import NAME
 from zcpipe.search.result import CURVES, PICKS
 
@@ -25,7 +26,7 @@ SCORES = macro_scores()
 
 
 def files(out):
-    return {name: (out / name).read_bytes() for name in (CURVES, PICKS)}
+    return {name: (out / name).read_bytes() for name in (CURVES, PICKS, FRONT)}
 
 
 def test_a_function_of_the_users_is_all_that_is_needed():
