@@ -95,10 +95,10 @@ def search(
 
     Of one seed the pick is the model with the best target; the mean over the seeds is of what is reported of the picks.
     The same command again goes on where it was ended. evolution has the parameters pool (64) and tournament (10),
-    reinforce learning_rate (0.01) and momentum (0.9), predictor predictor (boosted-trees), parameters ({}), features
-    (all), round (20) and pretrain (0). A warm-up of evolution fills the pool, one of reinforce rewards the controller
-    by the proxy's ranks first, one of predictor begins the first round. --front says what the Pareto front of a seed's
-    trained models holds the target against.
+    reinforce, which searches all spaces but mbv2 and nds, learning_rate (0.01) and momentum (0.9), predictor predictor
+    (boosted-trees), parameters ({}), features (all), round (20) and pretrain (0). A warm-up of evolution fills the
+    pool, one of reinforce rewards the controller by the proxy's ranks first, one of predictor begins the first round.
+    --front says what the Pareto front of a seed's trained models holds the target against.
 
     aznas proposes candidates, scores them and ranks them by an aggregate over all so far; its pick is the best by
     that, its budget candidates. Evolution takes parents among the best of all, its parameter population (1024) says
