@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from zcpipe.search import TableScores, Trained
+from zcpipe.parzc.places import Coordinate
+from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.search import Features, TableScores, Trained
 from zcpipe.spaces import get_space
 
 SPACE = get_space("nasbenchmacro")
@@ -29,6 +31,17 @@ def macro_scores(archs=None, **columns):
     }
     directions = {name: "lower" if name == "cost" else "higher" for name in values}
     return TableScores([str(arch) for arch in members], [SPACE.key(arch) for arch in members], values, directions)
+
+
+def macro_features(archs=None):
+    """The operations of the first half of the layers are statistics of theirs, those of the others scalars."""
+    members = list(SPACE) if archs is None else archs
+    x = np.array([arch.operations for arch in members], np.float32)
+    layers, half = x.shape[1], x.shape[1] // 2
+    coordinates = [Coordinate("op@layer", f"layer{i}", f"layer{i}") for i in range(half)]
+    coordinates += [Coordinate(f"op{i}", "", "") for i in range(half, layers)]
+    spec = FeatureSpec(statistics=("op@layer",), proxies=tuple(f"op{i}" for i in range(half, layers)))
+    return Features(SPACE.name, [str(arch) for arch in members], x, tuple(coordinates), spec)
 
 
 class Counting:
