@@ -59,6 +59,11 @@ class Counting:
 
 
 def search_command(given):
-    """Return the command with options as ``name=value``: those that are None are left out, those that are "" flags."""
-    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
+    """Return the command with options as ``name=value``: None leaves one out, "" is a flag, a list repeats it."""
+    pairs = [
+        (f"--{name.replace('_', '-')}", one)
+        for name, value in given.items()
+        if value is not None
+        for one in (value if isinstance(value, list) else [value])
+    ]
     return ["search", *(str(part) for pair in pairs for part in (pair if pair[1] != "" else pair[:1]))]
