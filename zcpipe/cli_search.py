@@ -95,9 +95,10 @@ def search(
 
     Of one seed the pick is the model with the best target; the mean over the seeds is of what is reported of the picks.
     The same command again goes on where it was ended. evolution has the parameters pool (64) and tournament (10),
-    reinforce learning_rate (0.01) and momentum (0.9), predictor predictor (boosted-trees), parameters ({}), features
-    (all), round (20) and pretrain (0). A warm-up of evolution fills the pool, one of reinforce rewards the controller
-    by the proxy's ranks first, one of predictor begins the first round.
+    reinforce, which searches all spaces but mbv2 and nds, learning_rate (0.01) and momentum (0.9), predictor predictor
+    (boosted-trees), parameters ({}), features (all), round (20) and pretrain (0). A warm-up of evolution fills the
+    pool, one of reinforce rewards the controller by the proxy's ranks first, one of predictor begins the first round.
+    --front says what the Pareto front of a seed's trained models holds the target against.
 
     aznas proposes candidates, scores them and ranks them by an aggregate over all so far; its pick is the best by
     that, its budget candidates. Evolution takes parents among the best of all, its parameter population (1024) says
@@ -137,6 +138,7 @@ def search(
     else:
         source = open_table(scores)
         require_space(source, space)
+    costs = options.make_costs(front, latency, latency_column)
     with options.interruptible(out):
         if algorithm == AZNAS:
             fields = {
@@ -150,7 +152,6 @@ def search(
                 **limits,
                 **options.parameters_of(settings or [], ["population"]),
             }
-            costs = options.make_costs(front, latency, latency_column)
             search_aznas(fields, proxies, source, costs, accuracy, out, as_json)
             return
         if accuracy is None:
@@ -173,6 +174,7 @@ def search(
             seeds=seeds,
             seed=seed,
             out=out,
+            **costs,
         )
     _note_early(found)
     if as_json:
@@ -247,10 +249,13 @@ def _record(found: Found, out: Path, failures: Counter[str] | None) -> dict[str,
         }
     )
     record["picks"] = [finite(asdict(pick)) for pick in found.picks]
+    record["front"] = [finite(row) for row in found.fronts().to_pylist()]
     return record if failures is None else {**record, "failed": failures.total()}
 
 
 def _print(found: Found, out: Path) -> None:
+    from zcpipe.search.costs import FRONT
+
     name = found.report or found.target
     better = sorted(found.picks, key=lambda pick: pick.accuracy, reverse=found.direction == "higher")
     print_grid(
@@ -271,6 +276,6 @@ def _print(found: Found, out: Path) -> None:
     error = "" if math.isnan(found.best_accuracy_se) else f" +- {found.best_accuracy_se:.3f}"
     typer.echo(
         f"{out}: {found.algorithm} reaches {name} {found.best_accuracy_mean:.3f}{error} with {found.budget} trained "
-        f"models, over {counted(len(found.outcomes), 'seed')}",
+        f"models, over {counted(len(found.outcomes), 'seed')}; {counted(len(found.fronts()), 'model')} in {FRONT}",
         err=True,
     )

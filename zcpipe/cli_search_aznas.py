@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
-from zcpipe.cli_search_options import AZNAS, Costs, Live, exit_if_failed, tell
+from zcpipe.cli_search_options import AZNAS, Live, exit_if_failed, tell
 from zcpipe.printing import counted, finite, number, print_grid, print_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def search_aznas(
     fields: Mapping[str, Any],
     proxies: str,
     source: Live | Table,
-    costs: Costs,
+    costs: Mapping[str, Any],
     accuracy: TruthAccuracy | None,
     out: Path,
     as_json: bool,
@@ -39,7 +39,7 @@ def search_aznas(
         fields: of the search's spec, but for how candidates are scored.
         proxies: what is aggregated.
         source: of the scores.
-        costs: of the front.
+        costs: of the front (`zcpipe.cli_search_options.make_costs`).
         accuracy: what is reported of the picks.
         out: the search's directory.
         as_json: print JSON.
@@ -54,7 +54,7 @@ def search_aznas(
     run = source.spec(names) if isinstance(source, Live) else RunSpec.of(source.identity, names)
     spec = AzNasSpec.model_validate({**fields, "run": run})
     with candidates_done("searching") as progress:
-        ask = partial(aznas_search, spec, out, costs=costs.names, latency=costs.latency, progress=progress)
+        ask = partial(aznas_search, spec, out, costs=costs["costs"], latency=costs["latency"], progress=progress)
         if isinstance(source, Live):
             found = ask(source.workers, source.timeout, tell, cluster=source.cluster, memory=source.memory)
         else:
@@ -131,7 +131,8 @@ def _record(found: AzNasFound, picks: Sequence[Pick], accuracy: TruthAccuracy | 
 
 
 def _print(found: AzNasFound, picks: Sequence[Pick], accuracy: TruthAccuracy | None, out: Path) -> None:
-    from zcpipe.search.aznas import FLOPS, FRONT
+    from zcpipe.search.aznas import FLOPS
+    from zcpipe.search.costs import FRONT
 
     known = {} if accuracy is None else {"accuracy": accuracy.target, "report": accuracy.report}
     accuracies = {column: name for column, name in known.items() if name is not None}

@@ -93,7 +93,11 @@ Batch = Annotated[
 ]
 Aggregate = Annotated[Literal["logrank", "linear"], typer.Option(help="aznas: how ranks are aggregated.")]
 Front = Annotated[
-    str, typer.Option(metavar="COSTS", help="aznas: costs of the Pareto front: some of macs, params, latency.")
+    str,
+    typer.Option(
+        metavar="COSTS",
+        help="Costs of the Pareto front of accuracies, of aggregates in aznas: some of macs, params, latency.",
+    ),
 ]
 Latency = Annotated[
     Path | None, typer.Option(help="With --front latency: Parquet file with a text column 'arch' and the latencies.")
@@ -105,7 +109,7 @@ Workers = Annotated[
     typer.Option(help="Search in so many processes; live: score in so many. (default: in this one)"),
 ]
 
-_OF_AZNAS = {"proxies", "proposals", "batch", "aggregate", "front", "latency", "latency_column"}
+_OF_AZNAS = {"proxies", "proposals", "batch", "aggregate"}
 _OF_TRAINING = {"warmup", "warmup_by", "moves", "predicted", "seconds", "known_only"}
 _OF_TABLES = {"predicted", "known_only"}
 _OF_SCORING = {
@@ -168,14 +172,6 @@ class Live:
 
         spec = self.spec(proxies)
         return live_scores(spec, None, self.workers, self.timeout, tell, cluster=self.cluster, memory=self.memory)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a Pareto front holds scores against, and where latencies come from: a file and its column."""
-
-    names: Sequence[str]
-    latency: tuple[Path, str] | None
 
 
 def tell(event: object) -> None:
@@ -284,8 +280,8 @@ def make_live(
     return Live({**recipe, "device": there}, workers, TIMEOUT if timeout is None else timeout, memory, cluster)
 
 
-def make_costs(front: str, latency: Path | None, column: str | None) -> Costs:
-    """Say what the front holds scores against.
+def make_costs(front: str, latency: Path | None, column: str | None) -> dict[str, Any]:
+    """Say what fronts are over, as searches take it: costs, and a file of latencies and its column.
 
     Raises:
         UsageError: latencies of which something is missing.
@@ -293,7 +289,7 @@ def make_costs(front: str, latency: Path | None, column: str | None) -> Costs:
     names = [name.strip() for name in front.split(",") if name.strip()]
     if len({latency is not None, column is not None, "latency" in names}) > 1:
         raise UsageError("--front latency, --latency FILE and --latency-column COLUMN go together")
-    return Costs(names, None if latency is None or column is None else (latency, column))
+    return {"costs": names, "latency": None if latency is None or column is None else (latency, column)}
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from zcpipe.search import TableScores, Trained
+from zcpipe.parzc.places import Coordinate
+from zcpipe.parzc.spec import FeatureSpec
+from zcpipe.search import Features, TableScores, Trained
 from zcpipe.spaces import get_space
 
 SPACE = get_space("nasbenchmacro")
@@ -31,6 +33,17 @@ def macro_scores(archs=None, **columns):
     return TableScores([str(arch) for arch in members], [SPACE.key(arch) for arch in members], values, directions)
 
 
+def macro_features(archs=None):
+    """The operations of the first half of the layers are statistics of theirs, those of the others scalars."""
+    members = list(SPACE) if archs is None else archs
+    x = np.array([arch.operations for arch in members], np.float32)
+    layers, half = x.shape[1], x.shape[1] // 2
+    coordinates = [Coordinate("op@layer", f"layer{i}", f"layer{i}") for i in range(half)]
+    coordinates += [Coordinate(f"op{i}", "", "") for i in range(half, layers)]
+    spec = FeatureSpec(statistics=("op@layer",), proxies=tuple(f"op{i}" for i in range(half, layers)))
+    return Features(SPACE.name, [str(arch) for arch in members], x, tuple(coordinates), spec)
+
+
 class Counting:
     """An evaluation that notes what it trained; it fails for the texts in ``failing``."""
 
@@ -46,6 +59,11 @@ class Counting:
 
 
 def search_command(given):
-    """Return the command with options as ``name=value``: those that are None are left out, those that are "" flags."""
-    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
+    """Return the command with options as ``name=value``: None leaves one out, "" is a flag, a list repeats it."""
+    pairs = [
+        (f"--{name.replace('_', '-')}", one)
+        for name, value in given.items()
+        if value is not None
+        for one in (value if isinstance(value, list) else [value])
+    ]
     return ["search", *(str(part) for pair in pairs for part in (pair if pair[1] != "" else pair[:1]))]

@@ -18,7 +18,8 @@ import pytest
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.rank import aggregate, top
 from zcpipe.run import RunSpec
-from zcpipe.search.aznas import FRONT, HISTORY, PICKS, AzNasSpec, aznas_search
+from zcpipe.search.aznas import HISTORY, PICKS, AzNasSpec, aznas_search
+from zcpipe.search.costs import FRONT
 from zcpipe.search.journal import NAME
 from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space

@@ -5,7 +5,8 @@ import pytest
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.run import RunSpec
-from zcpipe.search.aznas import FLOPS, FRONT, HISTORY, PICKS, AzNasSpec, aznas_search
+from zcpipe.search.aznas import FLOPS, HISTORY, PICKS, AzNasSpec, aznas_search
+from zcpipe.search.costs import FRONT
 from zcpipe.spaces import PublishedFlops, get_space
 
 MBV2 = get_space("mbv2")

@@ -15,7 +15,7 @@ from zcpipe.search.algorithms.reinforce import Controller
 from zcpipe.search.candidates import SpaceCandidates, TableCandidates
 from zcpipe.search.moves import Moves
 from zcpipe.search.warmup import WarmUp
-from zcpipe.spaces import get_space
+from zcpipe.spaces import get_space, list_spaces
 
 SCORES = macro_scores()
 ALL = TableCandidates(SPACE, SCORES, "cifar10")
@@ -251,10 +251,30 @@ def test_failures_teach_as_the_worst_success_did():
     assert (algorithm._controller.logits == twin._controller.logits).all()
 
 
-def test_a_space_without_choices_is_refused():
-    space = get_space("nds")
-    with pytest.raises(UsageError, match="made of independent choices, which nds does not say of itself"):
-        method("reinforce").start(setting(SpaceCandidates(space, next(iter(space.datasets)))))
+@pytest.mark.parametrize("name", ["nds", "mbv2"])
+def test_a_space_without_choices_is_refused_and_what_searches_it_is_named(name):
+    space = get_space(name)
+    candidates = SpaceCandidates(space, next(iter(space.datasets)))
+    with pytest.raises(UsageError) as error:
+        method("reinforce").start(setting(candidates))
+    assert str(error.value) == (
+        f"reinforce learns which of a space's options to choose, and {name} has no options that are the same for all "
+        "its architectures; search it by random or evolution, or by scores alone with aznas"
+    )
+    for other in ("random", "evolution"):
+        assert len(asked(method(other).start(setting(candidates)), 3, lambda arch: 1.0)) == 3
+
+
+CLOSED = [name for name in list_spaces() if not name.startswith(("nds", "mbv2"))]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_reinforce_searches_every_other_space(name):
+    space = get_space(name)
+    candidates = SpaceCandidates(space, next(iter(space.datasets)))
+    found = asked(method("reinforce").start(setting(candidates)), 40, lambda arch: float(len(str(arch))))
+    assert len(set(found)) > 20
+    assert all(space.parse(str(arch)) == arch for arch in found)
 
 
 @pytest.mark.parametrize("name", ["nasbench201", "nasbench101", "nasbenchmacro", "transnasbench101_micro"])

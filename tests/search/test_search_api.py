@@ -1,5 +1,6 @@
 """`zcpipe.search.search`: with a function of the user's, with a table and a truth file, killed and gone on with."""
 
+import json
 import math
 import os
 import random
@@ -20,6 +21,7 @@ from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.parzc.parallel import Pool
 from zcpipe.search import Budget, Guidance, Limits, Trained, TrainingError, TruthAccuracy, search
 from zcpipe.search.algorithms import method
+from zcpipe.search.costs import FRONT
 from zcpipe.search.journal import NAME
 from zcpipe.search.result import CURVES, PICKS
 
@@ -27,7 +29,7 @@ SCORES = macro_scores()
 
 
 def files(out):
-    return {name: (out / name).read_bytes() for name in (CURVES, PICKS)}
+    return {name: (out / name).read_bytes() for name in (CURVES, PICKS, FRONT)}
 
 
 def test_a_function_of_the_users_is_all_that_is_needed():
@@ -115,27 +117,35 @@ def test_another_search_is_not_mixed_in(tmp_path):
 
 
 PROGRAM = """
-import sys
+import json, sys
 from pathlib import Path
-from search_problems import macro_scores, quality
+from search_problems import SPACE, macro_features, macro_scores, quality
 from zcpipe.search import Guidance, Trained, search
+from zcpipe.search.algorithms import method
+
+MEMBERS = list(SPACE)[:: int(sys.argv[5])]
 
 def evaluate(arch):
     with Path(sys.argv[2]).open("a") as file:
         file.write(f"{arch}\\n")
     return Trained(quality(arch), seconds=1.0)
 
-search("nasbenchmacro", sys.argv[3], evaluate, 80, out=sys.argv[1], seeds=2, scores=macro_scores(),
-       guidance=Guidance(100, 10, "good", "good" if sys.argv[3] == "evolution" else None))
+chosen = method(sys.argv[3], json.loads(sys.argv[4]))
+search("nasbenchmacro", chosen, evaluate, 80, out=sys.argv[1], seeds=2, scores=macro_scores(MEMBERS),
+       guidance=Guidance(100, 10, "good", "good" if "moves" in chosen.takes else None),
+       features=macro_features(MEMBERS) if "features" in chosen.takes else None)
 """
+TREES = {"predictor": "boosted-trees", "parameters": {"trees": [10], "depths": [2]}, "round": 20}
+SMALL = {"dim": 4, "depth": 1, "settings": {"epochs": 3, "members": 1, "mc_samples": 2}}
+NETWORKS = {"predictor": "mabn", "parameters": SMALL, "pretrain": 50, "round": 20}
 
 
-def run_until(command, journal, records):
-    """Run a process and kill it at a random moment after its journal has so many records; return whether it died."""
+def run_until(command, journal, records, seconds=0.02):
+    """Run a process and kill it within some time after its journal has so many records; return whether it died."""
     process = subprocess.Popen(command, cwd=Path(__file__).parent, env=environment())
     while process.poll() is None:
         if journal.exists() and journal.read_bytes().count(b"\n") > records:
-            time.sleep(random.random() * 0.02)
+            time.sleep(random.random() * seconds)
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
@@ -145,18 +155,28 @@ def run_until(command, journal, records):
 
 def environment():
     root = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}"}
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("algorithm", ["evolution", "reinforce"])
-def test_killed_anywhere_a_search_is_the_same_to_the_bit(tmp_path, algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "parameters", "every", "seconds"),
+    [
+        ("evolution", {}, 1, 0.02),
+        ("reinforce", {}, 1, 0.02),
+        ("predictor", TREES, 20, 0.2),
+        ("predictor", NETWORKS, 20, 0.2),
+    ],
+)
+def test_killed_anywhere_a_search_is_the_same_to_the_bit(tmp_path, algorithm, parameters, every, seconds):
+    """Predictor search spends its time between trainings: it is killed while it fits, too."""
+
     def command(name):
-        return [sys.executable, "-c", PROGRAM, str(tmp_path / name), str(tmp_path / f"{name}.log"), algorithm]
+        paths = str(tmp_path / name), str(tmp_path / f"{name}.log")
+        return [sys.executable, "-c", PROGRAM, *paths, algorithm, json.dumps(parameters), str(every)]
 
     assert not run_until(command("whole"), tmp_path / "whole" / NAME, 9999)
-    deaths = sum(
-        run_until(command("killed"), tmp_path / "killed" / NAME, k) for k in (random.randint(1, 70), 120, 9999)
-    )
+    moments = (random.randint(1, 70), 120, 9999)
+    deaths = sum(run_until(command("killed"), tmp_path / "killed" / NAME, k, seconds) for k in moments)
     assert deaths == 2
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     trained = [(tmp_path / f"{name}.log").read_text().split() for name in ("whole", "killed")]

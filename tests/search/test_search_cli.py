@@ -15,6 +15,7 @@ import pytest
 from search_problems import search_command
 
 from zcpipe import open_table
+from zcpipe.search.costs import FRONT
 from zcpipe.search.journal import NAME
 from zcpipe.search.result import CURVES, PICKS
 
@@ -40,7 +41,7 @@ def command(searched, truth):
 
 
 def files(out):
-    return {name: (out / name).read_bytes() for name in (CURVES, PICKS)}
+    return {name: (out / name).read_bytes() for name in (CURVES, PICKS, FRONT)}
 
 
 def test_search(zcpipe, command, tmp_path):

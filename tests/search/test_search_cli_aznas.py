@@ -12,7 +12,8 @@ from zcpipe import open_table
 from zcpipe.rank import linear_rank
 from zcpipe.search import LiveScores, front
 from zcpipe.search.algorithms import aznas as aznas_proposals
-from zcpipe.search.aznas import FLOPS, FRONT, HISTORY, PICKS
+from zcpipe.search.aznas import FLOPS, HISTORY, PICKS
+from zcpipe.search.costs import FRONT
 from zcpipe.spaces import get_space
 
 MBV2 = get_space("mbv2")

@@ -8,6 +8,7 @@ import pytest
 from search_problems import search_command
 
 from zcpipe.search import LiveScores
+from zcpipe.search.costs import FRONT
 from zcpipe.search.journal import NAME
 from zcpipe.search.result import CURVES, PICKS
 from zcpipe.spaces import get_space
@@ -50,7 +51,7 @@ def command(truth):
 
 
 def files(out):
-    return {name: (out / name).read_bytes() for name in (CURVES, PICKS)}
+    return {name: (out / name).read_bytes() for name in (CURVES, PICKS, FRONT)}
 
 
 def test_a_warm_up_and_moves_by_live_scores(zcpipe, command, tmp_path):
@@ -127,7 +128,7 @@ def test_interrupted_and_gone_on_with(zcpipe, command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ({"front": "macs"}, 2, "--front is for --algorithm aznas; evolution makes nothing of it"),
+        ({"batch": 3}, 2, "--batch is for --algorithm aznas; evolution makes nothing of it"),
         ({"max_flops": "1M"}, 2, "nasbenchmacro has no published count of FLOPs; limit max_macs"),
         ({"proxies": "snip"}, 2, "--proxies is for aznas; other searches score by what --warmup-by and --moves name"),
         ({"known_only": ""}, 2, "--known-only is for a table of scores"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from search_problems import SPACE, Counting, macro_scores, quality
+from search_problems import SPACE, Counting, macro_features, macro_scores, quality
 
 from zcpipe import open_table
 from zcpipe.errors import UsageError
@@ -27,19 +27,7 @@ LAYERS = len(SPACE[0].operations)
 MEMBERS = list({SPACE.key(SPACE[index]): SPACE[index] for index in range(0, len(SPACE), 5)}.values())[::2]
 SCORES = macro_scores(MEMBERS)
 CANDIDATES = TableCandidates(SPACE, SCORES, "cifar10")
-
-
-def features_of(archs):
-    """The operations of the first half of the layers are statistics of theirs, those of the others scalars."""
-    x = np.array([arch.operations for arch in archs], np.float32)
-    half = LAYERS // 2
-    coordinates = [Coordinate("op@layer", f"layer{i}", f"layer{i}") for i in range(half)]
-    coordinates += [Coordinate(f"op{i}", "", "") for i in range(half, LAYERS)]
-    spec = FeatureSpec(statistics=("op@layer",), proxies=tuple(f"op{i}" for i in range(half, LAYERS)))
-    return Features(SPACE.name, [str(arch) for arch in archs], x, tuple(coordinates), spec)
-
-
-FEATURES = features_of(MEMBERS)
+FEATURES = macro_features(MEMBERS)
 
 
 def setting(seed=0, warmup=None, features=FEATURES, candidates=CANDIDATES, budget=100):
@@ -111,7 +99,7 @@ def test_a_round_is_half_the_best_and_half_from_a_shrinking_top(seer):
 def test_the_top_never_becomes_smaller_than_a_round(seer):
     few = [*MEMBERS[:64]]
     candidates = TableCandidates(SPACE, macro_scores(few), "cifar10")
-    made = method("predictor", {"round": 10}).start(setting(features=features_of(few), candidates=candidates))
+    made = method("predictor", {"round": 10}).start(setting(features=macro_features(few), candidates=candidates))
     assert sorted(map(str, asked(made, 100))) == sorted(map(str, few))  # all there are, then no more
 
 
@@ -224,7 +212,7 @@ def test_it_draws_at_random_until_there_is_enough_to_learn_from(seer):
 
 def test_what_has_no_features_is_never_asked_for(seer):
     known = MEMBERS[::3]
-    found = asked(method("predictor").start(setting(features=features_of(known), warmup=(300, 20, "bad"))), 100)
+    found = asked(method("predictor").start(setting(features=macro_features(known), warmup=(300, 20, "bad"))), 100)
     assert len(found) == 100 and set(found) <= set(known)
 
 

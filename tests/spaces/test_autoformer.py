@@ -211,6 +211,21 @@ def test_mutations_are_neighbours_and_neighbours_are_mutual(found, i):
     assert space.parse(str(mutant)) == mutant
 
 
+@given(st.sampled_from(SPACES), st.data())
+def test_every_member_is_made_of_choices_and_those_beyond_its_depth_decide_nothing(space, data):
+    numbers = [data.draw(st.integers(0, options - 1)) for options in space.choices]
+    arch = space.choose(numbers)
+    assert space.parse(str(arch)) == arch
+    assert len(arch.layers) == space.depths[numbers[0]] and arch.embedding == space.embeddings[numbers[1]]
+    for place, layer in enumerate(arch.layers):
+        heads, ratio = numbers[2 + 2 * place : 4 + 2 * place]
+        assert (layer.heads, layer.ratio) == (space.heads[heads], space.ratios[ratio])
+    unused = 2 + 2 * len(arch.layers)
+    others = [data.draw(st.integers(0, options - 1)) for options in space.choices[unused:]]
+    assert space.choose([*numbers[:unused], *others]) == arch
+    assert len(space.choices) == 2 + 2 * space.depths[-1]
+
+
 def test_draws_are_uniform_over_each_choice_and_need_no_earlier_draw():
     drawn = [TINY.sample(7, i) for i in range(600)]
     assert drawn[500] == TINY.sample(7, 500)

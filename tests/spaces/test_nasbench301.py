@@ -1,5 +1,7 @@
 """NAS-Bench-301: DARTS's cells at the benchmark's own scale, and a run over them."""
 
+import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -39,6 +41,20 @@ def test_every_node_reads_two_nodes(i):
     for cell in (arch.normal, arch.reduce):
         assert all(first < second for (_, first), (_, second) in cell.nodes)
         assert "none" not in dict(cell.edges)
+
+
+@given(st.integers(0, 10**9))
+def test_every_member_is_made_of_choices_of_its_own(i):
+    arch = NASBENCH301.sample(0, i)
+    numbers = []
+    for cell in (arch.normal, arch.reduce):
+        for node, ((first, low), (second, high)) in enumerate(cell.nodes, start=2):
+            numbers += [list(itertools.combinations(range(node), 2)).index((low, high))]
+            numbers += [NASBENCH301.operations.index(operation) for operation in (first, second)]
+    assert NASBENCH301.choose(numbers) == arch
+    assert len(numbers) == len(NASBENCH301.choices)
+    assert all(number < options for number, options in zip(numbers, NASBENCH301.choices, strict=True))
+    assert math.prod(NASBENCH301.choices) == (1 * 3 * 6 * 10 * 7**8) ** 2  # as many as there are members
 
 
 @pytest.mark.parametrize(

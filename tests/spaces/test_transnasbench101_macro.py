@@ -1,6 +1,7 @@
 """TransNAS-Bench-101's macro networks are the benchmark's: its members, its counts, its computation."""
 
 import hashlib
+import itertools
 from contextlib import suppress
 
 import pytest
@@ -72,6 +73,12 @@ class TestSpace:
         assert (texts[0], texts[-1]) == ("64-1114-basic", "64-444311-basic")
         # of NASLib's list archs_transbench101_macro.json, so sorted
         assert hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest() == "579a7b4d5eac78e0"
+
+    def test_its_members_are_what_choices_make(self):
+        made = [SPACE.choose(numbers) for numbers in itertools.product(*map(range, SPACE.choices))]
+        assert set(made) - {None} == set(SPACE)
+        assert str(SPACE.choose([0, 0, 0, 0, 3, 1, 1])) == "64-1114-basic"  # the last two are beyond its length
+        assert SPACE.choose([2, 0, 0, 0, 0, 0, 0]) is None
 
     @given(networks)
     def test_parse_and_index_invert_text_and_position(self, arch):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UsageError, asking
 from zcpipe.parzc.labels import require_seeds
 from zcpipe.parzc.parallel import HERE, Pool, Progress
 from zcpipe.search.accuracy import Accuracy, Evaluated, Trained, TruthAccuracy, require_known
 from zcpipe.search.algorithms import Method, method
 from zcpipe.search.budget import Budget
 from zcpipe.search.candidates import Candidates, SpaceCandidates, TableCandidates
+from zcpipe.search.costs import Costs
 from zcpipe.search.features import Features
 from zcpipe.search.journal import Journal, Record, opened
 from zcpipe.search.limits import ANY_SIZE, Limits
@@ -28,7 +29,7 @@ from zcpipe.search.scores import Guide, Scores, TableScores, columns_of, require
 from zcpipe.search.simulate import search_seeds
 from zcpipe.search.warmup import WarmUp
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import Architecture, Space
+from zcpipe.spaces.base import Architecture, Size, Space
 from zcpipe.table import Table
 
 A = TypeVar("A", bound=Architecture)
@@ -102,6 +103,8 @@ def search(
     seeds: int = 1,
     seed: int = 0,
     out: Path | str | None = None,
+    costs: Sequence[str] = ("macs",),
+    latency: tuple[Path | str, str] | None = None,
     pool: Pool = HERE,
     progress: Progress | None = None,
 ) -> Found:
@@ -126,20 +129,24 @@ def search(
         pass_over: go on where a training fails: it counts as a trained model that is worse than all others.
         seeds: how many searches.
         seed: of the first; the others follow it.
-        out: a directory for what was measured, `CURVES` and `PICKS`; None to keep nothing.
+        out: a directory for what was measured, `CURVES`, `PICKS` and `FRONT`; None to keep nothing.
+        costs: what the front of each seed holds the target against: some of `zcpipe.search.costs.COSTS`.
+        latency: a Parquet file of latencies, which has architectures in a column ``arch``, and its column. Models that
+            it does not know are not on the front.
         pool: where to search under several seeds at once; for a truth file and a table's scores only.
         progress: told (models trained so far, models in all).
 
     Returns:
-        Curves and picks.
+        Curves, picks and fronts.
 
     Raises:
         UsageError: something means nothing here: a name, a budget beyond the candidates, a pool for what is measured.
-        DataError: candidates without a truth, limits that nothing meets, or scores that all failed.
+        DataError: candidates without a truth, limits that nothing meets, scores that all failed, or damaged latencies.
         TrainingError: ``evaluate`` raised; what came before is in ``out``, and the same call tries again.
         IdentityMismatch: ``out`` holds another search.
     """
     require_seeds(seeds, seed)
+    against = Costs.of(costs, latency)
     searched: Space[Any] = get_space(space) if isinstance(space, str) else space
     chosen = method(algorithm) if isinstance(algorithm, str) else algorithm
     if features is None and isinstance(scores, Table) and "features" in chosen.takes:
@@ -186,7 +193,8 @@ def search(
             by = RecordedScores(scores, journal)
         one = made(by)
         outcomes = search_seeds(one, range(seed, seed + seeds), journal, pool, progress)
-        picks = [_pick(outcome, accuracy.direction, searched, dataset) for outcome in outcomes]
+        sizes = _sizes(outcomes, searched, dataset)
+        picks = [_pick(outcome, accuracy.direction, sizes) for outcome in outcomes]
         reported = any(not math.isnan(trial.report) for outcome in outcomes for trial in outcome.trials)
         found = Found(
             chosen.name,
@@ -196,6 +204,8 @@ def search(
             spent.trained,
             tuple(outcomes),
             tuple(pick for pick in picks if pick is not None),
+            sizes,
+            against,
         )
         if directory is not None:
             found.write(directory)
@@ -264,12 +274,18 @@ def _identity(scores: Scores | None, guidance: Guidance) -> Record | str:
     return dict(scores.identity()) if isinstance(scores, Identified) else ""
 
 
-def _pick(outcome: Outcome, direction: str, space: Space[A], dataset: str) -> Pick | None:
+def _sizes(outcomes: Sequence[Outcome], space: Space[A], dataset: str) -> dict[str, Size]:
+    """Return the sizes of all models that were trained with success, by their texts."""
+    texts = dict.fromkeys(trial.arch for outcome in outcomes for trial in outcome.trials if not trial.failure)
+    with asking(space.name, "the sizes of its architectures"):
+        return {text: space.size(space.parse(text), dataset) for text in texts}
+
+
+def _pick(outcome: Outcome, direction: str, sizes: Mapping[str, Size]) -> Pick | None:
     best = incumbents(outcome.trials, direction)
     if not best or best[-1] is None:
         return None
     chosen = best[-1]
-    size = space.size(space.parse(chosen.arch), dataset)
     return Pick(
         outcome.seed,
         chosen.arch,
@@ -279,6 +295,6 @@ def _pick(outcome: Outcome, direction: str, space: Space[A], dataset: str) -> Pi
         1 + int(np.argmax([leader is chosen for leader in best])),
         len(outcome.trials),
         outcome.ended,
-        size.params,
-        size.macs,
+        sizes[chosen.arch].params,
+        sizes[chosen.arch].macs,
     )

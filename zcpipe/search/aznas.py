@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from zcpipe.errors import DataError, UsageError, asking, first_fault, unknown_name
+from zcpipe.errors import UsageError, asking, first_fault, unknown_name
 from zcpipe.parzc.labels import require_seeds
 from zcpipe.parzc.parallel import Progress
 from zcpipe.proxies import resolve
@@ -25,27 +25,22 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.search.algorithms.aznas import AzNas
 from zcpipe.search.candidates import TableCandidates
+from zcpipe.search.costs import FRONT, LATENCY, Costs
 from zcpipe.search.journal import opened
 from zcpipe.search.limits import Limits
 from zcpipe.search.live import live_scores
-from zcpipe.search.pareto import front
 from zcpipe.search.scored import LookedUp, Scored, Scorer
 from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import EnumerableSpace, PublishedFlops
 from zcpipe.table.files import publish
-from zcpipe.truth import read_truth
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
 
-HISTORY, PICKS, FRONT = "history.parquet", "picks.parquet", "front.parquet"
+HISTORY, PICKS = "history.parquet", "picks.parquet"
 FLOPS = "published_flops"
 """The column of what the space's published searches count, where there are such (`PublishedFlops`)."""
-
-LATENCY = "latency"
-COSTS = (*COUNTS, LATENCY)
-"""What a front can hold the aggregate against; less is better."""
 
 
 class AzNasSpec(BaseModel):
@@ -157,11 +152,11 @@ class Searched:
 
 @dataclass(frozen=True)
 class AzNasFound:
-    """The searches of several seeds, and the latencies that fronts were made of."""
+    """The searches of several seeds, and the costs that fronts were made of."""
 
     spec: AzNasSpec
     searches: Sequence[Searched]
-    latencies: dict[str, float]
+    costs: Costs
 
     @property
     def failed(self) -> int:
@@ -233,8 +228,8 @@ class AzNasFound:
             **{name: _floats([one.values[name] for one in scored]).cast(pa.int64()) for name in COUNTS},
             **{name: _floats(values) for name, values in self._flops(archs).items()},
         }
-        if self.latencies:
-            columns[LATENCY] = _floats([self.latencies.get(arch, np.nan) for arch in archs])
+        if self.costs.latencies:
+            columns[LATENCY] = _floats(self.costs.latency(archs))
         columns["status"] = pa.array([one.status for one in scored], pa.string())
         columns["reason"] = pa.array([one.reason for one in scored], pa.string())
         columns["seconds"] = _floats([one.seconds for one in scored])
@@ -269,7 +264,7 @@ def aznas_search(
         memory: bytes that a worker process of this machine may hold, by default its share of 90 % of what there is.
         table: where scores are looked up instead; its architectures alone are candidates. Random proposals are drawn
             from them; of mutations few are, where the table is of a sample.
-        costs: what the front holds the aggregate against: some of `COSTS`.
+        costs: what the front holds the aggregate against: some of `zcpipe.search.costs.COSTS`.
         latency: a Parquet file of latencies, which has architectures in a column ``arch``, and its column. Candidates
             that it does not know are not on the front.
         progress: told (candidates scored so far, candidates in all).
@@ -284,7 +279,7 @@ def aznas_search(
         CapabilityError: the device is not there, workers cannot be started, or the cluster cannot be used.
         KeyboardInterrupt: whole batches are kept.
     """
-    latencies = _latencies(costs, latency)
+    against = Costs.of(costs, latency)
     if table is None:
         check_options(spec.run, workers, timeout, cluster)  # before a directory is made
     directory = None if out is None else Path(out)
@@ -307,8 +302,8 @@ def aznas_search(
             live_scores(spec.run, journal, workers, timeout, on_event, cluster=cluster, memory=memory)
         )
         for seed in range(spec.seed, spec.seed + spec.seeds):
-            searches.append(_search(spec, seed, scores, among, costs, latencies, told))
-        found = AzNasFound(spec, searches, latencies)
+            searches.append(_search(spec, seed, scores, among, against, told))
+        found = AzNasFound(spec, searches, against)
         if directory is not None:
             found.write(directory)
     return found
@@ -319,8 +314,7 @@ def _search(
     seed: int,
     scores: Scorer,
     among: TableCandidates[Any] | None,
-    costs: Sequence[str],
-    latencies: dict[str, float],
+    costs: Costs,
     told: Callable[[int], None],
 ) -> Searched:
     directions = {name: scores.directions[name] for name in spec.run.proxies}
@@ -355,30 +349,11 @@ def _search(
     texts = [str(arch) for arch in algorithm.archs]
     aggregate = algorithm.history.aggregate()
     best = algorithm.history.best(1)
-    objectives = {"aggregate": aggregate}
-    for cost in costs:
-        values = map(latencies.get, texts) if cost == LATENCY else (one.values[cost] for one in found)
-        objectives[cost] = np.array([np.nan if value is None else value for value in values], np.float64)
-    on_front = front(objectives, {"aggregate": "higher", **dict.fromkeys(costs, "lower")})
+    counts = {name: [one.values[name] for one in found] for name in COUNTS}
+    on_front = costs.front(aggregate, "higher", texts, counts)
     return Searched(
         seed, texts, found, aggregate, int(best[0]) if len(best) else None, on_front, algorithm.tries, ended
     )
-
-
-def _latencies(costs: Sequence[str], latency: tuple[Path | str, str] | None) -> dict[str, float]:
-    """Read the latencies, and refuse costs that mean nothing."""
-    for cost in costs:
-        if cost not in COSTS:
-            raise unknown_name("cost", cost, COSTS)
-    if (latency is not None) != (LATENCY in costs):
-        raise UsageError(f"a front over {LATENCY} needs a file of latencies and its column, and the other way round")
-    if latency is None:
-        return {}
-    archs, values = read_truth(*latency)
-    known = {arch: value for arch, value in zip(archs, values.tolist(), strict=True) if not np.isnan(value)}
-    if not known:
-        raise DataError(f"{latency[0]}: column {latency[1]!r} has no values")
-    return known
 
 
 def _floats(values: Sequence[float]) -> pa.Array:

@@ -1,9 +1,9 @@
-"""What searches found: curves and picks, as arrays and as Parquet files."""
+"""What searches found: curves, picks and Pareto fronts, as arrays and as Parquet files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from zcpipe.errors import UsageError
+from zcpipe.search.costs import FRONT, LATENCY, Costs
 from zcpipe.search.loop import Outcome, Trial
+from zcpipe.search.scores import COUNTS
+from zcpipe.spaces.base import Size
 from zcpipe.table.files import publish
 
 CURVES, PICKS = "curves.parquet", "picks.parquet"
@@ -62,6 +65,8 @@ class Found:
         budget: trained models at most.
         outcomes: one for each seed.
         picks: one for each seed of which any training succeeded.
+        sizes: of the full networks of all models that were trained with success, by their texts.
+        costs: what their fronts hold the target against.
     """
 
     algorithm: str
@@ -71,6 +76,8 @@ class Found:
     budget: int
     outcomes: tuple[Outcome, ...]
     picks: tuple[Pick, ...]
+    sizes: Mapping[str, Size]
+    costs: Costs
 
     @property
     def best_accuracy_mean(self) -> float:
@@ -138,13 +145,33 @@ class Found:
                 )
         return _table(rows, _CURVES)
 
+    def fronts(self) -> pa.Table:
+        """Return the trained models on the Pareto front of each seed, best target first; failed ones are on none.
+
+        ``seed``, ``trained`` (after how many models, itself included), ``arch``, ``key``, ``accuracy``, ``report``,
+        ``params``, ``macs``, and ``latency`` where the front is over it.
+        """
+        rows: list[dict[str, object]] = []
+        for outcome in self.outcomes:
+            made = [(place, trial) for place, trial in enumerate(outcome.trials, start=1) if not trial.failure]
+            archs = [trial.arch for _, trial in made]
+            sizes = [vars(self.sizes[arch]) for arch in archs]
+            accuracies = np.array([trial.accuracy for _, trial in made], np.float64)
+            counts = {name: [size[name] for size in sizes] for name in COUNTS}
+            for at in self.costs.front(accuracies, self.direction, archs, counts).tolist():
+                place, trial = made[at]
+                own = {"seed": outcome.seed, "trained": place, **vars(trial), **sizes[at]}
+                rows.append({**own, LATENCY: self.costs.latencies.get(trial.arch)})
+        return _table(rows, _FRONT.append(pa.field(LATENCY, pa.float64())) if self.costs.latencies else _FRONT)
+
     def write(self, directory: Path) -> None:
-        """Write `CURVES` and `PICKS`, each whole or not at all.
+        """Write `CURVES`, `PICKS` and `FRONT`, each whole or not at all.
 
         Raises:
             DataError: the disk is full or gone.
         """
-        for name, table in ((CURVES, self.curves()), (PICKS, _table([vars(pick) for pick in self.picks], _PICKS))):
+        picks = _table([vars(pick) for pick in self.picks], _PICKS)
+        for name, table in ((CURVES, self.curves()), (PICKS, picks), (FRONT, self.fronts())):
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")
             publish(directory / name, memoryview(sink.getvalue()))
@@ -197,6 +224,18 @@ _PICKS = pa.schema(
         ("found", pa.int32()),
         ("trained", pa.int32()),
         ("ended", pa.string()),
+        ("params", pa.int64()),
+        ("macs", pa.int64()),
+    ]
+)
+_FRONT = pa.schema(
+    [
+        ("seed", pa.int64()),
+        ("trained", pa.int32()),
+        ("arch", pa.string()),
+        ("key", pa.string()),
+        ("accuracy", pa.float64()),
+        ("report", pa.float64()),
         ("params", pa.int64()),
         ("macs", pa.int64()),
     ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from zcpipe.errors import UsageError, unknown_name
@@ -163,6 +163,18 @@ class AutoFormerSpace:
         """Return the ``i``-th random neighbour of ``arch`` under ``seed``."""
         options = self.neighbours(arch)
         return options[int(Stream.of(seed, self.name, str(arch), i, "mutate").integers(1, len(options))[0])]
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Depth, embedding, then heads and ratio of each block that the deepest networks have."""
+        return (len(self.depths), len(self.embeddings), *(len(self.heads), len(self.ratios)) * self.depths[-1])
+
+    def choose(self, numbers: Sequence[int]) -> AutoFormer:
+        """Return the architecture with these options; those of blocks beyond its depth decide nothing."""
+        depth, embedding, *of_blocks = numbers
+        pairs = zip(of_blocks[::2], of_blocks[1::2], strict=True)
+        layers = tuple(Layer(self.heads[heads], self.ratios[ratio]) for heads, ratio in pairs)
+        return AutoFormer(self.family, self.embeddings[embedding], layers[: self.depths[depth]])
 
     def key(self, arch: AutoFormer) -> str:
         """Return the text: no two architectures compute the same."""

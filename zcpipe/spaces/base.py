@@ -213,7 +213,11 @@ class DescribesCells(Space[A], Protocol[A]):
 
 @runtime_checkable
 class MadeOfChoices(Space[A], Protocol[A]):
-    """What a space offers besides whose architectures are made of a few independent choices."""
+    """What a space offers besides whose architectures are made of a few independent choices.
+
+    Some may decide nothing, such as those of layers beyond an architecture's depth: what differs in them alone is one
+    architecture.
+    """
 
     @property
     def choices(self) -> Sequence[int]:

@@ -11,7 +11,7 @@ off; every network of the benchmark was trained with it, and it is 1 here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -125,6 +125,20 @@ class TransNasBench101Macro:
         """Return the ``i``-th random neighbour of ``arch`` under ``seed``."""
         options = self.neighbours(arch)
         return options[int(Stream.of(seed, self.name, str(arch), i, "mutate").integers(1, len(options))[0])]
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many modules, then the digit of each that the longest networks have."""
+        return (len(MODULES), *(4,) * MODULES[-1])
+
+    def choose(self, numbers: Sequence[int]) -> Network | None:
+        """Return the network of these modules; those beyond its length decide nothing.
+
+        None where they double the channels or halve the sides more or less often than members do.
+        """
+        count, *digits = numbers
+        network = Network(tuple(digit + 1 for digit in digits[: MODULES[count]]))
+        return network if network in _positions() else None
 
     def key(self, arch: Network) -> str:
         """Return the network's text: every network is a function of its own."""

@@ -53,7 +53,7 @@ class Reinforce(Parameters):
         """Begin a search.
 
         Raises:
-            UsageError: the space's architectures are not made of independent choices.
+            UsageError: the space's architectures are not made of independent choices (`MadeOfChoices`).
             DataError: no candidate is drawn, or none of those that the warm-up draws has a score.
         """
         return _Reinforce(setting, Controller(setting, self.learning_rate, self.momentum))
@@ -79,8 +79,8 @@ class Controller(Generic[A]):
         space = setting.candidates.space
         if not isinstance(space, MadeOfChoices):
             raise UsageError(
-                f"reinforce needs a space whose architectures are made of independent choices, which {space.name} "
-                "does not say of itself; search it by random or evolution"
+                f"reinforce learns which of a space's options to choose, and {space.name} has no options that are the "
+                "same for all its architectures; search it by random or evolution, or by scores alone with aznas"
             )
         self._choose = space.choose
         self._candidates = setting.candidates
