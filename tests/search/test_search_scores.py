@@ -112,3 +112,9 @@ def test_what_is_measured_is_measured_once_also_by_later_processes():
     later = RecordedScores(Measuring(), Journal(found=kept))
     assert later.score(SOME)["good"].tolist() == first["good"].tolist()
     assert later._scores.asked == []
+
+
+def test_a_journal_of_other_scores_is_refused():
+    journal = Journal(found=[{"kind": "scored", "archs": ["0"], "scores": {"bad": [1.0]}}])
+    with pytest.raises(DataError, match="the journal holds scores of bad, not of good; give another --out"):
+        RecordedScores(Measuring(), journal)

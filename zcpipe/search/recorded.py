@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from zcpipe.errors import DataError
 from zcpipe.rank.ranking import Floats
 from zcpipe.search.journal import Journal
 from zcpipe.search.scores import Scores
@@ -18,6 +19,9 @@ class RecordedScores:
     Args:
         scores: what measures.
         journal: where it is recorded, all architectures of one call together.
+
+    Raises:
+        DataError: the journal holds other scores.
     """
 
     def __init__(self, scores: Scores, journal: Journal) -> None:
@@ -25,6 +29,9 @@ class RecordedScores:
         self._known: dict[str, dict[str, float]] = {}
         for record in journal.found:
             if record["kind"] == "scored":
+                if set(record["scores"]) != set(scores.directions):
+                    there, here = (", ".join(sorted(names)) for names in (record["scores"], scores.directions))
+                    raise DataError(f"the journal holds scores of {there}, not of {here}; give another --out")
                 self._learn(record["archs"], record["scores"])
 
     @property
