@@ -57,6 +57,12 @@ def test_the_global_generators_stay_and_do_not_matter():
     assert np.array_equal(predict(second, X, 2, 0), found)
 
 
+def test_it_learns_where_gradients_are_switched_off():
+    expected = fit_ensemble(make, X, Y, SHORT, 0)[0].model
+    with torch.no_grad():
+        assert same(fit_ensemble(make, X, Y, SHORT, 0)[0].model, expected)
+
+
 def test_members_differ_in_everything():
     first, second = fit_ensemble(make, X, Y, Settings(epochs=1, members=2, learning_rate=1e-12), 0)
     assert not torch.allclose(first.model.network.enter.mean, second.model.network.enter.mean)

@@ -310,6 +310,7 @@ def _hold_out_of(
     return found
 
 
+@torch.enable_grad()  # whatever a user's own training left behind
 def _epoch(
     network: nn.Module,
     x: Tensor,  # [n, d]
