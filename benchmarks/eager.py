@@ -82,10 +82,14 @@ class EagerNetwork(nn.Module):
 
 
 def eager_aznas(model: EagerNetwork, batch_size: int = 64, resolution: int = 32) -> dict[str, float]:
-    """Initialise the network, draw a batch, and return the three scores (complexity needs no network)."""
+    """Initialise the network, draw a batch, and return the three scores (complexity needs no network).
+
+    Maps of transformers are tokens, [N, T, C], of which progressivity means nothing.
+    """
     model.train()
+    transformer = any(isinstance(module, nn.LayerNorm) for module in model.modules())
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) or (transformer and isinstance(module, nn.Linear)):  # others only classify
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     features = model.maps(torch.randn(batch_size, 3, resolution, resolution))
     entropies = [_entropy(feature.detach()) for feature in features]
@@ -102,8 +106,12 @@ def _or_worst(score: float) -> float:
     return -math.inf if math.isnan(score) else score
 
 
+def _rows(feature: Tensor) -> Tensor:  # [N, C, H, W] or [N, T, C] -> [pixels or tokens of all samples, C]
+    return (feature.permute(0, 2, 3, 1) if feature.dim() == 4 else feature).flatten(0, -2)
+
+
 def _entropy(feature: Tensor) -> float:
-    rows = feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+    rows = _rows(feature)
     rows = rows - rows.mean(0, keepdim=True)
     eigenvalues = torch.linalg.eigvalsh(rows.T @ rows / rows.shape[0])
     share = eigenvalues / eigenvalues.sum()
@@ -115,10 +123,9 @@ def _pair(f_in: Tensor, f_out: Tensor) -> float:
     (g_in,) = torch.autograd.grad(f_out, f_in, g_out, allow_unused=True, materialize_grads=True)
     if g_in.shape == g_out.shape and bool((g_in == g_out).all()):
         return -math.inf
-    if g_in.shape[2] != g_out.shape[2]:
+    if g_in.dim() == 4 and g_in.shape[2] != g_out.shape[2]:
         g_in = F.pixel_unshuffle(g_in, g_in.shape[2] // g_out.shape[2])
-    rows_in = g_in.permute(0, 2, 3, 1).reshape(-1, g_in.shape[1])
-    rows_out = g_out.permute(0, 2, 3, 1).reshape(-1, g_out.shape[1])
+    rows_in, rows_out = _rows(g_in), _rows(g_out)
     product = rows_in.T @ rows_out / rows_out.shape[0]
     sigma = float(torch.linalg.svdvals(product if product.shape[0] >= product.shape[1] else product.T)[0])
     return -sigma - 1 / (sigma + 1e-6) + 2

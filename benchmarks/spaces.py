@@ -2,6 +2,7 @@
 
     python -m benchmarks.spaces --spaces nasbench201,nds/darts --architectures 5
     python -m benchmarks.spaces --spaces nds/darts --resolution 128 --batch-size 8 --json
+    python -m benchmarks.spaces --spaces autoformer/tiny --proxies aznas_vit --batch-size 8
 
 The first random draws of each space, each scored in a process of its own, in the environment of worker processes and
 with one thread: ours as a run does it, and the baseline (`benchmarks/eager.py`) on the same network. Of each process
@@ -130,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--spaces", default="nasbench201", help="names, separated by commas")
+    parser.add_argument("--proxies", default="aznas", help="aznas, or aznas_vit for transformers")
     parser.add_argument("--dataset", help="by default each space's first")
     parser.add_argument("--architectures", type=int, default=5, help="of each space")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -147,7 +149,7 @@ def main() -> None:
         spec = RunSpec(
             space=name,
             dataset=dataset,
-            proxies=tuple(proxy.name for proxy in resolve("aznas")),
+            proxies=tuple(proxy.name for proxy in resolve(options.proxies)),
             selection=Sample(n=options.architectures),
             batch_size=options.batch_size,
             resolution=options.resolution,

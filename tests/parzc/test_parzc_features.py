@@ -66,6 +66,12 @@ def test_features_of_any_rows(rows, spec, data):
     assert x.x.dtype == np.float32 and x.x.shape == (len(rows), len(encoder.coordinates))
     assert x.usable.tolist() == usable and np.isfinite(x.x).all() and not x.x[~x.usable].any()
 
+    at_once, encoded = Encoder.fit_encode(population, spec)
+    assert at_once.record() == encoder.record()
+    assert all(np.array_equal(tensor, at_once.tensors()[name]) for name, tensor in encoder.tensors().items())
+    np.testing.assert_array_equal(encoded.x, x.x)
+    np.testing.assert_array_equal(encoded.usable, x.usable)
+
     taken = data.draw(st.lists(st.integers(0, len(rows) - 1)))
     of_some = encoder.encode(some(population, taken))
     np.testing.assert_array_equal(of_some.x, x.x[taken])

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from zcpipe.errors import DataError
-from zcpipe.parzc.rows import Lists
+from zcpipe.parzc.rows import wholes
 from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
-from zcpipe.scoring.columns import Column
 from zcpipe.table import Table
 
 COVERAGE = 0.99
@@ -53,7 +52,7 @@ def choose_spec(
             chosen[kind] = list(given)
             continue
         columns = [column for column in table.columns if (column.kind == "statistic") == (kind == "statistics")]
-        shares = {column.name: _coverage(table, column) for column in columns}
+        shares = {name: float(np.mean(whole)) for name, whole in wholes(table, columns)}
         left_out |= {name: share for name, share in shares.items() if share < COVERAGE}
         chosen[kind] = [name for name in shares if name not in left_out]
     if left_out and not (chosen["statistics"] or chosen["proxies"] or graph):
@@ -70,9 +69,3 @@ def choose_spec(
         graph=graph,
     )
     return spec, left_out
-
-
-def _coverage(table: Table, column: Column) -> float:
-    if column.kind == "statistic":
-        return float(np.mean(Lists.of(table, column.name)[1]))
-    return float(np.mean(~np.isnan(table.values([column.name])[column.name])))

@@ -242,8 +242,7 @@ def train(
         DataError: too few labels, or a constant target.
     """
     require_seeds(seeds, seed)
-    encoder = Encoder.fit(table, spec)
-    encoded = encoder.encode(table)
+    encoder, encoded = Encoder.fit_encode(table, spec)
     rows = labels.require(encoded.usable)
     chosen = rows if samples is None else rows[draw(len(rows), parse_samples(samples, len(rows)), seed)]
     start = None

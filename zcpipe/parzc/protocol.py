@@ -179,8 +179,7 @@ def evaluate(
         DataError: too few architectures have labels and features, or a target is constant.
     """
     require_seeds(seeds)
-    encoder = Encoder.fit(table, spec)
-    encoded = encoder.encode(table)
+    encoder, encoded = Encoder.fit_encode(table, spec)
     train_target.require(encoded.usable)
     rows = target.require(encoded.usable & ~np.isnan(train_target.values))
     counts = list(dict.fromkeys(parse_samples(text, len(rows)) for text in samples))

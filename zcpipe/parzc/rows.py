@@ -78,8 +78,8 @@ class Rows:
             live = LIVE if packed and LIVE in (column.name for column in table.columns) else ""
         columns = _require(table, [*dict.fromkeys((*spec.statistics, *filter(None, [live])))], spec.proxies)
         usable = np.ones(len(table), bool)
-        for column in columns.values():
-            usable &= _whole(table, column)
+        for _, whole in wholes(table, list(columns.values())):
+            usable &= whole
         return cls(table, spec, columns, live, usable)
 
     def require_some(self) -> None:
@@ -87,7 +87,7 @@ class Rows:
         if self.usable.any():
             return
         n = len(self.table)
-        failed = {name: n - int(_whole(self.table, column).sum()) for name, column in self.columns.items()}
+        failed = {name: n - int(whole.sum()) for name, whole in wholes(self.table, list(self.columns.values()))}
         if not n or not failed:
             raise DataError("the table has no rows; run zcpipe on it first")
         worst = max(failed, key=lambda name: failed[name])
@@ -148,11 +148,14 @@ def count_live(lists: Lists, live: Bools | None) -> Integers:  # [rows]
     return counts
 
 
-def _whole(table: Table, column: Column) -> Bools:  # [n]
-    """Say which rows have a value of a column."""
-    if column.kind == "statistic":
-        return Lists.of(table, column.name)[1]
-    return ~np.isnan(table.values([column.name])[column.name])
+def wholes(table: Table, columns: Sequence[Column]) -> Iterator[tuple[str, Bools]]:  # [n] each
+    """Yield of each column which rows have a value: of statistics, which are read one by one, and then of scalars."""
+    for column in columns:
+        if column.kind == "statistic":
+            yield column.name, Lists.of(table, column.name)[1]
+    scalars = table.values([column.name for column in columns if column.kind != "statistic"])
+    for name, values in scalars.items():
+        yield name, ~np.isnan(values)
 
 
 def _require(table: Table, statistics: Sequence[str], proxies: Sequence[str]) -> dict[str, Column]:

@@ -78,8 +78,7 @@ def tune(
             raise UsageError(f"{what} must be at least {least}, got {number}")
     require_seeds(1, seed)
     ranges = predictor(name).ranges
-    encoder = Encoder.fit(table, spec)
-    encoded = encoder.encode(table)
+    encoder, encoded = Encoder.fit_encode(table, spec)
     rows = labels.require(encoded.usable)
     chosen = rows[draw(len(rows), parse_samples(samples, len(rows)), seed)]
     x, y = encoded.x[chosen], labels.values[chosen]

@@ -53,8 +53,7 @@ class Features:
         if spec is None:
             held = any(column.kind == "statistic" for column in table.columns)
             spec = choose_spec(table, None if held else ())[0]
-        encoder = Encoder.fit(table, spec)
-        encoded = encoder.encode(table)
+        encoder, encoded = Encoder.fit_encode(table, spec)
         first: dict[str, int] = {}
         for row, text in enumerate(table.to_arrow(["arch"])["arch"].to_pylist()):
             if encoded.usable[row]:
