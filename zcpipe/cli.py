@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +78,7 @@ def status(directory: TableDir, as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="Examples: zcpipe rank runs/demo --top 10 | zcpipe rank runs/all --method vote | "
+    epilog="Examples:\n\nzcpipe rank runs/demo --top 10\n\nzcpipe rank runs/all --method vote\n\n"
     "zcpipe rank runs/demo --method linear --proxies expressivity,trainability"
 )
 def rank(
@@ -183,7 +184,7 @@ def truth_readers(as_json: Json = False) -> None:
 
 @truth_app.command(
     "import",
-    epilog="Examples: zcpipe truth import nats NATS-tss-v1_0-3ffb9-simple --out truth.parquet | "
+    epilog="Examples:\n\nzcpipe truth import nats NATS-tss-v1_0-3ffb9-simple --out truth.parquet\n\n"
     "zcpipe truth import nds nds_data --out nds.parquet",
 )
 def import_truth(
@@ -259,7 +260,7 @@ def verify(
 
 
 @app.command(
-    epilog="Examples: zcpipe proxies 'syn*' | zcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused"
+    epilog="Examples:\n\nzcpipe proxies 'syn*'\n\nzcpipe proxies --plan aznas,nasbench_suite_zero --protocol fused"
 )
 def proxies(
     pattern: Annotated[str, typer.Argument(metavar="GLOB", help="Shell-style pattern of names, or a group.")] = "*",
@@ -315,6 +316,17 @@ def doctor(as_json: Json = False) -> None:
         return
     for name, value in report.items():
         typer.echo(f"{name:16} {'-' if value is None else value}")
+
+
+def _unwrap(part: typer.Typer) -> None:
+    """Let help texts wrap where the terminal ends: typer keeps the line breaks of all paragraphs but the first."""
+    for command in part.registered_commands:
+        paragraphs = cleandoc(getattr(command.callback, "__doc__", None) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for _part in (app, truth_app, spaces_app, table_app, parzc_app):
+    _unwrap(_part)
 
 
 def main() -> None:

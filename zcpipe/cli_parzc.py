@@ -25,8 +25,8 @@ parzc_app = typer.Typer(
 
 
 @parzc_app.command(
-    epilog="Examples: zcpipe parzc train tables/nb201 --truth truth.parquet --target cifar10_val_200 --samples 156 "
-    "--seeds 3 --out nb201.safetensors | zcpipe parzc train tables/nb201-c100 --truth truth.parquet "
+    epilog="Examples:\n\nzcpipe parzc train tables/nb201 --truth truth.parquet --target cifar10_val_200 --samples 156 "
+    "--seeds 3 --out nb201.safetensors\n\nzcpipe parzc train tables/nb201-c100 --truth truth.parquet "
     "--target cifar100_val_200 --predictor mabn --init nb201-mabn.safetensors --out c100.safetensors"
 )
 def train(
@@ -142,8 +142,8 @@ def predict(
 
 
 @parzc_app.command(
-    epilog="Examples: zcpipe parzc evaluate tables/nb201 --truth truth.parquet --target cifar10_test_200 "
-    "--train-target cifar10_val_200 --samples 78,156,469 --seeds 10 --workers 2 | zcpipe parzc evaluate tables/nb201 "
+    epilog="Examples:\n\nzcpipe parzc evaluate tables/nb201 --truth truth.parquet --target cifar10_test_200 "
+    "--train-target cifar10_val_200 --samples 78,156,469 --seeds 10 --workers 2\n\nzcpipe parzc evaluate tables/nb201 "
     "--truth truth.parquet --target cifar10_test_200 --samples 10% --methods mabn,mabn:statistics,baselines"
 )
 def evaluate(

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from zcpipe.spaces import Architecture, Space
 
 EXAMPLES = (
-    "Examples: zcpipe run --space nasbench201 --sample 100 --workers 2 | "
-    "zcpipe run --space nasbench201 --out tables/nb201 --dry-run | "
-    "zcpipe run --space nasbench201 --proxies nwot,snip --inputs cifar10:data/cifar-10-batches-py --sample 100 | "
+    "Examples:\n\nzcpipe run --space nasbench201 --sample 100 --workers 2\n\n"
+    "zcpipe run --space nasbench201 --out tables/nb201 --dry-run\n\n"
+    "zcpipe run --space nasbench201 --proxies nwot,snip --inputs cifar10:data/cifar-10-batches-py --sample 100\n\n"
     "zcpipe run --space nasbench201 --nodes 8 --out tables/nb201 --events run.jsonl"
 )
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from zcpipe.table import Table
 
 EXAMPLES = (
-    "Examples: zcpipe search --space nasbench201 --algorithm evolution --scores tables/nb201 --truth truth.parquet "
+    "Examples:\n\nzcpipe search --space nasbench201 --algorithm evolution --scores tables/nb201 --truth truth.parquet "
     "--target cifar10_val_200 --report cifar10_test_200 --budget 300 --seeds 50 --warmup 3000:64 --warmup-by synflow "
-    "--out searches/warm | zcpipe search --space nasbench201 --algorithm evolution --scores tables/nb201 --truth "
+    "--out searches/warm\n\nzcpipe search --space nasbench201 --algorithm evolution --scores tables/nb201 --truth "
     "truth.parquet --target cifar10_val_200 --budget 100 --moves aznas --max-params 500K --workers 2 --out "
-    "searches/small --json | zcpipe search --space nasbench201 --algorithm random --scores tables/nb201 --predicted "
+    "searches/small --json\n\nzcpipe search --space nasbench201 --algorithm random --scores tables/nb201 --predicted "
     "predicted.parquet --truth truth.parquet --target cifar10_val_200 --budget 50 --warmup 1000:50 --warmup-by parzc "
-    "--out searches/learnt | zcpipe search --space nasbench201 --algorithm aznas --scores tables/nb201 --budget 1000 "
-    "--front macs,params --truth truth.parquet --target cifar10_test_200 --out searches/aznas | zcpipe search --space "
+    "--out searches/learnt\n\nzcpipe search --space nasbench201 --algorithm aznas --scores tables/nb201 --budget 1000 "
+    "--front macs,params --truth truth.parquet --target cifar10_test_200 --out searches/aznas\n\nzcpipe search --space "
     "mbv2 --algorithm aznas --scores live --batch-size 16 --resolution 64 --max-flops 450M --max-layers 14 --budget "
     "2000 --workers 2 --out searches/mbv2"
 )
@@ -93,16 +93,20 @@ def search(
 ) -> None:
     """Search for the best architectures, "training" by looking accuracies up or by scores alone (aznas).
 
-    Of one seed the pick is the model with the best target; the mean over the seeds is of what is reported of the picks.
-    The same command again goes on where it was ended. evolution has the parameters pool (64) and tournament (10),
-    reinforce, which searches all spaces but mbv2 and nds, learning_rate (0.01) and momentum (0.9), predictor predictor
-    (boosted-trees), parameters ({}), features (all), round (20) and pretrain (0). A warm-up of evolution fills the
-    pool, one of reinforce rewards the controller by the proxy's ranks first, one of predictor begins the first round.
-    --front says what the Pareto front of a seed's trained models holds the target against.
+    The same command again goes on where it was ended, also with a larger --budget or more --seeds. Of one seed the pick
+    is the model with the best target; the mean over the seeds, with its standard error, is of the picks' --report,
+    or of their target without that. The front of a seed holds the target of its trained models against --front.
+
+    Warm-up: random trains the best in order, evolution fills its pool with them, reinforce first rewards its controller
+    by the proxy's ranks, predictor begins with a round of them. reinforce searches all spaces but mbv2 and nds.
 
     aznas proposes candidates, scores them and ranks them by an aggregate over all so far; its pick is the best by
-    that, its budget candidates. Evolution takes parents among the best of all, its parameter population (1024) says
-    among how many. Live scores are those of zcpipe run with seed 0. With --truth it says how accurate its picks are.
+    that, its budget candidates. Evolution takes parents among the best of all. Live scores are those of zcpipe run with
+    seed 0. With --truth it says how accurate its picks are. autoformer wants --proxies aznas_vit.
+
+    Parameters for --set: of evolution pool (64) and tournament (10); of reinforce learning_rate (0.01) and momentum
+    (0.9); of predictor predictor (boosted-trees), parameters ({}), features (all), round (20), pretrain (0); of aznas
+    population (1024), among how many of the best parents are.
     """
     from zcpipe.search import Budget, Limits
     from zcpipe.search.algorithms import method, methods
@@ -114,6 +118,7 @@ def search(
     if algorithm not in (known := [AZNAS, *methods()]):
         raise unknown_name("algorithm", algorithm, known)
     options.require_meaning(context, algorithm, scores)
+    options.require_local(out)
     searched = get_space(space)
     accuracy = options.make_accuracy(truth, target, report, seconds)
     limits = {
@@ -177,6 +182,8 @@ def search(
             **costs,
         )
     _note_early(found)
+    trained = {trial.arch for outcome in found.outcomes for trial in outcome.trials}
+    options.note_unknown(found.costs.unknown(trained), "trained architecture")
     if as_json:
         print_json(_record(found, out, failures))
     else:
@@ -274,8 +281,10 @@ def _print(found: Found, out: Path) -> None:
     if len(better) > _SHOWN:
         typer.echo(f"{len(better) - _SHOWN} more picks in {out}, or with --json", err=True)
     error = "" if math.isnan(found.best_accuracy_se) else f" +- {found.best_accuracy_se:.3f}"
+    trained = sorted(len(outcome.trials) for outcome in found.outcomes)
+    models = " to ".join(str(n) for n in dict.fromkeys((trained[0], trained[-1])))
     typer.echo(
-        f"{out}: {found.algorithm} reaches {name} {found.best_accuracy_mean:.3f}{error} with {found.budget} trained "
-        f"models, over {counted(len(found.outcomes), 'seed')}; {counted(len(found.fronts()), 'model')} in {FRONT}",
+        f"{out}: {found.algorithm} reaches {name} {found.best_accuracy_mean:.3f}{error} with {models} trained models, "
+        f"over {counted(len(found.outcomes), 'seed')}; {counted(len(found.fronts()), 'model')} in {FRONT}",
         err=True,
     )

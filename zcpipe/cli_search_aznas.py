@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
-from zcpipe.cli_search_options import AZNAS, Live, exit_if_failed, tell
+from zcpipe.cli_search_options import AZNAS, Live, exit_if_failed, note_unknown, tell
 from zcpipe.printing import counted, finite, number, print_grid, print_json
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def search_aznas(
             found = ask(table=TableScores.read(source, names))
     picks = _judged(found.picks(), accuracy)
     _note(found, picks, accuracy)
+    note_unknown(found.costs.unknown({arch for one in found.searches for arch in one.archs}), "candidate")
     if as_json:
         print_json(_record(found, picks, accuracy, out))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zcpipe.errors import UsageError, unknown_name
-from zcpipe.printing import reasons_of
+from zcpipe.printing import counted, reasons_of
 from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ _OF_SCORING = {
 }
 
 _DIGITS = 19  # of numbers that are beyond any space
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -148,6 +150,7 @@ def require_meaning(context: typer.Context, algorithm: str, scores: str) -> None
         refuse(_OF_SCORING | {"dataset"}, "is for --scores live; the scores of a table are there")
         if algorithm == AZNAS:
             refuse({"workers"}, "is for --scores live; aznas looks the scores of a table up in this process")
+            refuse({"max_seconds"}, "is for --scores live; looking the scores of a table up takes no time")
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,19 @@ def make_costs(front: str, latency: Path | None, column: str | None) -> dict[str
     names = [name.strip() for name in front.split(",") if name.strip()]
     if len({latency is not None, column is not None, "latency" in names}) > 1:
         raise UsageError("--front latency, --latency FILE and --latency-column COLUMN go together")
+    if not names:
+        raise UsageError("--front must name costs, separated by commas: some of macs, params, latency")
     return {"costs": names, "latency": None if latency is None or column is None else (latency, column)}
+
+
+def require_local(out: Path) -> None:
+    """Refuse storage that is not this machine's.
+
+    Raises:
+        UsageError: the directory is an address.
+    """
+    if _ADDRESS.match(str(out)):
+        raise UsageError(f"--out must be a directory of this machine, got {out}: a search is not kept elsewhere")
 
 
 @contextmanager
@@ -301,6 +316,12 @@ def interruptible(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"interrupted: what was found so far is kept in {out}; the same command goes on", err=True)
         raise typer.Exit(130) from None
+
+
+def note_unknown(unknown: int, what: str) -> None:
+    """Say how many have no latency where a front is over it."""
+    if unknown:
+        typer.echo(f"note: {counted(unknown, what)} without a known latency, on no front", err=True)
 
 
 def exit_if_failed(failures: Counter[str], where: str) -> None:

@@ -24,7 +24,7 @@ table_app = typer.Typer()
 
 
 @table_app.command(
-    epilog="Examples: zcpipe compact runs/all --out tables/all | zcpipe compact s3://b/runs/all --out all"
+    epilog="Examples:\n\nzcpipe compact runs/all --out tables/all\n\nzcpipe compact s3://b/runs/all --out all"
 )
 def compact(directory: TableDir, out: _New, rows_per_file: _RowsPerFile = 250_000, as_json: Json = False) -> None:
     """Write a table anew in few large files; columns that joined later become columns of the table itself.

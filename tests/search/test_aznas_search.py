@@ -154,7 +154,7 @@ def test_scores_of_a_table_make_its_architectures_the_candidates(tmp_path):
     assert aznas_search(spec(), table=table).failed >= 39
     with pytest.raises(UsageError, match="a budget of 4,375 candidates is beyond the table, which has 4,374"):
         aznas_search(spec(budget=4375), table=table)
-    with pytest.raises(UsageError, match="unknown column with a direction 'expressivity'"):
+    with pytest.raises(UsageError, match="unknown proxy of the table 'expressivity'"):
         aznas_search(spec(SCORED), table=table)
 
 

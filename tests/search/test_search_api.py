@@ -252,8 +252,14 @@ def test_candidates_without_truth_are_refused_or_left_out(searched, truth, tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"guidance": Guidance(10, 5, "zen")}, "unknown column with a direction 'zen'"),
-        ({"guidance": Guidance(moves="vote")}, "unknown column with a direction 'jacob_cov'"),
+        (
+            {"guidance": Guidance(10, 5, "zen")},
+            "there are no scores of zen; `zcpipe run ... --proxies zen --out DIR` adds them",
+        ),
+        (
+            {"guidance": Guidance(moves="vote")},
+            "vote is made of synflow, jacob_cov, snip, but there are no scores of jacob_cov",
+        ),
         ({"algorithm": "random", "guidance": Guidance(moves="snip")}, "random has no moves; leave --moves out"),
         ({"guidance": Guidance(100, 5, "snip")}, "100 random architectures were asked for, but there are only 64"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),

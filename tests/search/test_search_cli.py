@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ from search_problems import search_command
 from zcpipe import open_table
 from zcpipe.search.costs import FRONT
 from zcpipe.search.journal import NAME
-from zcpipe.search.result import CURVES, PICKS
+from zcpipe.search.result import ABOUT, CURVES, PICKS
 
 
 @pytest.fixture
@@ -63,6 +64,31 @@ def test_search(zcpipe, command, tmp_path):
     assert len(lines) == 3
     assert "evolution reaches test" in told
     assert "with 20 trained models, over 2 seeds" in told
+
+
+def test_the_files_say_which_search_they_are_of(zcpipe, command, tmp_path):
+    assert zcpipe(*command(tmp_path / "out", report="test"))[0] == 0
+    for name in (CURVES, PICKS, FRONT):
+        about = json.loads(pq.read_schema(tmp_path / "out" / name).metadata[ABOUT.encode()])
+        assert about == {
+            **{"algorithm": "evolution", "budget": 20, "direction": "higher"},
+            **{"target": "val", "report": "test"},
+        }
+
+
+def test_what_is_told_is_how_many_models_were_trained(zcpipe, command, tmp_path):
+    options = {"seeds": 5, "max_seconds": 4 * 3600, "seconds": "hours"}
+    code, _, told = zcpipe(*command(tmp_path / "out", **options))
+    assert code == 0
+    assert "with 4 trained models, over 5 seeds" in told  # of an hour each
+
+
+def test_architectures_without_a_latency_are_counted(zcpipe, command, searched, tmp_path):
+    archs = open_table(searched).to_arrow(["arch"])["arch"].to_pylist()
+    pq.write_table(pa.table({"arch": archs[:60], "ms": np.arange(60.0)}), tmp_path / "ms.parquet")
+    options = {"front": "latency", "latency": tmp_path / "ms.parquet", "latency_column": "ms", "json": ""}
+    code, _, told = zcpipe(*command(tmp_path / "out", algorithm="random", budget=64, **options))
+    assert (code, told) == (0, "note: 4 trained architectures without a known latency, on no front\n")
 
 
 def test_one_seed_has_no_standard_error(zcpipe, command, tmp_path):
@@ -118,7 +144,7 @@ def test_a_search_that_ends_early_says_why(zcpipe, command, tmp_path):
         ({"warmup": "30", "warmup_by": "snip"}, 2, "--warmup must be M:N, two numbers, got '30'"),
         ({"warmup": 5000 * "9" + ":3", "warmup_by": "snip"}, 2, "--warmup must be M:N, two numbers, got '999"),
         ({"warmup": "5:30", "warmup_by": "snip"}, 2, "a warm-up keeps some of those that it scores: got 30 of 5"),
-        ({"moves": "sniip"}, 2, "unknown column with a direction 'sniip'; did you mean snip"),
+        ({"moves": "sniip"}, 2, "unknown proxy or aggregate 'sniip'; did you mean snip"),
         ({"target": "vall"}, 2, "unknown column 'vall'; did you mean val"),
         ({"target": "hole"}, 4, "1 of 64 candidates have no value of 'hole'"),
         ({"truth": "nowhere.parquet"}, 4, "nowhere.parquet: no such file"),
@@ -127,6 +153,10 @@ def test_a_search_that_ends_early_says_why(zcpipe, command, tmp_path):
         ({"max_params": "1K"}, 4, "none of all 64 architectures of the table has at most 1,000 parameters"),
         ({"max_macs": "many"}, 2, "--max-macs must be a number such as 450M or 1500000, got 'many'"),
         ({"max_seconds": 5}, 2, "--max-seconds needs the column that says how long trainings take, --seconds"),
+        ({"out": "s3://bucket/searches"}, 2, "--out must be a directory of this machine, got s3:/bucket/searches"),
+        ({"front": " "}, 2, "--front must name costs, separated by commas: some of macs, params, latency"),
+        ({"front": "macs,macs"}, 2, "a cost is named twice: macs, macs"),
+        ({"moves": "vote"}, 2, "vote is made of synflow, jacob_cov, snip, but there are no scores of jacob_cov"),
         ({"workers": 0}, 2, "workers must be at least 1, got 0"),
         ({"seeds": 0}, 2, "seeds must be at least 1, got 0"),
         ({"seed": 2**63}, 2, "seeds must be less than 2**63, got 1 from 9223372036854775808 on"),

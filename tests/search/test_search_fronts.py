@@ -114,10 +114,13 @@ def test_latencies(tmp_path):
 
 
 def test_what_means_nothing_is_refused_before_anything_is_trained(tmp_path):
-    counting = Counting()
+    counting, below = Counting(), tmp_path / "below.parquet"
+    pq.write_table(pa.table({"arch": ["a", "b"], "ms": [1.0, -1.0]}), below)
     for costs, latency, error, said in (
         (("mac",), None, UsageError, "unknown cost 'mac'; did you mean macs"),
         (("latency",), None, UsageError, "a front over latency needs a file"),
+        (("macs", "params", "macs"), None, UsageError, "a cost is named twice: macs, params, macs"),
+        (("latency",), (below, "ms"), DataError, "column 'ms' has latencies below 0, the first of b"),
         (("macs",), ("file", "ms"), UsageError, "a front over latency needs a file"),
         (("latency",), (tmp_path / "none", "ms"), DataError, "no such file"),
     ):

@@ -91,7 +91,7 @@ def test_values_and_directions_are_what_rankings_are_made_of(table: Table) -> No
     assert np.array_equal(table.values(["error_rate"])["error_rate"], [np.nan, 1, 2, 4, 7], equal_nan=True)
     assert table.values(["params"])["params"].dtype == np.float64
     assert table.directions(["error_rate", "expressivity"]) == {"error_rate": "lower", "expressivity": "higher"}
-    with pytest.raises(UsageError, match="unknown column with a direction 'params'"):
+    with pytest.raises(UsageError, match="unknown proxy of the table 'params'"):
         table.directions(["params"])
 
 
@@ -101,7 +101,7 @@ def test_top_follows_directions_and_leaves_failed_rows_out(table: Table) -> None
     best = table.top(2)
     assert best["index"].to_pylist() == [7, 4] and best["aznas"].to_pylist()[0] == 0.0
     for bad in ("e@block", "params", "status"):
-        with pytest.raises(UsageError, match="unknown column with a direction"):
+        with pytest.raises(UsageError, match="unknown proxy of the table"):
             table.top(1, by=bad)
     few = Header(header().columns[1:], {}, header().identity)
     with pytest.raises(UsageError, match="needs the column expressivity"):

@@ -25,7 +25,7 @@ from zcpipe.search.loop import Outcome, Search
 from zcpipe.search.moves import RANDOM, Moves
 from zcpipe.search.recorded import RecordedScores
 from zcpipe.search.result import Found, Pick, incumbents
-from zcpipe.search.scores import Guide, Scores, TableScores, columns_of, require_space
+from zcpipe.search.scores import PREDICTED, Guide, Scores, TableScores, columns_of, require_space
 from zcpipe.search.simulate import search_seeds
 from zcpipe.search.warmup import WarmUp
 from zcpipe.spaces import get_space
@@ -228,7 +228,8 @@ def read_scores(table: Table, space: str, guidance: Guidance, predicted: Path | 
     require_space(table, space)
     held = {column.name for column in table.columns if column.direction != "none"}
     names = [column for name in guidance.names() for column in ((name,) if name in held else columns_of(name))]
-    return TableScores.read(table, names, predicted)
+    # Of what is not there `Guide` says what it is for.
+    return TableScores.read(table, [name for name in names if name in held or name == PREDICTED], predicted)
 
 
 def _guides(

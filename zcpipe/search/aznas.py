@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from zcpipe.errors import UsageError, asking, first_fault, unknown_name
@@ -29,16 +28,16 @@ from zcpipe.search.costs import FRONT, LATENCY, Costs
 from zcpipe.search.journal import opened
 from zcpipe.search.limits import Limits
 from zcpipe.search.live import live_scores
+from zcpipe.search.result import PICKS, write_tables
 from zcpipe.search.scored import LookedUp, Scored, Scorer
 from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import EnumerableSpace, PublishedFlops
-from zcpipe.table.files import publish
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
 
-HISTORY, PICKS = "history.parquet", "picks.parquet"
+HISTORY = "history.parquet"
 FLOPS = "published_flops"
 """The column of what the space's published searches count, where there are such (`PublishedFlops`)."""
 
@@ -179,6 +178,7 @@ class AzNasFound:
                 "arch": one.archs[one.best],
                 "aggregate": float(one.aggregate[one.best]),
                 **one.scored[one.best].values,
+                **{name: int(one.scored[one.best].values[name]) for name in COUNTS},
                 **{name: flops[0] for name, flops in self._flops([one.archs[one.best]]).items()},
             }
             for one in self.searches
@@ -200,10 +200,8 @@ class AzNasFound:
             DataError: the disk is full or gone.
         """
         best = [(one, np.array([] if one.best is None else [one.best], np.int64)) for one in self.searches]
-        for name, table in ((HISTORY, self.history()), (PICKS, self._rows(best)), (FRONT, self.fronts())):
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            publish(directory / name, memoryview(sink.getvalue()))
+        tables = {HISTORY: self.history(), PICKS: self._rows(best), FRONT: self.fronts()}
+        write_tables(directory, tables, {"algorithm": "aznas", **self.spec.model_dump(mode="json")})
 
     def _flops(self, archs: Sequence[str]) -> dict[str, list[float]]:
         """Return the column `FLOPS`, nothing where the space has no such count."""
@@ -289,6 +287,7 @@ def aznas_search(
         if progress is not None:
             progress(len(searches) * spec.budget + scored, spec.seeds * spec.budget)
 
+    space = get_space(spec.run.space)
     with ExitStack() as stack:
         if table is not None and spec.budget > len(set(table.texts)):
             raise UsageError(
@@ -296,7 +295,7 @@ def aznas_search(
                 "architectures; each is a candidate once"
             )
         looked_up = None if table is None else LookedUp(table, spec.run.proxies)
-        among = None if table is None else TableCandidates(get_space(spec.run.space), table, spec.run.dataset)
+        among = None if table is None else TableCandidates(space, table, spec.run.dataset, spec.limits)
         journal = stack.enter_context(opened(directory, spec.identity(table)))
         scores: Scorer = looked_up or stack.enter_context(
             live_scores(spec.run, journal, workers, timeout, on_event, cluster=cluster, memory=memory)

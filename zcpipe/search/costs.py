@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Costs:
         for name in names:
             if name not in COSTS:
                 raise unknown_name("cost", name, COSTS)
+        if len(set(names)) < len(names):
+            raise UsageError(f"a cost is named twice: {', '.join(names)}")
         if (latency is not None) != (LATENCY in names):
             raise UsageError(
                 f"a front over {LATENCY} needs a file of latencies and its column, and the other way round"
@@ -61,11 +63,17 @@ class Costs:
         known = {arch: value for arch, value in zip(archs, values.tolist(), strict=True) if not math.isnan(value)}
         if not known:
             raise DataError(f"{latency[0]}: column {latency[1]!r} has no values")
+        if least := [arch for arch, value in known.items() if value < 0]:
+            raise DataError(f"{latency[0]}: column {latency[1]!r} has latencies below 0, the first of {least[0]}")
         return cls(tuple(names), known)
 
     def latency(self, archs: Sequence[str]) -> list[float]:
         """Return latencies by the texts of architectures, NaN where none is known."""
         return [self.latencies.get(arch, math.nan) for arch in archs]
+
+    def unknown(self, archs: Iterable[str]) -> int:
+        """Count the architectures whose latency is asked for and not known."""
+        return sum(arch not in self.latencies for arch in archs) if LATENCY in self.names else 0
 
     def front(
         self, values: Floats, direction: str, archs: Sequence[str], counts: Mapping[str, Sequence[float]]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,10 @@ from zcpipe.search.loop import Outcome, Trial
 from zcpipe.search.scores import COUNTS
 from zcpipe.spaces.base import Size
 from zcpipe.table.files import publish
+from zcpipe.table.schema import canonical
 
 CURVES, PICKS = "curves.parquet", "picks.parquet"
+ABOUT = "zcpipe.search"  # the key of the files' metadata that says of which search they are
 
 Floats = NDArray[np.float64]
 
@@ -170,11 +173,26 @@ class Found:
         Raises:
             DataError: the disk is full or gone.
         """
+        about = {name: getattr(self, name) for name in ("algorithm", "target", "report", "direction", "budget")}
         picks = _table([vars(pick) for pick in self.picks], _PICKS)
-        for name, table in ((CURVES, self.curves()), (PICKS, picks), (FRONT, self.fronts())):
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            publish(directory / name, memoryview(sink.getvalue()))
+        write_tables(directory, {CURVES: self.curves(), PICKS: picks, FRONT: self.fronts()}, about)
+
+
+def write_tables(directory: Path, tables: Mapping[str, pa.Table], about: Mapping[str, Any]) -> None:
+    """Write Parquet files, each whole or not at all.
+
+    Args:
+        directory: where.
+        tables: by the files' names.
+        about: the search, in JSON in the metadata of each (`ABOUT`).
+
+    Raises:
+        DataError: the disk is full or gone.
+    """
+    for name, table in tables.items():
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({ABOUT: canonical(about)}), sink, compression="zstd")
+        publish(directory / name, memoryview(sink.getvalue()))
 
 
 def mean_and_error(values: Floats) -> tuple[float, float]:

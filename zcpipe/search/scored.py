@@ -56,7 +56,7 @@ class LookedUp:
     def __init__(self, table: TableScores, names: Sequence[str]) -> None:
         for name in names:
             if name not in table.directions:
-                raise unknown_name("column with a direction", name, table.directions)
+                raise unknown_name("proxy of the table", name, table.directions)
         if not table.texts:
             raise UsageError("the table of scores is empty; run zcpipe on it first")
         self._table = table

@@ -12,6 +12,7 @@ import numpy as np
 
 from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.parzc.labels import direction_of
+from zcpipe.proxies import list_proxies
 from zcpipe.rank import METHODS, NAMED
 from zcpipe.rank.ranking import DIRECTIONS, Floats
 from zcpipe.spaces.base import Architecture
@@ -156,13 +157,15 @@ class Guide:
         known = self.scores.directions
         if self.name in known:
             return
-        if self.name not in NAMED:
+        if self.name not in NAMED and self.name not in list_proxies():
             raise unknown_name("proxy or aggregate", self.name, [*known, *NAMED])
-        lacking = [name for name in NAMED[self.name].proxies if name not in known]
+        parts = NAMED[self.name].proxies if self.name in NAMED else (self.name,)
+        lacking = [name for name in parts if name not in known]
         if lacking:
+            made = f"{self.name} is made of {', '.join(parts)}, but " if self.name in NAMED else ""
             raise UsageError(
-                f"{self.name} is made of {', '.join(NAMED[self.name].proxies)}, but there are no scores of "
-                f"{', '.join(lacking)}; `zcpipe run ... --proxies {','.join(lacking)} --out DIR` adds them to a table"
+                f"{made}there are no scores of {', '.join(lacking)}; "
+                f"`zcpipe run ... --proxies {','.join(lacking)} --out DIR` adds them to a table"
             )
 
     def measure(self, archs: Sequence[Architecture]) -> dict[str, Floats]:

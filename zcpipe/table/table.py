@@ -158,7 +158,7 @@ class Table:
         ranked = {column.name: column.direction for column in self.columns if column.direction != "none"}
         for name in names:
             if name not in ranked:
-                raise unknown_name("column with a direction", name, ranked)
+                raise unknown_name("proxy of the table", name, ranked)
         return {name: ranked[name] for name in names}
 
     @cached_property
