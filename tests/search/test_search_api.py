@@ -254,7 +254,7 @@ def test_candidates_without_truth_are_refused_or_left_out(searched, truth, tmp_p
     [
         (
             {"guidance": Guidance(10, 5, "zen")},
-            "there are no scores of zen; `zcpipe run ... --proxies zen --out DIR` adds them",
+            "there are no scores of zen; `zcpipe run ... --proxies zen ",
         ),
         (
             {"guidance": Guidance(moves="vote")},
