@@ -156,21 +156,27 @@ def _rho(value: float | None) -> str:
 
 
 def figure(record: dict[str, Any], path: Path) -> None:
-    """Draw the best aggregate so far against the candidates scored, a panel for each limit."""
+    """Draw how far the best aggregate so far is from 0 against the candidates scored, a panel for each limit."""
     limits = record["limits"]
     drawn, axes = plt.subplots(1, len(limits), figsize=(4.4 * len(limits), 3.6), squeeze=False, layout="constrained")
     for ax, of in zip(axes.flat, limits, strict=True):
         for case, (colour, style) in zip(of["cases"], STYLES, strict=True):
-            ax.plot(record["points"], case["curve"], color=colour, ls=style, lw=1.6, label=case["case"])
-            ax.fill_between(record["points"], case["low"], case["high"], color=colour, alpha=0.15, lw=0)
+            ax.plot(record["points"], _below(case["curve"]), color=colour, ls=style, lw=1.6, label=case["case"])
+            ax.fill_between(record["points"], _below(case["low"]), _below(case["high"]), color=colour, alpha=0.15, lw=0)
         for number, one in enumerate(of["published"]):
             label = "networks that the published searches found" if not number else None
-            ax.axhline(one["aggregate"], color=PUBLISHED, lw=0.9, ls=(0, (6, 2)), label=label)
+            ax.axhline(-one["aggregate"], color=PUBLISHED, lw=0.9, ls=(0, (6, 2)), label=label)
         ax.set(title=f"{of['limit']} FLOPs, {of['layers']} layers", xlabel="candidates scored")
+        ax.set_yscale("log")
+        ax.invert_yaxis()
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("best aggregate so far")
+    axes[0, 0].set_ylabel("best aggregate so far, below 0 by")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     drawn.savefig(path, dpi=110)
     plt.close(drawn)
+
+
+def _below(aggregates: list[float]) -> list[float]:
+    return [-value for value in aggregates]

@@ -158,7 +158,7 @@ class Guide:
         if self.name in known:
             return
         if self.name not in NAMED and self.name not in list_proxies():
-            raise unknown_name("proxy or aggregate", self.name, [*known, *NAMED])
+            raise unknown_name("proxy or aggregate", self.name, [*known, *NAMED, *list_proxies()])
         parts = NAMED[self.name].proxies if self.name in NAMED else (self.name,)
         lacking = [name for name in parts if name not in known]
         if lacking:
