@@ -295,7 +295,10 @@ def aznas_search(
                 "architectures; each is a candidate once"
             )
         looked_up = None if table is None else LookedUp(table, spec.run.proxies)
-        among = None if table is None else TableCandidates(space, table, spec.run.dataset, spec.limits)
+        among = None
+        if table is not None:
+            among = TableCandidates(space, table, spec.run.dataset)
+            TableCandidates(space, table, spec.run.dataset, spec.limits)  # says what there is if nothing is within
         journal = stack.enter_context(opened(directory, spec.identity(table)))
         scores: Scorer = looked_up or stack.enter_context(
             live_scores(spec.run, journal, workers, timeout, on_event, cluster=cluster, memory=memory)
