@@ -76,12 +76,14 @@ class _Lines:
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
-        self._started = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._since: tuple[float, int] | None = None  # when what was done first: before that all was made ready
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        began, had = self._since = self._since or (now, done)
         if now - self._shown < LINE_SECONDS or not (done and total):
             return
         self._shown = now
-        left = (now - self._started) / done * (total - done)
-        self._console.print(f"{self._title}: {done / total:.0%}, {left:.0f} s left", soft_wrap=True, highlight=False)
+        left = "" if done == had else f", {(now - began) / (done - had) * (total - done):.0f} s left"
+        self._console.print(f"{self._title}: {done / total:.0%}{left}", soft_wrap=True, highlight=False)
