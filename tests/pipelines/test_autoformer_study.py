@@ -1,20 +1,10 @@
 """The study of AutoFormer, on networks enough to see that it reads, scores, correlates and draws."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """Import a module of pipelines/ as the script beside it does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 def test_three_networks(study, tmp_path, capsys, monkeypatch):

@@ -1,8 +1,6 @@
 """The study of searches in mbv2, at a few candidates: it searches, keeps, compares, draws and writes."""
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,14 +9,6 @@ import pytest
 from zcpipe.rank import log_rank
 
 SMALL = "--budget 12 --seeds 2 --limits 600M --resolution 32 --batch-size 2 --full-size 3 --workers 1"
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """Import a module of pipelines/ as the script beside it does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The study of all proxies: chooses without looking at what it is judged on, compares as told, repeats nothing."""
 
 import dataclasses
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +29,6 @@ SYNTHETIC = {
     "snip": np.where(np.arange(60) == 3, np.nan, ACCURACY),
     "constant": np.zeros(60),
 }
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """Import a module of pipelines/ as the script beside it does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 @pytest.fixture

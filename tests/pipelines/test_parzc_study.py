@@ -1,9 +1,7 @@
 """The study of ParZC, on cells enough to see that it learns, compares, keeps its stages, draws and writes."""
 
-import importlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,14 +25,6 @@ METHODS = [
     Method("ridge", "both"),
 ]
 TINY = {"size": 16, "dim": 8, "depth": 1, "dropout": 0.1}
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """Import a module of pipelines/ as the script beside it does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """The study of searches, on cells enough to see that it searches, counts, keeps its cases, draws and writes."""
 
-import importlib
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +18,9 @@ GOAL = 0.9  # of accuracies from 0 to 1, in the order of the sizes
 
 
 @pytest.fixture
-def study(monkeypatch):
+def study(study, monkeypatch):
     """Import a module of pipelines/ as the script beside it does, with predictors that are quick."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    stages = importlib.import_module("search_stages")
+    stages = study("search_stages")
     trees = {"predictor": "extra-trees", "parameters": {"trees": 5}, "round": 10}
     monkeypatch.setitem(stages.PARAMETERS, "predictor", trees)
     monkeypatch.setattr(stages, "LEARNER", "ridge")
@@ -34,7 +30,7 @@ def study(monkeypatch):
     small = {"dim": 8, "settings": {"epochs": 2, "members": 1}}
     pretrained = {"predictor": "mabn", "parameters": small, "round": 10, "pretrain": 20}
     monkeypatch.setitem(stages.PREDICTORS, "mabn-pretrained", (pretrained, "synflow"))
-    return importlib.import_module
+    return study
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The study of NDS and NAS-Bench-101, on cells enough to see that it reads, scores, correlates and draws."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,14 +8,6 @@ import pytest
 
 CHAIN = [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
 CELLS = ["maxpool3x3", "conv1x1-bn-relu", "conv3x3-bn-relu"]
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """Import a module of pipelines/ as the script beside it does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "pipelines"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 def test_three_cells_of_nasbench101(study, tmp_path):
