@@ -52,7 +52,6 @@ PLUGINS = str(Path(__file__).parent / "plugins")
 LISTS = ("fisher", "grad_norm", "snip", "plain", "synflow", "zico")
 SCALARS = ("jacob_cov", "nwot", "zen", "swap", "meco", "vkdnw", "epe_nas", "linear_regions", "ntk_condition")
 CORES = 2
-PAIRS = 5
 
 
 @dataclass
@@ -90,7 +89,7 @@ def timed(spec: RunSpec, out: Path, workers: int | None, scorer: str | None = No
     with ExitStack() as stack:
         if scorer is not None:
             stack.enter_context(
-                patch("zcpipe.run.supervisor.WorkersExecutor", partial(WorkersExecutor, scorer=f"zcpipe_wide:{scorer}"))
+                patch("zcpipe.run.drive.WorkersExecutor", partial(WorkersExecutor, scorer=f"zcpipe_wide:{scorer}"))
             )
             if nodes is not None:
                 agent = import_module("zcpipe_wide").PretendingAgent  # as a worker that Ray starts finds it, too
@@ -154,7 +153,7 @@ def independent(spec: RunSpec, processes: int) -> float:
         return sum(pool.map(alone, [spec] * processes))
 
 
-def scaling(out: Path, cells: int, batch_size: int) -> dict[str, object]:
+def scaling(out: Path, cells: int, batch_size: int, pairs: int) -> dict[str, object]:
     """Measure two workers against one, and two processes on their own against one."""
     spec = RunSpec(
         space="nasbench201",
@@ -164,7 +163,7 @@ def scaling(out: Path, cells: int, batch_size: int) -> dict[str, object]:
         batch_size=batch_size,
     )
     ratios, busy, baseline, tables = [], [], [], []
-    for pair in range(PAIRS):
+    for pair in range(pairs):
         clocks = {}
         for workers in (1, 2) if pair % 2 else (2, 1):
             clocks[workers] = timed(spec, out / f"{pair}-{workers}", workers)
@@ -191,6 +190,7 @@ def main() -> None:
     parser.add_argument("--architectures", type=int, default=200, help="of 0.3 s each, of the second")
     parser.add_argument("--cells", type=int, default=150, help="of NAS-Bench-201, of the third")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=5, help="of runs, of the third")
     options = parser.parse_args()
     sys.path.insert(0, PLUGINS)  # workers import what this process does
     # So do the processes that Ray starts, which it makes nice unless it is told not to.
@@ -200,7 +200,7 @@ def main() -> None:
         result = throughput(base / "wide", options.rows)
         result["rows_per_second_ray"] = through_ray(base / "ray", options.rows)
         result["scheduling_overhead"] = overhead(base / "slow", options.architectures)
-        result |= scaling(base / "cells", options.cells, options.batch_size)
+        result |= scaling(base / "cells", options.cells, options.batch_size, options.pairs)
     print_result(result, options.json)
 
 
