@@ -202,6 +202,13 @@ def test_a_search_that_ends_early_says_so(zcpipe, command, tmp_path, monkeypatch
     )
 
 
+def test_counts_are_whole_numbers_everywhere(zcpipe, command, tmp_path):
+    code, said, _ = zcpipe(*command(tmp_path / "out", json=""))
+    found = json.loads(said)
+    assert code == 0
+    assert all(isinstance(row[name], int) for row in found["picks"] + found["front"] for name in ("params", "macs"))
+
+
 def test_an_interruption_is_told_and_the_same_command_goes_on(zcpipe, live, tmp_path, monkeypatch):
     assert zcpipe(*live(tmp_path / "whole", space="nasbenchmacro", resolution=16))[0] == 0
     take = LiveScores._take

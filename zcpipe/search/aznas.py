@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -178,7 +179,7 @@ class AzNasFound:
                 "arch": one.archs[one.best],
                 "aggregate": float(one.aggregate[one.best]),
                 **one.scored[one.best].values,
-                **{name: int(one.scored[one.best].values[name]) for name in COUNTS},
+                **{name: _whole(one.scored[one.best].values[name]) for name in COUNTS},
                 **{name: flops[0] for name, flops in self._flops([one.archs[one.best]]).items()},
             }
             for one in self.searches
@@ -356,6 +357,10 @@ def _search(
     return Searched(
         seed, texts, found, aggregate, int(best[0]) if len(best) else None, on_front, algorithm.tries, ended
     )
+
+
+def _whole(count: float) -> int | float:
+    return count if math.isnan(count) else int(count)
 
 
 def _floats(values: Sequence[float]) -> pa.Array:
