@@ -214,8 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mbv2_search"), help="where searches are kept")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
     options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.limits) - set(LIMITS)):
-        parser.error(f"no limit is called {', '.join(unknown)}; there are {', '.join(LIMITS)}")
+    study.refuse_unknown(parser, "limit", options.limits, LIMITS)
     record = {
         "budget": options.budget,
         "seeds": options.seeds,

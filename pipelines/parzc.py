@@ -122,9 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     printed = options.stages
     options.stages = printed or list(STAGES)
-    unknown = sorted(set(options.stages) - set(STAGES))
-    if unknown:
-        parser.error(f"no stage is called {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    study.refuse_unknown(parser, "stage", options.stages, STAGES)
     reason = absence(options.nasbench201) if set(options.stages) != {"spaces"} else ""
     if reason:
         parser.error(f"{reason}; make it with the zcpipe run of --help, or give --nasbench201")

@@ -137,9 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, help="processes that search (default: this one)")
     options = parser.parse_args(arguments)
     every = [*ROLES, PREDICTOR_STAGE]
-    unknown = sorted(set(options.algorithms or ()) - set(every))
-    if unknown:
-        parser.error(f"no algorithm is called {', '.join(unknown)}; there are {', '.join(every)}")
+    study.refuse_unknown(parser, "algorithm", options.algorithms or (), every)
     reason = absence(options.table)
     if reason:
         parser.error(f"{reason}; make it with the zcpipe run of --help, or give --table")

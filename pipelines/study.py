@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ def add_truth(parser: argparse.ArgumentParser, what: str) -> None:
 def listed(text: str) -> list[str]:
     """Read names that commas part."""
     return [part.strip() for part in text.split(",")]
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """End with a usage error where names are not among those known."""
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"no {kind} is called {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def score(spec: RunSpec, directory: Path, workers: int) -> None:
