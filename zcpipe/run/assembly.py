@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from zcpipe.errors import DataError
 from zcpipe.run.events import Committed, Event, Scored
@@ -21,7 +20,7 @@ from zcpipe.run.rows import Failed, RowFrame
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, Unit
 from zcpipe.table.place import Place
-from zcpipe.table.schema import RETRIED, to_arrow
+from zcpipe.table.schema import count_retried, to_arrow
 from zcpipe.table.store import Store
 
 _COMMITTERS = 2  # encoding and writing do not hold the interpreter
@@ -74,6 +73,7 @@ class Assembly:
         self._open: dict[int, _Open] = {}
         self._committing: dict[Future[Place], int] = {}  # -> rows
         self._pool = ThreadPoolExecutor(_COMMITTERS, "commit")
+        self._pool.submit(to_arrow, [], self._schema)  # the first table imports pandas: while workers start
 
     def __enter__(self) -> Assembly:
         return self
@@ -105,8 +105,7 @@ class Assembly:
         shard.rows.append(done.rows)
         shard.builds.add(done.build)
         shard.missing -= len(done.rows)
-        failed = pc.sum(pc.is_in(done.rows["status"], pa.array(RETRIED))).as_py()
-        self._on_event(Scored(len(done.rows), failed, done.seconds, done.place))
+        self._on_event(Scored(len(done.rows), count_retried(done.rows), done.seconds, done.place))
 
     def fail(self, unit: Unit, failed: Failed) -> None:
         """Take in a unit of which nothing is known but why it has no scores."""

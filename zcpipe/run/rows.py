@@ -80,6 +80,7 @@ class UnitScorer:
         torch.autograd.grad(scores.sum(), weight)
         if device != "cpu":
             torch.cuda.synchronize(device)
+        self.tabulate([])  # the first table imports pandas
 
     def score(self, unit: Unit, final: bool = True) -> list[Row]:
         """Return one row per member; an exception ends as error rows, only the death of the process goes further.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -164,6 +165,12 @@ def encode_empty(schema: pa.Schema) -> memoryview:
 def to_arrow(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
     """Make a table of row mappings, in their order; what a row lacks is null."""
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def count_retried(rows: pa.Table) -> int:
+    """Count the rows whose status says that another try may mend them."""
+    count: int = pc.sum(pc.is_in(rows["status"], pa.array(RETRIED)), min_count=0).as_py()
+    return count
 
 
 def in_order(rows: pa.Table) -> pa.Table:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from zcpipe.run.executor import Died, Done, Outcome
-from zcpipe.table.schema import RETRIED
+from zcpipe.run.executor import Died, Outcome
+from zcpipe.table.schema import count_retried
 
 _SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -37,11 +34,6 @@ class Metrics:
             self._deaths.inc(tags=tags)
             return
         self._rows.inc(len(outcome.rows), tags=tags)
-        if failed := _failed(outcome):
+        if failed := count_retried(outcome.rows):
             self._failures.inc(failed, tags=tags)
         self._seconds.observe(outcome.seconds / len(outcome.rows), tags=tags)
-
-
-def _failed(done: Done) -> int:
-    count: int = pc.sum(pc.is_in(done.rows["status"], pa.array(RETRIED))).as_py()
-    return count
