@@ -17,6 +17,7 @@ import typer
 
 import zcpipe
 from zcpipe import cli_search
+from zcpipe.cli_parser import Commands
 from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
@@ -30,6 +31,7 @@ Exit codes: 0 done; 1 internal error; 2 usage; 3 finished with failed or partial
 
 app = typer.Typer(
     name="zcpipe",
+    cls=Commands,
     help="Zero-cost proxies for whole architecture search spaces: tables, rankings, correlations.\n" + EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
