@@ -56,9 +56,19 @@ def _root(
         raise typer.Exit
 
 
-@app.command(epilog="Example: zcpipe status runs/nasbench201-1f0c7a52")
-def status(directory: TableDir, as_json: Json = False) -> None:
-    """Count a table's rows by outcome, also while a run is going on."""
+@app.command(epilog="Examples:\n\nzcpipe status runs/nasbench201-1f0c7a52\n\nzcpipe status runs/found --json")
+def status(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A table made by zcpipe run, or its URI; or a search's directory.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Count a table's rows by outcome, or say how far a search is, also while a run or search is going on."""
+    from zcpipe.search.status import is_search
+
+    if is_search(directory):
+        cli_search.print_status(directory, as_json)
+        return
     from zcpipe.table import status as read_status
 
     found = read_status(directory)

@@ -288,3 +288,24 @@ def _print(found: Found, out: Path) -> None:
         f"over {counted(len(found.outcomes), 'seed')}; {counted(len(found.fronts()), 'model')} in {FRONT}",
         err=True,
     )
+
+
+def print_status(directory: str, as_json: bool) -> None:
+    """Print how far a search is."""
+    from zcpipe.search import search_status
+
+    found = search_status(directory)
+    if as_json:
+        print_json({**asdict(found), "path": str(found.path), "picks": [finite(pick) for pick in found.picks]})
+        return
+    space, dataset = found.searched
+    typer.echo(f"{found.path}: {found.algorithm} searches {space} on {dataset}")
+    recorded = [
+        (found.scored, "architecture", "scored"),
+        (sum(found.trained.values()), "model", "trained"),
+        (found.failed, "training", "failed"),
+    ]
+    typer.echo(", ".join(f"{counted(n, what)} {done}" for n, what, done in recorded if n) or "nothing measured so far")
+    for pick in found.picks:
+        best = "accuracy" if "accuracy" in pick else "aggregate"
+        typer.echo(f"seed {pick['seed']}: best {best} {number(pick[best])}, {pick['arch']}")

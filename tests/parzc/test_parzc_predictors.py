@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
@@ -315,6 +316,22 @@ def test_networks_start_from_those_of_another_model(name):
     started = Context(context.coordinates, x, first)
     again, anew = small(name).fit(x, y, started, 1), small(name).fit(x, y, context, 1)
     assert not np.array_equal(again.predict(x).mean, anew.predict(x).mean)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_torchs_default_dtype_changes_nothing(name):
+    x, y, context = make()
+    fitted = small(name).fit(x, y, context, 1)
+    expected = fitted.predict(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = small(name).fit(x, y, context, 1).predict(x)
+        restored = small(name).restore(fitted.record(), fitted.tensors(), context).predict(x)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(found.mean, expected.mean)
+    assert np.array_equal(restored.mean, expected.mean)
 
 
 def test_networks_of_other_sizes_are_no_start():

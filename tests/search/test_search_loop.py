@@ -164,6 +164,12 @@ def test_budgets_that_are_none():
         Budget(0)
     with pytest.raises(UsageError, match="a budget of seconds must be positive, got 0"):
         Budget(1, 0.0)
+    with pytest.raises(UsageError, match="a budget must be a whole number of models, got 2.5"):
+        Budget(2.5)
+
+
+def test_a_budget_may_be_a_number_of_numpy():
+    assert type(Budget(np.int64(3)).trained) is int
 
 
 def test_progress_is_told_of_every_model():

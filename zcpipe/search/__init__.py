@@ -16,6 +16,7 @@ from zcpipe.search.live import LiveScores, live_scores
 from zcpipe.search.pareto import front
 from zcpipe.search.result import Found, Pick
 from zcpipe.search.scores import Guide, Scores, TableScores
+from zcpipe.search.status import SearchStatus, search_status
 
 __all__ = [
     "Accuracy",
@@ -31,6 +32,7 @@ __all__ = [
     "LiveScores",
     "Pick",
     "Scores",
+    "SearchStatus",
     "TableScores",
     "Trained",
     "TrainingError",
@@ -40,4 +42,5 @@ __all__ = [
     "live_scores",
     "read_scores",
     "search",
+    "search_status",
 ]

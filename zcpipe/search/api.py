@@ -157,7 +157,7 @@ def search(
     if isinstance(scores, Table):
         scores = read_scores(scores, searched.name, guidance)
     accuracy: Accuracy[A] = Evaluated(evaluate) if callable(evaluate) else evaluate
-    spent = Budget(budget) if isinstance(budget, int) else budget
+    spent = budget if isinstance(budget, Budget) else Budget(budget)
     looked_up = isinstance(accuracy, TruthAccuracy) and (scores is None or isinstance(scores, TableScores))
     if not looked_up and pool.workers is not None:
         raise UsageError("workers look up accuracies and scores; what is measured is measured in this process")

@@ -167,7 +167,8 @@ class AzNasFound:
         """Return the best architecture of each seed as a record that JSON can hold.
 
         ``seed``, ``scored`` and ``tries`` (how many candidates and proposals), ``ended``, ``number`` (which candidate
-        it is, from 0), ``arch``, ``aggregate``, proxies and counts, `FLOPS` among them where the space has them.
+        it is, from 0), ``arch``, ``key``, ``aggregate``, proxies and counts, `FLOPS` among them where the space has
+        them.
         """
         return [
             {
@@ -177,6 +178,7 @@ class AzNasFound:
                 "ended": one.ended,
                 "number": one.best,
                 "arch": one.archs[one.best],
+                "key": self._keys([one.archs[one.best]])[0],
                 "aggregate": float(one.aggregate[one.best]),
                 **one.scored[one.best].values,
                 **{name: _whole(one.scored[one.best].values[name]) for name in COUNTS},
@@ -204,6 +206,11 @@ class AzNasFound:
         tables = {HISTORY: self.history(), PICKS: self._rows(best), FRONT: self.fronts()}
         write_tables(directory, tables, {"algorithm": "aznas", **self.spec.model_dump(mode="json")})
 
+    def _keys(self, archs: Sequence[str]) -> list[str]:
+        space = get_space(self.spec.run.space)
+        with asking(space.name, "the keys of its architectures"):
+            return [space.key(space.parse(arch)) for arch in archs]
+
     def _flops(self, archs: Sequence[str]) -> dict[str, list[float]]:
         """Return the column `FLOPS`, nothing where the space has no such count."""
         space = get_space(self.spec.run.space)
@@ -222,6 +229,7 @@ class AzNasFound:
             "seed": pa.array(seeds, pa.int64()),
             "number": pa.array([i for _, positions in chosen for i in positions.tolist()], pa.int64()),
             "arch": pa.array(archs, pa.string()),
+            "key": pa.array(self._keys(archs), pa.string()),
             "aggregate": _floats([x for one, positions in chosen for x in one.aggregate[positions].tolist()]),
             **{name: _floats([one.values[name] for one in scored]) for name in proxies},
             **{name: _floats([one.values[name] for one in scored]).cast(pa.int64()) for name in COUNTS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from zcpipe.errors import UsageError
@@ -16,13 +17,17 @@ class Budget:
         seconds: no training begins once so many are spent on trainings; None for any number.
 
     Raises:
-        UsageError: one that is not positive.
+        UsageError: one that is not positive, or models that are no whole number.
     """
 
     trained: int
     seconds: float | None = None
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "trained", operator.index(self.trained))  # numpy's whole numbers are some, too
+        except TypeError:
+            raise UsageError(f"a budget must be a whole number of models, got {self.trained!r}") from None
         if self.trained < 1:
             raise UsageError(f"a budget must be at least 1 trained model, got {self.trained}")
         if self.seconds is not None and not self.seconds > 0:

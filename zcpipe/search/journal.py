@@ -137,22 +137,43 @@ def _lock(descriptor: int, directory: Path) -> None:
             raise DataError(busy)
 
 
+def read(directory: Path) -> Sequence[Record]:
+    """Return what the journal of a search holds by now, its identity first, also while another process writes it.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = directory / NAME
+    with disk_errors("read", path):
+        records, _ = _whole(path)
+    if not records:
+        raise DataError(f"{directory} holds no search that has begun")
+    return records
+
+
 def _read(descriptor: int, path: Path) -> list[Record]:
     """Read all records, and cut off what a process left unfinished at the end."""
-    *lines, unfinished = path.read_bytes().split(b"\n")
-    records: list[Record] = []
-    for number, line in enumerate(lines):
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif number == len(lines) - 1 and not unfinished:
-            unfinished = lines.pop()
-        else:
-            raise DataError(f"{path} is damaged in line {number + 1}; move it away and begin the search anew")
-    if unfinished:
-        os.ftruncate(descriptor, sum(len(line) + 1 for line in lines))
+    records, size = _whole(path)
+    if size < path.stat().st_size:
+        os.ftruncate(descriptor, size)
         os.fsync(descriptor)
     return records
+
+
+def _whole(path: Path) -> tuple[list[Record], int]:
+    """Return the records that are whole, and how many bytes they take: a process may leave a piece behind them."""
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    records: list[Record] = []
+    size = 0
+    for number, line in enumerate(lines):
+        record = _parse(line)
+        if record is None:
+            if number == len(lines) - 1 and not unfinished:
+                break
+            raise DataError(f"{path} is damaged in line {number + 1}; move it away and begin the search anew")
+        records.append(record)
+        size += len(line) + 1
+    return records, size
 
 
 def _parse(line: bytes) -> Record | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +34,17 @@ _TRAINING: Mapping[str, Range] = {
 }
 
 
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Make networks and draws in float32, whatever a user's own code has as torch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @dataclass(frozen=True)
 class FittedNetworks:
     """An ensemble; mean and deviation of a prediction are over its members and draws of their weights."""
@@ -42,6 +54,7 @@ class FittedNetworks:
     seed: int
     scale: Scale  # of the targets
 
+    @_single_precision()
     def predict(self, x: Vectors) -> Prediction:
         """Predict by Monte Carlo; the draws are the same each time.
 
@@ -76,6 +89,7 @@ class _Networks(Parameters):
     def _filled(cls, given: object) -> object:
         return {**cls.default["settings"], **given} if isinstance(given, dict) else given
 
+    @_single_precision()
     def fit(self, x: Vectors, y: Floats, context: Context, seed: int) -> FittedNetworks:
         """See `Predictor.fit`. With ``context.init`` each member starts from the weights of one there, in turn."""
         require_labelled(x, y)
@@ -92,6 +106,7 @@ class _Networks(Parameters):
         fitted = fit_ensemble(make, x, scale.show(y), self.settings, seed, context.keys)
         return FittedNetworks(tuple(one.model for one in fitted), self.settings.mc_samples, seed, scale)
 
+    @_single_precision()
     def restore(
         self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context
     ) -> FittedNetworks:
