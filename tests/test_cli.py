@@ -294,6 +294,7 @@ def test_lists(zcpipe):
         (("run",), 2, "error: missing option '--space'; see zcpipe run -h\n"),
         (("run", "--spce", "nds"), 2, "error: no such option: --spce"),
         (("run", *RUN[:2], "--batch-size", "many"), 2, "error: invalid value for '--batch-size'"),
+        (("run", "--space"), 2, "error: option '--space' requires an argument\n"),
         (("status",), 2, "error: missing argument 'DIR'; see zcpipe status -h\n"),
         (("rank", "a", "b"), 2, "unexpected extra argument(s) (b); see zcpipe rank -h\n"),
         (("parzc", "trian"), 2, "error: no such command 'trian'. Did you mean 'train'?; see zcpipe parzc -h\n"),

@@ -344,7 +344,7 @@ for _part in (app, truth_app, spaces_app, table_app, parzc_app):
 def main() -> None:
     """Run the command line; every error of ours ends in one line on stderr and its exit code."""
     try:
-        app()
+        app(prog_name="zcpipe")
     except ZcpipeError as error:
         typer.echo(f"error: {error}", err=True)
         if error.abrupt:

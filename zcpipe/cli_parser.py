@@ -36,5 +36,5 @@ def _in_one_line() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help itself
             raise
         said = " ".join(error.format_message().split()).rstrip(".")
-        where = "zcpipe" if error.ctx is None else error.ctx.command_path
-        raise UsageError(f"{said[:1].lower()}{said[1:]}; see {where} -h") from None
+        hint = "" if error.ctx is None else f"; see {error.ctx.command_path} -h"
+        raise UsageError(f"{said[:1].lower()}{said[1:]}{hint}") from None

@@ -296,16 +296,18 @@ def print_status(directory: str, as_json: bool) -> None:
 
     found = search_status(directory)
     if as_json:
-        print_json({**asdict(found), "path": str(found.path), "picks": [finite(pick) for pick in found.picks]})
+        print_json(finite({**asdict(found), "path": str(found.path)}))
         return
-    space, dataset = found.searched
-    typer.echo(f"{found.path}: {found.algorithm} searches {space} on {dataset}")
+    typer.echo(f"{found.path}: {found.algorithm} searches {found.space} on {found.dataset}")
     recorded = [
         (found.scored, "architecture", "scored"),
         (sum(found.trained.values()), "model", "trained"),
         (found.failed, "training", "failed"),
     ]
-    typer.echo(", ".join(f"{counted(n, what)} {done}" for n, what, done in recorded if n) or "nothing measured so far")
+    nothing = "scores are looked up" if found.picks else "nothing recorded so far"
+    typer.echo(", ".join(f"{counted(n, what)} {done}" for n, what, done in recorded if n) or nothing)
+    if found.picks:
+        typer.echo("the best when a call last came to its end:")
     for pick in found.picks:
-        best = "accuracy" if "accuracy" in pick else "aggregate"
-        typer.echo(f"seed {pick['seed']}: best {best} {number(pick[best])}, {pick['arch']}")
+        name = "accuracy" if "accuracy" in pick else "aggregate"
+        typer.echo(f"seed {pick['seed']}: {name} {number(pick[name])}, {pick['arch']}")

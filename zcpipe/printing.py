@@ -91,14 +91,18 @@ def number(value: float) -> str:
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a record that strict JSON can hold: NaN is null, infinities are text."""
-    return {name: _json_number(value) if isinstance(value, float) else value for name, value in record.items()}
+    """Make a record that strict JSON can hold, all that is in it as well: NaN is null, infinities are text."""
+    return {name: _strict(value) for name, value in record.items()}
 
 
-def _json_number(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
+def _strict(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    if isinstance(value, Mapping):
+        return finite(value)
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def print_json(value: object) -> None:

@@ -11,6 +11,7 @@ from plugin_spaces import plugins_installed
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.run import Archs, RunSpec, run
+from zcpipe.search import AzNasSpec, aznas_search
 from zcpipe.search.journal import Journal, opened
 from zcpipe.search.live import LiveScores, live_scores
 from zcpipe.spaces import get_space
@@ -140,3 +141,12 @@ def test_refuses_options_that_mean_nothing():
         pass
     with pytest.raises(UsageError, match="unknown dataset 'huge'"), live_scores(spec(dataset="huge"), Journal()):
         pass
+
+
+def test_a_candidate_of_aznas_without_a_key_stands_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAZARD_ASKED", "key 31")
+    search = AzNasSpec(run=spec(proxies=("params",), space="endless"), budget=20, batch=20, proposals="random")
+    history = aznas_search(search, tmp_path).history().to_pylist()
+    (bad,) = [row for row in history if row["arch"] == "member-31"]
+    assert (bad["key"], bad["status"]) == ("member-31", "error")
+    assert sum(row["status"] == "ok" for row in history) == 19

@@ -169,7 +169,8 @@ def test_budgets_that_are_none():
 
 
 def test_a_budget_may_be_a_number_of_numpy():
-    assert type(Budget(np.int64(3)).trained) is int
+    budget = Budget(np.int64(3), np.float32(0.5))
+    assert [(type(value), value) for value in (budget.trained, budget.seconds)] == [(int, 3), (float, 0.5)]
 
 
 def test_progress_is_told_of_every_model():

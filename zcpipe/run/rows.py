@@ -20,7 +20,7 @@ from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run.spec import RunSpec
-from zcpipe.run.work import Unit, architectures, text_of
+from zcpipe.run.work import Unit, architectures, key_of, text_of
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, get_space
@@ -169,18 +169,12 @@ class RowFrame:
         }
         _, members = architectures(self._space, unit)
         return [
-            {**self._row(index, arch, self._key(arch)), **outcome}
+            {**self._row(index, arch, key_of(self._space, arch)), **outcome}
             for index, arch in zip(unit.members, members, strict=True)
         ]
 
     def _row(self, index: int, arch: Architecture, key: str) -> Row:
         return {"index": index, "arch": text_of(self._space, arch), "key": key, "space": self._space.name}
-
-    def _key(self, arch: Architecture) -> str:
-        try:
-            return self._space.key(arch)
-        except Exception:  # a failure of the row that has a reason already
-            return text_of(self._space, arch)
 
 
 def _short_of_memory(rows: Sequence[Row]) -> str:

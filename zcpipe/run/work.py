@@ -241,6 +241,18 @@ def text_of(space: Space[Architecture], arch: Architecture) -> str:
         return str(arch)
 
 
+def key_of(space: Space[Architecture], arch: Architecture) -> str:
+    """Return the key of an architecture whose row has a reason to have no scores; without a key it is its text.
+
+    Raises:
+        ZcpipeError: the space raises for the text, too.
+    """
+    try:
+        return space.key(arch)
+    except Exception:  # the row says why already
+        return text_of(space, arch)
+
+
 def sized(spec: RunSpec) -> RunSpec:
     """Return a spec that says how many classes a shard has: a power of two, larger for large spaces and samples."""
     if spec.classes_per_shard is not None:

@@ -22,6 +22,7 @@ from zcpipe.rank.selection import Positions
 from zcpipe.run.drive import TIMEOUT, check_options
 from zcpipe.run.events import Event
 from zcpipe.run.spec import RunSpec
+from zcpipe.run.work import key_of
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.search.algorithms.aznas import AzNas
 from zcpipe.search.candidates import TableCandidates
@@ -208,8 +209,8 @@ class AzNasFound:
 
     def _keys(self, archs: Sequence[str]) -> list[str]:
         space = get_space(self.spec.run.space)
-        with asking(space.name, "the keys of its architectures"):
-            return [space.key(space.parse(arch)) for arch in archs]
+        with asking(space.name, "the architectures of its texts"):
+            return [key_of(space, space.parse(arch)) for arch in archs]
 
     def _flops(self, archs: Sequence[str]) -> dict[str, list[float]]:
         """Return the column `FLOPS`, nothing where the space has no such count."""

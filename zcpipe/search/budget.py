@@ -30,8 +30,10 @@ class Budget:
             raise UsageError(f"a budget must be a whole number of models, got {self.trained!r}") from None
         if self.trained < 1:
             raise UsageError(f"a budget must be at least 1 trained model, got {self.trained}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise UsageError(f"a budget of seconds must be positive, got {self.seconds:g}")
+        if self.seconds is not None:
+            object.__setattr__(self, "seconds", float(self.seconds))
+            if not self.seconds > 0:
+                raise UsageError(f"a budget of seconds must be positive, got {self.seconds:g}")
 
     def allows(self, trained: int, seconds: float) -> bool:
         """Whether another model may be trained after so many and so much time."""

@@ -144,7 +144,7 @@ def read(directory: Path) -> Sequence[Record]:
         DataError: there is none, or it is damaged.
     """
     path = directory / NAME
-    with disk_errors("read", path):
+    with disk_errors("read", path, "name the directory of a search that you may read"):
         records, _ = _whole(path)
     if not records:
         raise DataError(f"{directory} holds no search that has begun")
@@ -180,8 +180,11 @@ def _parse(line: bytes) -> Record | None:
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
-    record: Record = json.loads(text)
-    return record
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _check(directory: Path, there: Record, here: Record) -> None:

@@ -46,7 +46,7 @@ from zcpipe.table.lock import hold
 from zcpipe.table.place import Place
 from zcpipe.table.schema import Header, canonical, encode, encode_empty, in_order, read_header, read_metadata
 
-_HEADER = "_zcpipe.parquet"
+HEADER = "_zcpipe.parquet"
 _RUN = "_run.parquet"
 _KEEP_MEND = "restore it from a copy, or choose another directory with --out"
 
@@ -108,7 +108,7 @@ def _names(directory: Place, mend: str | None = None) -> set[str]:
 
 
 def _read_header(directory: Place) -> Header | None:
-    path = directory / _HEADER
+    path = directory / HEADER
     if not exists(path):
         return None
     with damage(path, _KEEP_MEND):
@@ -330,7 +330,7 @@ class Store:
             ExistsError: another process was faster.
             DataError: the disk is full or unwritable.
         """
-        publish(self.directory / _HEADER, encode_empty(self.header.file_schema()), exclusive=True)
+        publish(self.directory / HEADER, encode_empty(self.header.file_schema()), exclusive=True)
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def locked(directory: Place, header: Header) -> Iterator[Store]:
     if not there:
         with suppress(ExistsError):  # another process was faster: this goes on with its header, if that fits
             Store(directory, header).write_header()
-    with hold(directory, _HEADER, lambda: latest_run(directory).get("pid", "unknown")) as check:
+    with hold(directory, HEADER, lambda: latest_run(directory).get("pid", "unknown")) as check:
         present = require_header(directory)
         check_identity(directory, present.identity, header.identity)
         remove_unfinished(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,15 +35,19 @@ _TRAINING: Mapping[str, Range] = {
 }
 
 
+_PRECISION = threading.RLock()  # torch's default is one for all threads
+
+
 @contextmanager
 def _single_precision() -> Iterator[None]:
-    """Make networks and draws in float32, whatever a user's own code has as torch's default."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    """Make networks and draws in float32, whatever a user's own code has as torch's default; one thread at a time."""
+    with _PRECISION:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
