@@ -62,8 +62,8 @@ def search_status(directory: str | Path) -> SearchStatus:
     """Read how far a search is; nothing is changed, and no process that searches is disturbed.
 
     Raises:
-        UsageError: the directory is no local one.
-        DataError: it is not one of a search, or what it holds is damaged.
+        UsageError: the directory is an address that names nothing.
+        DataError: it is not one of a search, or what it holds is damaged or of another zcpipe.
     """
     if not isinstance(path := locate(directory), Path):
         raise DataError(f"{path} holds no search: these are on local disks")
@@ -80,7 +80,7 @@ def search_status(directory: str | Path) -> SearchStatus:
             picks,
             identity,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} holds records that this zcpipe does not know; ask the one that made them") from error
 
 
@@ -110,7 +110,7 @@ def _picks(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is damaged.
         KeyError: it is another one.
-        TypeError: likewise.
+        TypeError, ValueError: likewise.
     """
     with damage(path, "delete it; the same search writes it again"):
         picks: list[dict[str, Any]] = pq.read_table(path).to_pylist()
