@@ -167,11 +167,9 @@ def test_a_line_that_is_no_record_is_damage(tmp_path, zcpipe, text):
 
 def test_picks_of_another_form_are_refused(tmp_path, zcpipe):
     search(SPACE, "random", params, 2, out=tmp_path)
-    for table in (
-        {"x": [1]},
-        {"seed": [0], "arch": ["a"], "accuracy": [None]},
-        {"seed": [0], "arch": ["a"], "b": [b""]},
-    ):
+    some = {"seed": [0], "arch": ["a"]}
+    others = [{"x": [1]}, some, *({**some, "accuracy": [bad]} for bad in (None, "best", b""))]
+    for table in (*others, {**some, "accuracy": [1.0], "b": [b""]}):
         pq.write_table(pa.table(table), tmp_path / PICKS)
         code, out, err = zcpipe("status", tmp_path, "--json")
         assert (code, out, err.count("\n")) == (4, "", 1)
