@@ -64,14 +64,17 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Count a table's rows by outcome, or say how far a search is, also while a run or search is going on."""
-    from zcpipe.search.status import is_search
-
-    if is_search(directory):
-        cli_search.print_status(directory, as_json)
-        return
     from zcpipe.table import status as read_status
 
-    found = read_status(directory)
+    try:
+        found = read_status(directory)
+    except DataError:
+        from zcpipe.search.status import is_search  # slow to import for who has tables only
+
+        if not is_search(directory):
+            raise
+        cli_search.print_status(directory, as_json)
+        return
     if as_json:
         print_json({**asdict(found), "missing": found.missing, "complete": found.complete})
         return
