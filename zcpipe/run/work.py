@@ -242,14 +242,16 @@ def text_of(space: Space[Architecture], arch: Architecture) -> str:
 
 
 def key_of(space: Space[Architecture], arch: Architecture) -> str:
-    """Return the key of an architecture whose row has a reason to have no scores; without a key it is its text.
+    """Return the key of an architecture of which there is to be a row in any case; without a key it is its text.
+
+    For those that were not scored, or whose scoring asked for the key before, and failed if there is none.
 
     Raises:
         ZcpipeError: the space raises for the text, too.
     """
     try:
         return space.key(arch)
-    except Exception:  # the row says why already
+    except Exception:  # what was asked for the key before has said why
         return text_of(space, arch)
 
 

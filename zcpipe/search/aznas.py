@@ -34,7 +34,7 @@ from zcpipe.search.result import PICKS, write_tables
 from zcpipe.search.scored import LookedUp, Scored, Scorer
 from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import EnumerableSpace, PublishedFlops
+from zcpipe.spaces.base import Architecture, EnumerableSpace, PublishedFlops
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
@@ -179,11 +179,11 @@ class AzNasFound:
                 "ended": one.ended,
                 "number": one.best,
                 "arch": one.archs[one.best],
-                "key": self._keys([one.archs[one.best]])[0],
+                "key": self._keys(self._parsed([one.archs[one.best]]))[0],
                 "aggregate": float(one.aggregate[one.best]),
                 **one.scored[one.best].values,
                 **{name: _whole(one.scored[one.best].values[name]) for name in COUNTS},
-                **{name: flops[0] for name, flops in self._flops([one.archs[one.best]]).items()},
+                **{name: flops[0] for name, flops in self._flops(self._parsed([one.archs[one.best]])).items()},
             }
             for one in self.searches
             if one.best is not None
@@ -207,29 +207,34 @@ class AzNasFound:
         tables = {HISTORY: self.history(), PICKS: self._rows(best), FRONT: self.fronts()}
         write_tables(directory, tables, {"algorithm": "aznas", **self.spec.model_dump(mode="json")})
 
-    def _keys(self, archs: Sequence[str]) -> list[str]:
+    def _parsed(self, texts: Sequence[str]) -> list[Architecture]:
         space = get_space(self.spec.run.space)
         with asking(space.name, "the architectures of its texts"):
-            return [key_of(space, space.parse(arch)) for arch in archs]
+            return [space.parse(text) for text in texts]
 
-    def _flops(self, archs: Sequence[str]) -> dict[str, list[float]]:
+    def _keys(self, archs: Sequence[Architecture]) -> list[str]:
+        space = get_space(self.spec.run.space)
+        return [key_of(space, arch) for arch in archs]
+
+    def _flops(self, archs: Sequence[Architecture]) -> dict[str, list[float]]:
         """Return the column `FLOPS`, nothing where the space has no such count."""
         space = get_space(self.spec.run.space)
         if not isinstance(space, PublishedFlops):
             return {}
         with asking(space.name, "the published FLOPs of its architectures"):
-            return {FLOPS: [space.published_flops(space.parse(arch), self.spec.run.dataset) for arch in archs]}
+            return {FLOPS: [space.published_flops(arch, self.spec.run.dataset) for arch in archs]}
 
     def _rows(self, chosen: Sequence[tuple[Searched, Positions]]) -> pa.Table:
         """Return candidates at positions of searches, with all that is known about them."""
         scored = [one.scored[i] for one, positions in chosen for i in positions.tolist()]
-        archs = [one.archs[i] for one, positions in chosen for i in positions.tolist()]
+        texts = [one.archs[i] for one, positions in chosen for i in positions.tolist()]
+        archs = self._parsed(texts)
         seeds = [one.seed for one, positions in chosen for _ in positions]
         proxies = [name for name in self.spec.run.proxies if name not in COUNTS]
         columns: dict[str, pa.Array] = {
             "seed": pa.array(seeds, pa.int64()),
             "number": pa.array([i for _, positions in chosen for i in positions.tolist()], pa.int64()),
-            "arch": pa.array(archs, pa.string()),
+            "arch": pa.array(texts, pa.string()),
             "key": pa.array(self._keys(archs), pa.string()),
             "aggregate": _floats([x for one, positions in chosen for x in one.aggregate[positions].tolist()]),
             **{name: _floats([one.values[name] for one in scored]) for name in proxies},
@@ -237,7 +242,7 @@ class AzNasFound:
             **{name: _floats(values) for name, values in self._flops(archs).items()},
         }
         if self.costs.latencies:
-            columns[LATENCY] = _floats(self.costs.latency(archs))
+            columns[LATENCY] = _floats(self.costs.latency(texts))
         columns["status"] = pa.array([one.status for one in scored], pa.string())
         columns["reason"] = pa.array([one.reason for one in scored], pa.string())
         columns["seconds"] = _floats([one.seconds for one in scored])
