@@ -9,17 +9,31 @@ import pytest
 from search_problems import search_command
 
 from zcpipe.errors import DataError
-from zcpipe.search import TruthAccuracy, search, search_status
+from zcpipe.search import TrainingError, TruthAccuracy, search, search_status
 from zcpipe.search.journal import NAME, opened
 from zcpipe.search.result import PICKS
 from zcpipe.search.status import is_search
 from zcpipe.spaces import get_space
 
 SPACE = get_space("nasbenchmacro")
+IDENTITY = {"kind": "search", "space": "s", "dataset": "d", "algorithm": "random"}
 
 
 def params(arch):
     return float(SPACE.size(arch, "cifar10").params)
+
+
+def failing_at(number):
+    """Return a training whose call of this number fails."""
+    seen = []
+
+    def evaluate(arch):
+        seen.append(arch)
+        if len(seen) == number:
+            raise RuntimeError("out of memory")
+        return params(arch)
+
+    return evaluate
 
 
 def test_models_that_were_trained_and_the_picks(tmp_path, zcpipe):
@@ -38,16 +52,8 @@ def test_models_that_were_trained_and_the_picks(tmp_path, zcpipe):
 
 def test_a_search_that_ended_in_the_middle(tmp_path):
     """What a killed process leaves at the end of its journal is passed over, and left there."""
-
-    def fails_at_third(arch):
-        seen.append(arch)
-        if len(seen) == 3:
-            raise RuntimeError("no more")
-        return params(arch)
-
-    seen = []
-    with pytest.raises(Exception, match="no more"):
-        search(SPACE, "random", fails_at_third, 9, out=tmp_path)
+    with pytest.raises(TrainingError, match="out of memory"):
+        search(SPACE, "random", failing_at(3), 9, out=tmp_path)
     with (tmp_path / NAME).open("ab") as journal:
         journal.write(b"0badf00d {half")
     before = (tmp_path / NAME).read_bytes()
@@ -57,23 +63,16 @@ def test_a_search_that_ended_in_the_middle(tmp_path):
 
 
 def test_a_training_that_succeeds_the_second_time_did_not_fail(tmp_path):
-    def fails_once(arch):
-        seen.append(arch)
-        if len(seen) == 2:
-            raise RuntimeError("out of memory")
-        return params(arch)
-
-    seen = []
-    with pytest.raises(Exception, match="out of memory"):
-        search(SPACE, "random", fails_once, 3, out=tmp_path)
-    search(SPACE, "random", fails_once, 3, out=tmp_path)
+    evaluate = failing_at(2)
+    with pytest.raises(TrainingError, match="out of memory"):
+        search(SPACE, "random", evaluate, 3, out=tmp_path)
+    search(SPACE, "random", evaluate, 3, out=tmp_path)
     status = search_status(tmp_path)
     assert (status.trained, status.failed) == ({0: 3}, 0)
 
 
 def test_it_may_be_read_while_another_process_holds_the_journal(tmp_path):
-    identity = {"kind": "search", "space": "s", "dataset": "d", "algorithm": "random"}
-    with opened(tmp_path / "out", identity) as journal:
+    with opened(tmp_path / "out", IDENTITY) as journal:
         journal.append({"kind": "scored", "archs": ["a", "b"], "scores": {}})
         journal.append({"kind": "scored", "archs": ["b", "c"], "scores": {}})
         status = search_status(tmp_path / "out")
@@ -129,9 +128,6 @@ def test_a_table_is_one_whatever_lies_beside_it(tmp_path, zcpipe):
     assert zcpipe(*run)[0] == 0
     (tmp_path / "table" / NAME).write_text("notes\n")
     assert "2 of 2 rows" in zcpipe("status", tmp_path / "table")[1]
-
-
-IDENTITY = {"kind": "search", "space": "s", "dataset": "d", "algorithm": "random"}
 
 
 @pytest.mark.parametrize(
