@@ -91,7 +91,8 @@ def eager_aznas(model: EagerNetwork, batch_size: int = 64, resolution: int = 32)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) or (transformer and isinstance(module, nn.Linear)):  # others only classify
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-    features = model.maps(torch.randn(batch_size, 3, resolution, resolution))
+    device = next(model.parameters()).device
+    features = model.maps(torch.randn(batch_size, 3, resolution, resolution, device=device))
     entropies = [_entropy(feature.detach()) for feature in features]
     gains = [after - before for before, after in itertools.pairwise(entropies)]
     pairs = [_pair(features[i - 1], features[i]) for i in reversed(range(1, len(features)))]

@@ -28,6 +28,7 @@ from zcpipe.ops.codes import _hamming_distances, _sign_codes
 from zcpipe.ops.moments import _covariance, _cross_moment
 from zcpipe.ops.parameters import _parameter_statistics
 from zcpipe.ops.products import _product_sums
+from zcpipe.scoring.arithmetic import plain_arithmetic
 
 SHAPE = (64, 16, 32, 32)
 TURN = 4e-3  # seconds of CPU time of one contender's turn
@@ -69,7 +70,7 @@ def _pooling(device: torch.device) -> list[Case]:
             "avg_pool3x3 backward",
             lambda: native.avg_pool3x3_backward(grad),
             lambda: back(grad, x),
-            lambda: back(grad.double(), x.double()),
+            lambda: back(grad.double().contiguous(), x.double().contiguous()),  # torch's other layout: pytorch 188344
             1e-6,
         ),
     ]
@@ -349,8 +350,9 @@ def main() -> None:
     if not ops.available():
         sys.exit("the native library is not built")
     torch.set_num_threads(1)
-    gated = [(case, gate(case)) for case in cases(device)]
-    rows = {case.name: {**measure(case, options.turns, device), "relative_error": error} for case, error in gated}
+    with plain_arithmetic(device):
+        gated = [(case, gate(case)) for case in cases(device)]
+        rows = {case.name: {**measure(case, options.turns, device), "relative_error": error} for case, error in gated}
     if options.json:
         print(json.dumps({"build": ops.build_info(), "turns": options.turns, "ops": rows}))
         return

@@ -3,11 +3,13 @@
     python -m benchmarks.spaces --spaces nasbench201,nds/darts --architectures 5
     python -m benchmarks.spaces --spaces nds/darts --resolution 128 --batch-size 8 --json
     python -m benchmarks.spaces --spaces autoformer/tiny --proxies aznas_vit --batch-size 8
+    python -m benchmarks.spaces --spaces mbv2 --device cuda   # on a machine with a GPU, both of them on it
 
 The first random draws of each space, each scored in a process of its own, in the environment of worker processes and
 with one thread: ours as a run does it, and the baseline (`benchmarks/eager.py`) on the same network. Of each process
 the CPU seconds of scoring, the least of three rounds after one at small images, and the peak of what scoring held
-beyond what was there before.
+beyond what was there before. On a GPU it is the time until the device is done, and the peak of what was allocated
+there; the baseline multiplies in float32 there too (torch's default rounds convolutions to TF32).
 
 - ``speedup``: the baseline's seconds, on the network with its dead layers, over ours;
 - ``dead_saves``: the share of the baseline's seconds that leaving the dead layers out saves it. With them it runs them
@@ -33,8 +35,10 @@ from torch import Tensor, nn
 from benchmarks.eager import eager_aznas
 from benchmarks.memory import peak_mib
 from zcpipe.proxies import resolve
+from zcpipe.run.device import resolve_device
 from zcpipe.run.process import worker_environment
 from zcpipe.run.spec import RunSpec, Sample
+from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.scoring.size import count_macs
 from zcpipe.spaces import Architecture, Space, get_space
@@ -68,7 +72,7 @@ def scoring(name: str, spec: RunSpec, arch: Architecture) -> Callable[[], object
         scorer = ClassScorer(spec)
         return lambda: scorer.score(arch, [arch])
     space = get_space(spec.space)
-    model = _Maps(space, arch, spec.dataset, full=name == "eager")
+    model = _Maps(space, arch, spec.dataset, full=name == "eager").to(spec.device)
     resolution = spec.resolution or space.datasets[spec.dataset].input_shape[1]
     return lambda: eager_aznas(model, spec.batch_size, resolution)
 
@@ -77,14 +81,29 @@ def child(name: str, spec: RunSpec, index: int) -> dict[str, float]:
     """Score one architecture in this process."""
     torch.set_num_threads(1)
     arch = draw(spec, index)
-    scoring(name, spec.model_copy(update={"resolution": WARM_UP, "batch_size": 2}), arch)()
-    before = peak_mib()
-    run, seconds = scoring(name, spec, arch), []
-    for _ in range(ROUNDS):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-    return {"seconds": min(seconds), "mib": peak_mib() - before}
+    on_gpu = spec.device != "cpu"
+    peak = (lambda: torch.cuda.max_memory_allocated() / 2**20) if on_gpu else peak_mib
+    with plain_arithmetic(torch.device(spec.device)):
+        scoring(name, spec.model_copy(update={"resolution": WARM_UP, "batch_size": 2}), arch)()
+        before = peak()
+        run, seconds = scoring(name, spec, arch), []
+        for _ in range(ROUNDS):
+            seconds.append(_until_done(run) if on_gpu else _cpu_seconds(run))
+    return {"seconds": min(seconds), "mib": peak() - before}
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def _until_done(run: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def draw(spec: RunSpec, index: int) -> Architecture:
@@ -136,6 +155,7 @@ def main() -> None:
     parser.add_argument("--architectures", type=int, default=5, help="of each space")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--resolution", type=int, help="side of the images, by default the data set's")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda[:i]")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -153,6 +173,7 @@ def main() -> None:
             selection=Sample(n=options.architectures),
             batch_size=options.batch_size,
             resolution=options.resolution,
+            device=resolve_device(options.device),
         )
         rows[name] = measured(spec, options.architectures)
         if not options.json:

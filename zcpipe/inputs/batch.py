@@ -18,6 +18,7 @@ from zcpipe.inputs.cifar import read_cifar10, read_cifar100
 from zcpipe.inputs.imagenet16 import read_imagenet16
 from zcpipe.inputs.images import ImageFile, Labels, Pixels
 from zcpipe.inputs.npz import read_npz
+from zcpipe.ops import as_images, image_format
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces import Dataset, get_space
 from zcpipe.spaces.permutation import permutation
@@ -100,14 +101,14 @@ def batch_of(spec: RunSpec, repeat: int) -> Batch:
     drawn = _drawn[_name(spec, spec.inputs_content)]
     pixels = _normalised(drawn.images[repeat], drawn.mean, drawn.std)
     labels = torch.from_numpy(drawn.labels[repeat].copy())
-    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(spec.device), labels.to(spec.device))
+    return Batch(as_images(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(spec.device)), labels.to(spec.device))
 
 
 def noise_of(spec: RunSpec, repeat: int) -> Batch:
     """Return i.i.d. standard normal images and uniform labels, whatever the run's inputs: what recipes "noise" see."""
     dataset = get_space(spec.space).datasets[spec.dataset]
     shape = (spec.batch_size, *_shape(spec, dataset))
-    images = torch.empty(shape, device=spec.device, memory_format=torch.channels_last)
+    images = torch.empty(shape, device=spec.device, memory_format=image_format(spec.device))
     _stream(spec, repeat, "inputs").normal_(images)
     labels = _stream(spec, repeat, "labels").integers(spec.batch_size, dataset.classes)
     return Batch(images, labels.to(spec.device))

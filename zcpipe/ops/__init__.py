@@ -11,6 +11,7 @@ from zcpipe.ops.batchnorm import batch_norm_train
 from zcpipe.ops.codes import hamming_distances, sign_codes
 from zcpipe.ops.convolution import conv_batch_norm_train
 from zcpipe.ops.convolution_tangent import conv_batch_norm_tangent, conv_batch_norm_tangent_backward
+from zcpipe.ops.layout import as_images, image_format
 from zcpipe.ops.moments import covariance, cross_moment, position_gram
 from zcpipe.ops.null import null
 from zcpipe.ops.parameters import ParameterStatistics, parameter_statistics
@@ -22,6 +23,7 @@ from zcpipe.ops.spectra import largest_singular_values, symmetric_eigenvalues
 __all__ = [
     "ParameterStatistics",
     "Stream",
+    "as_images",
     "available",
     "avg_pool3x3",
     "batch_norm_train",
@@ -32,6 +34,7 @@ __all__ = [
     "covariance",
     "cross_moment",
     "hamming_distances",
+    "image_format",
     "largest_singular_values",
     "null",
     "parameter_statistics",

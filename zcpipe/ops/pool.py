@@ -17,8 +17,8 @@ def avg_pool3x3(
     """Average over 3x3 windows, stride 1, padding 1, the padding not counted.
 
     Equivalent to ``F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)``, and as differentiable:
-    any number of times backward, and forward. A channels_last input gives a channels_last output, any other a
-    contiguous one.
+    any number of times backward, and forward. A channels_last input gives a channels_last output (on CUDA only from
+    the library's kernel), any other a contiguous one.
 
     Args:
         x: images, float32 or float64, of any strides.
@@ -39,7 +39,10 @@ def _avg_pool3x3(x: Tensor) -> Tensor:
     # torch refuses some empty images, for which there is nothing to compute.
     if x.numel() == 0:
         return x.clone(memory_format=dense_format(x))
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    # torch 2.13's gradient of padded images in channels_last is wrong on CUDA (pytorch issue 188344).
+    # A clone, because images of one channel are contiguous in either layout and torch may take them for the other.
+    images = x.clone(memory_format=torch.contiguous_format) if x.is_cuda else x
+    return F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def _fake(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,7 +48,11 @@ def spectral_entropies(covariances: Sequence[Tensor]) -> list[float]:  # [C, C] 
         The entropies; -inf where a map is constant over its positions (a dead block); NaN where it holds non-finite
         values.
     """
-    return [_entropy(eigenvalues.cpu().numpy()) for eigenvalues in symmetric_eigenvalues(covariances)]
+    if not covariances:
+        return []
+    spectra = symmetric_eigenvalues(covariances)
+    ends = np.cumsum([len(spectrum) for spectrum in spectra])
+    return [_entropy(spectrum) for spectrum in np.split(torch.cat(spectra).cpu().numpy(), ends[:-1])]
 
 
 def _entropy(eigenvalues: NDArray[np.float64]) -> float:
@@ -59,7 +64,15 @@ def _entropy(eigenvalues: NDArray[np.float64]) -> float:
     return float(-(share * np.log(share + _LOG_EPSILON)).sum())
 
 
-def local_jacobian(g_in: Tensor, g_out: Tensor) -> Tensor | None:  # maps -> [r r C_in, C_out] float64
+@dataclass(frozen=True)
+class LocalJacobian:
+    """Estimate of a block's local Jacobian; whether the block is the identity may be known on the device only."""
+
+    estimate: Tensor | None  # [r r C_in, C_out] float64; None for an identity that is known to be one
+    identity: Tensor | bool  # [] bool
+
+
+def local_jacobian(g_in: Tensor, g_out: Tensor) -> LocalJacobian:  # of maps
     """Estimate of a block's local Jacobian: g_in^T g_out / N over the N positions of its output (AZ-NAS Eq. 8).
 
     Where the block reduces the resolution by r, g_in is folded by space-to-depth first.
@@ -69,14 +82,14 @@ def local_jacobian(g_in: Tensor, g_out: Tensor) -> Tensor | None:  # maps -> [r 
         g_out: the +-1 probe on the block's output map, same kind of layout.
 
     Returns:
-        The estimate; None if the block is the identity (g_in equals g_out everywhere).
+        The estimate, and whether the block is the identity (g_in equals g_out everywhere).
 
     Raises:
         UnsupportedError: the maps are not of one kind, or the resolutions are not an integer multiple of each other.
     """
-    # Almost every block differs within the first sample; only candidates are compared whole.
-    if g_in.shape == g_out.shape and torch.equal(g_in[:1], g_out[:1]) and torch.equal(g_in, g_out):
-        return None
+    identity = _same(g_in, g_out)
+    if identity is True:
+        return LocalJacobian(None, identity)
     if g_in.ndim != g_out.ndim:
         raise UnsupportedError(
             f"trainability needs maps of one kind, "
@@ -89,10 +102,20 @@ def local_jacobian(g_in: Tensor, g_out: Tensor) -> Tensor | None:  # maps -> [r 
                 f"trainability needs maps whose resolutions are integer multiples, "
                 f"got {tuple(g_in.shape[2:])} before and {tuple(g_out.shape[2:])} after a block"
             )
-    return cross_moment(positions_of(g_in), positions_of(g_out))
+    return LocalJacobian(cross_moment(positions_of(g_in), positions_of(g_out)), identity)
 
 
-def pair_trainabilities(jacobians: Sequence[Tensor | None]) -> list[float]:  # as local_jacobian gives them
+def _same(g_in: Tensor, g_out: Tensor) -> Tensor | bool:  # [] bool
+    """Compare two maps; on a GPU without waiting for the answer."""
+    if g_in.shape != g_out.shape:
+        return False
+    if g_in.is_cuda:
+        return (g_in == g_out).all()
+    # Almost every block differs within the first sample; only candidates are compared whole.
+    return torch.equal(g_in[:1], g_out[:1]) and torch.equal(g_in, g_out)
+
+
+def pair_trainabilities(jacobians: Sequence[LocalJacobian]) -> list[float]:
     """How far each local Jacobian is from preserving gradients: 2 - s - 1/(s + 1e-6), at most 0 (AZ-NAS Eq. 9-10).
 
     s is the largest singular value.
@@ -100,8 +123,17 @@ def pair_trainabilities(jacobians: Sequence[Tensor | None]) -> list[float]:  # a
     Returns:
         The scores of the pairs; -inf for the identity; NaN where a gradient is not finite.
     """
-    sigmas = iter(largest_singular_values([jacobian for jacobian in jacobians if jacobian is not None]))
-    return [-math.inf if jacobian is None else _pair_score(float(next(sigmas))) for jacobian in jacobians]
+    estimates = [jacobian.estimate for jacobian in jacobians if jacobian.estimate is not None]
+    sigmas = iter(_numbers(largest_singular_values(estimates)))
+    scores = [-math.inf if jacobian.estimate is None else _pair_score(next(sigmas)) for jacobian in jacobians]
+    asked = iter(_numbers([jacobian.identity for jacobian in jacobians if isinstance(jacobian.identity, Tensor)]))
+    identities = (next(asked) if isinstance(jacobian.identity, Tensor) else jacobian.identity for jacobian in jacobians)
+    return [-math.inf if identity else score for score, identity in zip(scores, identities, strict=True)]
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:  # [] each
+    """Fetch all of some scalars at once."""
+    return torch.stack(list(scalars)).tolist() if scalars else []
 
 
 def _pair_score(sigma: float) -> float:

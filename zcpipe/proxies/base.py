@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -118,14 +118,14 @@ class JacobianStatistic:
     """One number per block after the first, from one probe of its local Jacobian, in the same two steps.
 
     ``moments`` takes the gradient with respect to the previous map and the probe it was computed from, both in the
-    layout of their maps, [N, C, H, W] or [N, T, C] or [N, C]; it may return None for a block that needs no numbers,
-    such as the identity.
+    layout of their maps, [N, C, H, W] or [N, T, C] or [N, C]; ``finish`` takes what it returned, whatever that is, of
+    all blocks.
     """
 
     name: str
     unit: str
-    moments: Callable[[Tensor, Tensor], Tensor | None]
-    finish: Callable[[Sequence[Tensor | None]], Sequence[float]]
+    moments: Callable[[Tensor, Tensor], Any]
+    finish: Callable[[Sequence[Any]], Sequence[float]]
     node: Node = field(default="block", init=False)
 
 

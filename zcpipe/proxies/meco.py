@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, is_out_of_memory
-from zcpipe.ops import covariance, symmetric_eigenvalues
+from zcpipe.ops import covariance, image_format, symmetric_eigenvalues
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, only
 
@@ -126,7 +126,7 @@ def _noise_like(tensor: Tensor, stream: Stream) -> Tensor:  # [N, ...] -> [1, ..
     if tensor.ndim != 4:
         return stream.normal_(torch.empty_like(tensor[:1]))
     shape = (1, tensor.shape[1], _PIXELS, _PIXELS)
-    image = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=torch.channels_last)
+    image = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=image_format(tensor.device))
     return stream.normal_(image)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from zcpipe.errors import UsageError, is_out_of_memory, reason_of
 from zcpipe.proxies.base import Proxy, tensor_of
+from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.measure import Failure, Measurement, Subject, measure
 from zcpipe.scoring.network import ScoredNetwork
@@ -64,8 +65,7 @@ def measure_given(
 
 def _fault(network: ScoredNetwork, training: bool, with_loss: bool) -> str | None:
     """Say why the plain forward, or the loss of what it returns, fails; None if both work or memory runs out."""
-    plain = torch.autocast(network.inputs[0].device.type, enabled=False)
-    with untouched(network.modules, training=training), plain:
+    with untouched(network.modules, training=training), plain_arithmetic(network.inputs[0].device):
         try:
             output = network.model(*network.inputs)
         except Exception as error:

@@ -78,7 +78,7 @@ def initialise(
         _refuse_empty_buffers(layers)
         model.to_empty(device=target or "cpu")
     elif target is not None and any(parameter.device != target for parameter in parameters):
-        model.to(target)
+        _move(model, layers, target)
     with torch.no_grad():
         for name, layer, fillers in layers:
             for own, fill in fillers.items():
@@ -94,6 +94,21 @@ def initialise(
             if on_meta and hasattr(layer, "reset_running_stats"):
                 layer.reset_running_stats()
     return model
+
+
+def _move(model: nn.Module, layers: _Layers, target: torch.device) -> None:
+    """Move a model to a device: only what will not be drawn is copied, and nobody waits for it.
+
+    A wait costs as long as all that others have sent to a shared GPU.
+    """
+    drawn = {id(layer._parameters.get(own)) for _, layer, fillers in layers for own in fillers}
+
+    def moved(tensor: Tensor) -> Tensor:
+        if id(tensor) in drawn:
+            return torch.empty_like(tensor, device=target)
+        return tensor.to(target, non_blocking=True)
+
+    model._apply(moved)  # type: ignore[no-untyped-call]
 
 
 def _fill_part(stream: Stream, shared: Shared, parameter: Tensor) -> None:

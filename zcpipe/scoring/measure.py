@@ -17,6 +17,7 @@ from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_o
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recipe, Statistic, WeightStatistic
 from zcpipe.scoring.absolute import absolute_gradients
+from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_statistics
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.network import Loss, ScoredNetwork
@@ -183,8 +184,7 @@ def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResul
         return _each(one.statistics, lambda s: _of_weights(s, network) if isinstance(s, WeightStatistic) else ())
     # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
     inputs = network.inputs
-    plain = torch.autocast(inputs[0].device.type, enabled=False)
-    with untouched(network.modules, training=one.recipe.norm != "running"), plain:
+    with untouched(network.modules, training=one.recipe.norm != "running"), plain_arithmetic(inputs[0].device):
         if one.kind == "blocks":
             with fast_operations(network.modules, called=subject.blocks):
                 return block_statistics(

@@ -16,6 +16,7 @@ from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Gradients, OnNorm, PairForward, asking, tensor_of
 from zcpipe.proxies.samples import require_gradient
 from zcpipe.scoring.absolute import absolute_gradients
+from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.layers import weights_of
@@ -76,7 +77,7 @@ class ScoredNetwork:
         if not self._may_be_dead or not everything:
             return everything
         asked = [parameter for parameter in everything if parameter.is_floating_point() or parameter.is_complex()]
-        plain = torch.autocast(asked[0].device.type, enabled=False) if asked else nullcontext()
+        plain = plain_arithmetic(asked[0].device) if asked else nullcontext()
         with untouched(self.modules, training=False), plain, asking(asked):
             output = tensor_of(self.model(*self.inputs))
             require_gradient(output)

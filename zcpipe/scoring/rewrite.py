@@ -121,7 +121,7 @@ class _Rewriter:
             if chain.taps is not None:
                 run = fast_chain(chain, module.forward)
                 return lambda x, total: _added(total, run(x))
-            return _for_images(module, _run_chain(chain), _is_channels_last)
+            return _for_images(module, _run_chain(chain), _fits_chain)
         if is_avg_pool3x3(module):
             return _for_images(module, lambda x, total: _added(total, avg_pool3x3(x)))
         if is_batch_norm(module) and not (self._taps is not None and self._taps.norms):
@@ -222,9 +222,9 @@ def _for_images(module: nn.Module, onto: _Onto, fits: Callable[[Tensor], bool] =
     return checked
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    """Whether a convolution's output is channels_last too, as the fused operation's always is."""
-    return x.is_contiguous(memory_format=torch.channels_last)
+def _fits_chain(x: Tensor) -> bool:
+    """Whether the fused operation's output lies as the convolution's would: on the CPU it is always channels_last."""
+    return not x.is_cpu or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _added(total: Tensor | None, y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zcpipe.errors import PrecisionError, UnsupportedError, UsageError
+from zcpipe.ops import as_images
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies import resolve
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
@@ -138,7 +139,7 @@ def score(
     if unsupported not in ("error", "warn", "skip"):
         raise UsageError(f"unsupported must be error, warn or skip, got {unsupported!r}")
     batch = [tensor.clone() if tensor.is_inference() else tensor for tensor in batch]
-    batch = [tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in batch]
+    batch = [as_images(tensor) for tensor in batch]
     read = statistics_of(chosen)
     local = any(isinstance(statistic, MapStatistic | JacobianStatistic) for statistic in read)
     names = _block_names(model, blocks) if local else ()

@@ -1,0 +1,94 @@
+"""What a run gives on a device: the CPU's values, and the same bits each time."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import zcpipe
+from zcpipe.run.spec import RunSpec
+from zcpipe.scoring.rows import ClassScorer
+from zcpipe.spaces import get_space
+from zcpipe.spaces.base import DrawsByDataset
+
+# space: the side of its images
+SPACES = {
+    "nasbench201": 32,
+    "nasbench101": 32,
+    "nasbench301": 32,
+    "nasbenchmacro": 32,
+    "transnasbench101_micro": 32,
+    "transnasbench101_macro": 32,
+    "nds/amoeba": 32,
+    "nds/resnext-a": 32,
+    "mbv2": 32,
+    "autoformer/tiny": 224,
+}
+# What takes minutes of the CPU that the device is compared with.
+DEAR = {"autoformer/tiny": {"gradsign", "grasp", "ntk_condition", "vkdnw"}, "mbv2": {"vkdnw"}}
+# Of what is badly conditioned few digits survive another order of summation: variances that are nearly zero (zico), the
+# smallest eigenvalues of maps of one pixel (ntk_condition), attention that takes all of a winner by a hair (synflow).
+TOLERANCE = {"zico": 0.05, "ntk_condition": 1.0, "synflow": 0.005, "grasp": 0.01, "jacob_cov": 0.005, "gradsign": 0.005}
+# The rest of a cancellation, layer by layer.
+UNCOMPARED = {"zico@layer", "synflow_bn@layer", "gradsign@layer"}
+
+
+def drawn(space, dataset):
+    if isinstance(space, DrawsByDataset):
+        return space.sample_for(dataset, 0, 0)
+    return space.sample(0, 0)
+
+
+def row(name, device, **options):
+    space = get_space(name)
+    dataset = next(iter(space.datasets))
+    spec = RunSpec(
+        space=name,
+        dataset=dataset,
+        proxies=tuple(proxy for proxy in zcpipe.list_proxies() if proxy not in DEAR.get(name, ())),
+        batch_size=4,
+        resolution=SPACES[name],
+        device=device,
+        **options,
+    )
+    arch = drawn(space, dataset)
+    return ClassScorer(spec).score(arch, [arch])[0]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_proxy_equals_the_cpus_and_repeats_to_the_bit(device, name):
+    ours, again, expected = row(name, str(device)), row(name, str(device)), row(name, "cpu")
+    assert ours["failures"] == expected["failures"]
+    assert not [column for column in ours if column != "seconds" and not same(ours[column], again[column])]
+    compared = [column for column in expected if column != "seconds" and column not in UNCOMPARED]
+    far = {column: (ours[column], expected[column]) for column in compared if not near(column, ours, expected)}
+    assert not far
+
+
+def same(a, b):
+    return np.array_equal(a, b, equal_nan=True) if isinstance(a, float | np.ndarray) else a == b
+
+
+def near(column, ours, expected):
+    """Compare with the size of the largest: a statistic of many layers is large in some of them."""
+    a, b = ours[column], expected[column]
+    if not isinstance(a, float | np.ndarray):
+        return a == b
+    size = np.abs(np.asarray(b)[np.isfinite(b)]).max(initial=0.0)
+    tolerance = TOLERANCE.get(column.partition("@")[0], 2e-3)
+    return np.allclose(a, b, rtol=tolerance, atol=5e-3 * size if column.endswith("@layer") else 0.0, equal_nan=True)
+
+
+def test_scores_do_not_depend_on_what_the_process_lets_be_rounded(device):
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3)).to(device)
+    x = torch.randn(16, 3, 32, 32, device=device)
+    allowed = torch.backends.cudnn.allow_tf32
+    found = []
+    try:
+        for rounded in (True, False):
+            torch.backends.cudnn.allow_tf32 = rounded
+            found.append(dict(zcpipe.score(model, x, blocks=["0", "1"])))
+            assert torch.backends.cudnn.allow_tf32 == rounded
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    assert found[0] == found[1]
