@@ -197,6 +197,39 @@ def test_the_rows_that_a_worker_sends_in_pieces_come_whole(monkeypatch: pytest.M
     made.close()
 
 
+# -- what passes while nothing runs
+
+
+def test_a_machine_that_stood_still_costs_no_unit_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "nap long"}))
+    monkeypatch.setattr("zcpipe.run.running_clock._STRIDE", 0.5)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], timeout=2.5)
+    made.submit(Lease((unit(2),)))
+    (worker,) = made._workers
+    while worker.executing is None:
+        made.collect(patience=0.01)
+    frozen(worker.pid)
+    time.sleep(4)  # nor does the supervisor look
+    os.kill(worker.pid, signal.SIGCONT)
+    (done,) = outcomes(made, 1)
+    made.close()
+    assert isinstance(done, Done)
+
+
+def test_a_unit_that_hangs_is_ended_although_the_machine_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "hang"}))
+    monkeypatch.setattr("zcpipe.run.running_clock._STRIDE", 0.5)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], timeout=1.0)
+    made.submit(Lease((unit(2),)))
+    (worker,) = made._workers
+    while worker.executing is None:
+        made.collect(patience=0.01)
+    time.sleep(2)
+    (died,) = outcomes(made, 1)
+    made.close()
+    assert isinstance(died, Died) and died.failed.kind == "timeout" and died.failed.seconds < 3
+
+
 # -- workers that are frozen
 
 

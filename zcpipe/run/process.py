@@ -106,11 +106,11 @@ class WorkerProcess:
         return None if unit is None else (unit, found[1])
 
     @property
-    def quiet(self) -> float:
-        """For how many seconds it has had something to do and has neither sent anything nor said that it executes."""
+    def quiet_since(self) -> float | None:
+        """Since when it has had something to do and has neither sent anything nor said that it executes."""
         if not self._given or self.executing is not None:
-            return 0.0
-        return time.monotonic() - max(self._asked, self._end.heard)
+            return None
+        return max(self._asked, self._end.heard)
 
     @property
     def interests(self) -> list[tuple[int, int]]:

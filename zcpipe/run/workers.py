@@ -13,6 +13,7 @@ from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.memory import format_bytes, resident
 from zcpipe.run.process import SCORER, WorkerProcess
 from zcpipe.run.rows import Failed
+from zcpipe.run.running_clock import RunningClock
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
@@ -59,6 +60,7 @@ class WorkersExecutor:
         self._tired: set[WorkerProcess] = set()
         self._futile_starts = 0
         self._glanced = 0.0
+        self._clock = RunningClock()
 
     @property
     def capacity(self) -> int:
@@ -87,6 +89,7 @@ class WorkersExecutor:
             self._hand_out()
             left = min(_GLANCE, limit - time.monotonic())
             wait([interest for worker in self._workers for interest in worker.interests], max(0.0, left))
+            self._clock.look()
             for worker in list(self._workers):
                 outcomes += self._read(worker)
             if time.monotonic() > self._glanced + _GLANCE:
@@ -174,28 +177,32 @@ class WorkersExecutor:
         if self._memory is not None and held > self._memory / 2:
             self._tired.add(worker)
         if executing is None:
-            if not worker.ready and time.monotonic() > worker.started + _START_LIMIT:
+            if not worker.ready and self._clock.since(worker.started) > _START_LIMIT:
                 worker.kill()
                 return self._bury(worker, f"its process was not ready within {_START_LIMIT:g} s")
-            if worker.ready and worker.quiet > _QUIET_LIMIT:
+            if worker.ready and self._is_silent(worker):
                 worker.kill()
                 return self._bury(worker)
             if worker in self._tired and not worker.leases:
                 self._end(worker)
             return []
         unit, since = executing
-        if time.monotonic() > since + self._limit(unit):
+        if self._clock.since(since) > self._limit(unit):
             return self._kill(worker, unit, since, "timeout", f"no result within {self._limit(unit):g} s")
         if self._memory is not None and held > self._memory:
             message = f"needed {format_bytes(held)} of memory, more than the {format_bytes(self._memory)} of a worker"
             return self._kill(worker, unit, since, "memory", message)
         return []
 
+    def _is_silent(self, worker: WorkerProcess) -> bool:
+        quiet = worker.quiet_since
+        return quiet is not None and self._clock.since(quiet) > _QUIET_LIMIT
+
     def _kill(self, worker: WorkerProcess, unit: Unit, since: float, kind: str, message: str) -> list[Outcome]:
         worker.kill()
         self._put_back(worker, unit)
         self._end(worker)
-        return [Died(unit, Failed(kind, kind, message, time.monotonic() - since))]
+        return [Died(unit, Failed(kind, kind, message, self._clock.since(since)))]
 
     def _bury(self, worker: WorkerProcess, why: str | None = None) -> list[Outcome]:
         """Take back what a dead worker was given and blame the unit that it was executing."""
@@ -207,7 +214,7 @@ class WorkersExecutor:
                 self._count_futile_start(worker, why or ended)
             return []
         unit, since = executing
-        return [Died(unit, Failed("error", "died", ended, time.monotonic() - since))]
+        return [Died(unit, Failed("error", "died", ended, self._clock.since(since)))]
 
     def _put_back(self, worker: WorkerProcess, blamed: Unit | None) -> None:
         for lease in reversed(worker.take_back(blamed)):

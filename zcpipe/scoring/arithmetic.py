@@ -17,7 +17,7 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
     """Inside, a network computes in the precision of its tensors, and on a GPU the same bits each time.
 
     Autocast is off; float32 convolutions and products of matrices are not rounded to TF32 (torch's default for
-    convolutions on GPUs, which moves trainability by up to 1 %) or bfloat16; and on a GPU torch and cuDNN take
+    convolutions on GPUs, which moved trainability by 0.7 %) or bfloat16; and on a GPU torch and cuDNN take
     algorithms that add up in one order. The few operations of torch that have none stay as they are, without a warning.
 
     Args:
