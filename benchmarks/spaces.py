@@ -9,7 +9,7 @@ The first random draws of each space, each scored in a process of its own, in th
 with one thread: ours as a run does it, and the baseline (`benchmarks/eager.py`) on the same network. Of each process
 the CPU seconds of scoring, the least of three rounds after one at small images, and the peak of what scoring held
 beyond what was there before. On a GPU it is the time until the device is done, and the peak of what was allocated
-there; the baseline multiplies in float32 there too (torch's default rounds convolutions to TF32).
+there; both in float32 and in one order of sums (`zcpipe/scoring/arithmetic.py`), which torch by itself is not.
 
 - ``speedup``: the baseline's seconds, on the network with its dead layers, over ours;
 - ``dead_saves``: the share of the baseline's seconds that leaving the dead layers out saves it. With them it runs them

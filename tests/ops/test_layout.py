@@ -18,3 +18,11 @@ def test_images_change_their_layout_and_nothing_else():
 def test_what_is_no_image_stays_as_it_is():
     tokens = torch.randn(2, 3, 4)
     assert as_images(tokens) is tokens
+
+
+def test_images_of_one_channel_lie_as_images_of_many(monkeypatch):
+    """torch takes such images for channels_last ones where their strides say so, whatever `is_contiguous` says."""
+    monkeypatch.setattr("zcpipe.ops.layout.image_format", lambda device: torch.contiguous_format)
+    x = torch.randn(2, 6, 5, 1).permute(0, 3, 1, 2)
+    assert x.is_contiguous() and x.stride() != as_images(x).stride() == torch.randn(2, 1, 6, 5).stride()
+    assert torch.equal(as_images(x), x)

@@ -210,6 +210,7 @@ def test_a_machine_that_stood_still_costs_no_unit_its_time(monkeypatch: pytest.M
         made.collect(patience=0.01)
     frozen(worker.pid)
     time.sleep(4)  # nor does the supervisor look
+    assert not made.collect(patience=0.6)  # which looks at the worker before it has anything to say
     os.kill(worker.pid, signal.SIGCONT)
     (done,) = outcomes(made, 1)
     made.close()

@@ -1,5 +1,8 @@
 """What scoring makes of the arithmetic that the calling process has chosen for itself."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,13 @@ def chosen():
         "warns": torch.is_deterministic_algorithms_warn_only_enabled(),
         "fills": torch._C._get_deterministic_fill_uninitialized_memory(),
         "autocast": torch.is_autocast_enabled("cpu"),
+        "attention": (
+            torch._C._get_flash_sdp_enabled(),
+            torch._C._get_mem_efficient_sdp_enabled(),
+            torch._C._get_cudnn_sdp_enabled(),
+            torch._C._get_math_sdp_enabled(),
+        ),
+        "products": torch.get_float32_matmul_precision(),
     }
 
 
@@ -49,7 +59,7 @@ def test_nothing_is_rounded_below_float32_in_any_pass(rounding, proxies):
     zcpipe.score(model, torch.randn(4, 3, 8, 8), torch.arange(4), proxies, blocks=["0", "2"])
     assert model[0].seen
     for seen in model[0].seen:
-        assert {seen[kind] for kind in seen if isinstance(kind, tuple)} <= {"none", "ieee"}
+        assert {seen[kind] for kind in seen if kind[0] == "mkldnn"} <= {"none", "ieee"}
     assert chosen() == before
 
 
@@ -78,3 +88,27 @@ def test_a_process_that_insists_on_one_order_keeps_doing_so():
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_older_names_of_settings_can_be_read_inside(rounding, device):
+    with plain_arithmetic(torch.device(device)):
+        with torch.backends.cudnn.flags(enabled=False):
+            pass
+        assert torch.backends.cudnn.allow_tf32 == (device == "cpu")
+        if device == "cuda":
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert chosen()[("cuda", "conv")] in ("none", "ieee") and chosen()[("cuda", "matmul")] in ("none", "ieee")
+
+
+def test_a_process_that_sets_nothing_is_left_alone_on_the_cpu():
+    code = """
+import torch
+from zcpipe.scoring.arithmetic import plain_arithmetic
+with plain_arithmetic(torch.device("cpu")):
+    pass
+torch.backends.fp32_precision = "ieee"
+print(torch._C._get_fp32_precision_getter("cuda", "conv"), torch._C._get_fp32_precision_getter("mkldnn", "matmul"))
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.split() == ["ieee", "ieee"]

@@ -18,4 +18,10 @@ def image_format(device: torch.device | str) -> torch.memory_format:
 
 def as_images(x: Tensor) -> Tensor:
     """Return images [N, C, H, W] in the layout in which they are scored, and any other tensor as it is."""
-    return x.contiguous(memory_format=image_format(x.device)) if x.ndim == 4 else x
+    if x.ndim != 4:
+        return x
+    if image_format(x.device) == torch.channels_last:
+        return x.contiguous(memory_format=torch.channels_last)
+    # Images of one channel or pixel are contiguous in either layout, and torch may take them for the other.
+    strides = torch.empty(x.shape, device="meta").stride()
+    return x if x.stride() == strides else x.clone(memory_format=torch.contiguous_format)

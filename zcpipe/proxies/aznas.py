@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,11 +49,7 @@ def spectral_entropies(covariances: Sequence[Tensor]) -> list[float]:  # [C, C] 
         The entropies; -inf where a map is constant over its positions (a dead block); NaN where it holds non-finite
         values.
     """
-    if not covariances:
-        return []
-    spectra = symmetric_eigenvalues(covariances)
-    ends = np.cumsum([len(spectrum) for spectrum in spectra])
-    return [_entropy(spectrum) for spectrum in np.split(torch.cat(spectra).cpu().numpy(), ends[:-1])]
+    return [_entropy(spectrum) for spectrum in _fetched(symmetric_eigenvalues(covariances))]
 
 
 def _entropy(eigenvalues: NDArray[np.float64]) -> float:
@@ -124,16 +121,24 @@ def pair_trainabilities(jacobians: Sequence[LocalJacobian]) -> list[float]:
         The scores of the pairs; -inf for the identity; NaN where a gradient is not finite.
     """
     estimates = [jacobian.estimate for jacobian in jacobians if jacobian.estimate is not None]
-    sigmas = iter(_numbers(largest_singular_values(estimates)))
-    scores = [-math.inf if jacobian.estimate is None else _pair_score(next(sigmas)) for jacobian in jacobians]
-    asked = iter(_numbers([jacobian.identity for jacobian in jacobians if isinstance(jacobian.identity, Tensor)]))
+    sigmas = iter(_fetched(largest_singular_values(estimates)))
+    scores = [-math.inf if jacobian.estimate is None else _pair_score(float(next(sigmas))) for jacobian in jacobians]
+    asked = iter(_fetched([jacobian.identity for jacobian in jacobians if isinstance(jacobian.identity, Tensor)]))
     identities = (next(asked) if isinstance(jacobian.identity, Tensor) else jacobian.identity for jacobian in jacobians)
     return [-math.inf if identity else score for score, identity in zip(scores, identities, strict=True)]
 
 
-def _numbers(scalars: Sequence[Tensor]) -> list[float]:  # [] each
-    """Fetch all of some scalars at once."""
-    return torch.stack(list(scalars)).tolist() if scalars else []
+def _fetched(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """Fetch tensors of one dtype, all of a device at once: it is waited for each time."""
+    devices: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        devices.setdefault(tensor.device, []).append(i)
+    found: dict[int, NDArray[Any]] = {}
+    for members in devices.values():
+        parts = [tensors[i].reshape(-1) for i in members]
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        found.update(zip(members, np.split(torch.cat(parts).cpu().numpy(), ends), strict=True))
+    return [found[i].reshape(tensor.shape) for i, tensor in enumerate(tensors)]
 
 
 def _pair_score(sigma: float) -> float:

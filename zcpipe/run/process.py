@@ -37,6 +37,8 @@ _START = (
     "main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
 )
 SCORER = "zcpipe.run.rows:UnitScorer"
+# Without it torch warns of each product of matrices where sums are to be taken in one order.
+_ONE_ORDER = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -205,4 +207,4 @@ class WorkerProcess:
 def worker_environment() -> dict[str, str]:
     """Return an environment in which the child imports what this process does, with one thread each."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - a text is wanted
-    return {**_ALLOCATOR, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
+    return {**_ALLOCATOR, **_ONE_ORDER, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}

@@ -10,10 +10,11 @@ _GAPS = 1000  # that are remembered
 
 
 class RunningClock:
-    """Takes times for one who looks often, without what passed while it did not run.
+    """Takes times for one who looks often, without what passed while it did not look.
 
-    A process may be stopped as by Ctrl-Z or with its container, and a whole machine may be paused or put to sleep: what
-    its clock says afterwards is nothing that a worker has used.
+    A process may be stopped with its container, and a whole machine may be paused or put to sleep: what its clock says
+    afterwards is nothing that a worker has used. Where the supervisor alone stood still, as by Ctrl-Z or in a long
+    commit, workers get more time than they should.
     """
 
     def __init__(self) -> None:
@@ -29,5 +30,6 @@ class RunningClock:
 
     def since(self, start: float) -> float:
         """Return the seconds since a time of the monotonic clock that count."""
-        passed = time.monotonic() - start
+        self.look()
+        passed = self._looked - start
         return passed - sum(min(seconds, end - start) for end, seconds in self._gaps if end > start)

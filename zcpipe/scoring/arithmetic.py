@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
-_KINDS = [(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("conv", "matmul", "rnn")]
+_OPERATIONS = ("conv", "rnn", "matmul")
 _PLAIN = ("none", "ieee")  # the first is what nobody has set
+_WARNINGS = (".*does not have a deterministic implementation", "Deterministic behavior was enabled")
 
 
 @contextmanager
@@ -17,22 +19,50 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
     """Inside, a network computes in the precision of its tensors, and on a GPU the same bits each time.
 
     Autocast is off; float32 convolutions and products of matrices are not rounded to TF32 (torch's default for
-    convolutions on GPUs, which moved trainability by 0.7 %) or bfloat16; and on a GPU torch and cuDNN take
-    algorithms that add up in one order. The few operations of torch that have none stay as they are, without a warning.
+    convolutions on GPUs, which moved trainability by 0.7 %) or bfloat16; and on a GPU torch and cuDNN take algorithms
+    that add up in one order, and attention is computed step by step. The few operations of torch that know no such
+    order stay as they are, without a warning. Not for two threads at a time: these are settings of the process.
 
     Args:
         device: where the network is.
     """
-    # Not through ``torch.backends``: its names may be locked, and the older raise where newer ones have been used.
-    rounded = {kind: found for kind in _KINDS if (found := torch._C._get_fp32_precision_getter(*kind)) not in _PLAIN}
+    on_gpu = device.type == "cuda"
+    one_order = _one_order() if on_gpu else nullcontext()
+    with _unrounded("cuda" if on_gpu else "mkldnn"), torch.autocast(device.type, enabled=False), one_order:
+        yield
+
+
+@contextmanager
+def _unrounded(backend: str) -> Iterator[None]:
+    """Have a backend's float32 rounded to nothing less."""
+    # Not through ``torch.backends``, whose names may be locked.
+    kinds = [(backend, operation) for operation in _OPERATIONS]
+    rounded = {kind: found for kind in kinds if (found := torch._C._get_fp32_precision_getter(*kind)) not in _PLAIN}
+    tf32, products = _older(torch._C._get_cudnn_allow_tf32), _older(torch._C._get_float32_matmul_precision)
     try:
+        # What reads the older names inside would raise if they did not agree with the newer ones.
+        if rounded and backend == "cuda" and tf32:
+            torch._C._set_cudnn_allow_tf32(False)
+        if rounded and products not in (None, "highest"):
+            torch._C._set_float32_matmul_precision("highest")
         for kind in rounded:
             torch._C._set_fp32_precision_setter(*kind, "ieee")
-        with torch.autocast(device.type, enabled=False), _one_order() if device.type == "cuda" else nullcontext():
-            yield
+        yield
     finally:
+        if rounded and products not in (None, "highest"):
+            torch._C._set_float32_matmul_precision(products)
+        if rounded and backend == "cuda" and tf32:
+            torch._C._set_cudnn_allow_tf32(True)
         for kind, found in rounded.items():
             torch._C._set_fp32_precision_setter(*kind, found)
+
+
+def _older(get: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the setting
+    """Read a setting by its older name, None where the newer names say what the older cannot."""
+    try:
+        return get()
+    except RuntimeError:
+        return None
 
 
 @contextmanager
@@ -41,15 +71,27 @@ def _one_order() -> Iterator[None]:
     cudnn = torch._C._get_cudnn_deterministic(), torch._C._get_cudnn_benchmark()
     torchs = torch._C._get_deterministic_algorithms(), torch._C._get_deterministic_algorithms_warn_only()
     fills = torch._C._get_deterministic_fill_uninitialized_memory()
+    fused = torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled()
+    fused_cudnn, stepwise = torch._C._get_cudnn_sdp_enabled(), torch._C._get_math_sdp_enabled()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[dD]eterministic", category=UserWarning)
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
         try:
             torch._C._set_cudnn_deterministic(True)
             torch._C._set_cudnn_benchmark(False)
             torch._C._set_deterministic_algorithms(True, warn_only=True)
             torch._C._set_deterministic_fill_uninitialized_memory(False)
+            # Fused attention would add up in one order only where torch raises instead of warning.
+            torch._C._set_sdp_use_flash(False)
+            torch._C._set_sdp_use_mem_efficient(False)
+            torch._C._set_sdp_use_cudnn(False)
+            torch._C._set_sdp_use_math(True)
             yield
         finally:
+            torch._C._set_sdp_use_math(stepwise)
+            torch._C._set_sdp_use_cudnn(fused_cudnn)
+            torch._C._set_sdp_use_mem_efficient(fused[1])
+            torch._C._set_sdp_use_flash(fused[0])
             torch._C._set_deterministic_fill_uninitialized_memory(fills)
             torch._C._set_deterministic_algorithms(torchs[0], warn_only=torchs[1])
             torch._C._set_cudnn_deterministic(cudnn[0])

@@ -70,7 +70,7 @@ def initialise(
     parameters = [p for _, layer, _ in layers for p in layer._parameters.values() if p is not None]
     if not torch.is_inference_mode_enabled() and any(map(_is_of_inference_mode, parameters)):
         raise UsageError("parameters made in torch.inference_mode() cannot be drawn anew; make the model outside it")
-    target = None if device is None else torch.device(device)
+    target = None if device is None else torch.empty(0, device=device).device  # with its number
     on_meta = any(parameter.is_meta for parameter in parameters)
     if strict or on_meta:
         _require_rules(layers)
@@ -104,9 +104,11 @@ def _move(model: nn.Module, layers: _Layers, target: torch.device) -> None:
     drawn = {id(layer._parameters.get(own)) for _, layer, fillers in layers for own in fillers}
 
     def moved(tensor: Tensor) -> Tensor:
+        if tensor.device == target:
+            return tensor
         if id(tensor) in drawn:
             return torch.empty_like(tensor, device=target)
-        return tensor.to(target, non_blocking=True)
+        return tensor.to(target, non_blocking=target.type == "cuda")  # the CPU would read what has not arrived
 
     model._apply(moved)  # type: ignore[no-untyped-call]
 

@@ -223,7 +223,7 @@ def _for_images(module: nn.Module, onto: _Onto, fits: Callable[[Tensor], bool] =
 
 
 def _fits_chain(x: Tensor) -> bool:
-    """Whether the fused operation's output lies as the convolution's would: but on CUDA it is always channels_last."""
+    """Whether the fused operation's output lies as the convolution's would: the CPU's is always channels_last."""
     return x.is_cuda or x.is_contiguous(memory_format=torch.channels_last)
 
 

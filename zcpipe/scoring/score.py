@@ -98,7 +98,7 @@ def score(
 
     Args:
         model: any module. Its output, or the first of several, is [N, classes] for the default loss.
-        inputs: its positional inputs, [N, ...] each. Images are computed in channels-last layout.
+        inputs: its positional inputs, [N, ...] each. Images are computed in channels-last layout on the CPU.
         targets: class numbers, for the proxies that need labels.
         proxies: names or groups (``zcpipe.list_proxies()``).
         blocks: names of the modules whose outputs are the block maps, in the order in which they run; by default

@@ -287,7 +287,7 @@ class _Sweeps(NoTaps):
     def _sweep_blocks(self) -> None:
         if not self._jacobians:
             return
-        moments: dict[str, list[Tensor | None]] = {s.name: [] for s in self._jacobians}
+        moments: dict[str, list[Any]] = {s.name: [] for s in self._jacobians}
         for done in reversed(range(1, len(self._features))):
             output, before = self._features[done].value, self._features[done - 1].value
             g_out = self._probe(self._blocks[done], output)
