@@ -13,6 +13,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,34 +201,35 @@ def test_the_rows_that_a_worker_sends_in_pieces_come_whole(monkeypatch: pytest.M
 # -- what passes while nothing runs
 
 
-def test_a_machine_that_stood_still_costs_no_unit_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HAZARDS", json.dumps({"4": "nap long"}))
-    monkeypatch.setattr("zcpipe.run.running_clock._STRIDE", 0.5)
-    made = WorkersExecutor(EXPRESSIVITY, [{}], timeout=2.5)
-    made.submit(Lease((unit(2),)))
-    (worker,) = made._workers
-    while worker.executing is None:
-        made.collect(patience=0.01)
-    frozen(worker.pid)
-    time.sleep(4)  # nor does the supervisor look
-    assert not made.collect(patience=0.6)  # which looks at the worker before it has anything to say
-    os.kill(worker.pid, signal.SIGCONT)
-    (done,) = outcomes(made, 1)
-    made.close()
+@contextmanager
+def executing(hazard: str, timeout: float) -> Iterator[tuple[WorkersExecutor, WorkerProcess]]:
+    """Lend an executor with little patience whose worker executes what is dangerous."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAZARDS", json.dumps({"4": hazard}))
+        patch.setattr("zcpipe.run.running_clock._STRIDE", 0.5)
+        made = WorkersExecutor(EXPRESSIVITY, [{}], timeout)
+        made.submit(Lease((unit(2),)))
+        (worker,) = made._workers
+        while worker.executing is None:
+            made.collect(patience=0.01)
+        yield made, worker
+        made.close()
+
+
+def test_a_machine_that_stood_still_costs_no_unit_its_time() -> None:
+    with executing("nap long", timeout=2.5) as (made, worker):
+        frozen(worker.pid)
+        time.sleep(4)  # nor does the supervisor look
+        assert not made.collect(patience=0.6)  # which looks at the worker before it has anything to say
+        os.kill(worker.pid, signal.SIGCONT)
+        (done,) = outcomes(made, 1)
     assert isinstance(done, Done)
 
 
-def test_a_unit_that_hangs_is_ended_although_the_machine_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HAZARDS", json.dumps({"4": "hang"}))
-    monkeypatch.setattr("zcpipe.run.running_clock._STRIDE", 0.5)
-    made = WorkersExecutor(EXPRESSIVITY, [{}], timeout=1.0)
-    made.submit(Lease((unit(2),)))
-    (worker,) = made._workers
-    while worker.executing is None:
-        made.collect(patience=0.01)
-    time.sleep(2)
-    (died,) = outcomes(made, 1)
-    made.close()
+def test_a_unit_that_hangs_is_ended_although_the_machine_stood_still() -> None:
+    with executing("hang", timeout=1.0) as (made, _):
+        time.sleep(2)
+        (died,) = outcomes(made, 1)
     assert isinstance(died, Died) and died.failed.kind == "timeout" and died.failed.seconds < 3
 
 

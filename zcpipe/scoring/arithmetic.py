@@ -38,20 +38,24 @@ def _unrounded(backend: str) -> Iterator[None]:
     # Not through ``torch.backends``, whose names may be locked.
     kinds = [(backend, operation) for operation in _OPERATIONS]
     rounded = {kind: found for kind in kinds if (found := torch._C._get_fp32_precision_getter(*kind)) not in _PLAIN}
-    tf32, products = _older(torch._C._get_cudnn_allow_tf32), _older(torch._C._get_float32_matmul_precision)
+    if not rounded:
+        yield
+        return
+    # What reads the older names inside would raise if they did not agree with the newer ones.
+    older_tf32 = backend == "cuda" and _older(torch._C._get_cudnn_allow_tf32)
+    older_products = _older(torch._C._get_float32_matmul_precision) or "highest"
     try:
-        # What reads the older names inside would raise if they did not agree with the newer ones.
-        if rounded and backend == "cuda" and tf32:
+        if older_tf32:
             torch._C._set_cudnn_allow_tf32(False)
-        if rounded and products not in (None, "highest"):
+        if older_products != "highest":
             torch._C._set_float32_matmul_precision("highest")
         for kind in rounded:
             torch._C._set_fp32_precision_setter(*kind, "ieee")
         yield
     finally:
-        if rounded and products not in (None, "highest"):
-            torch._C._set_float32_matmul_precision(products)
-        if rounded and backend == "cuda" and tf32:
+        if older_products != "highest":
+            torch._C._set_float32_matmul_precision(older_products)
+        if older_tf32:
             torch._C._set_cudnn_allow_tf32(True)
         for kind, found in rounded.items():
             torch._C._set_fp32_precision_setter(*kind, found)
@@ -65,34 +69,43 @@ def _older(get: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the setting
         return None
 
 
+def _algorithms() -> tuple[bool, bool]:
+    return torch._C._get_deterministic_algorithms(), torch._C._get_deterministic_algorithms_warn_only()
+
+
+def _set_algorithms(found: tuple[bool, bool]) -> None:
+    torch._C._set_deterministic_algorithms(found[0], warn_only=found[1])
+
+
+# How each setting is read and set, and what sums in one order need. Fused attention would add up so only where torch
+# raises instead of warning, so that it is computed step by step.
+_IN_ORDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
+    (torch._C._get_cudnn_deterministic, torch._C._set_cudnn_deterministic, True),
+    (torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark, False),
+    (_algorithms, _set_algorithms, (True, True)),
+    (
+        torch._C._get_deterministic_fill_uninitialized_memory,
+        torch._C._set_deterministic_fill_uninitialized_memory,
+        False,
+    ),
+    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash, False),
+    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient, False),
+    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn, False),
+    (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math, True),
+)
+
+
 @contextmanager
 def _one_order() -> Iterator[None]:
     """Have torch and cuDNN add up in one order, where they know one."""
-    cudnn = torch._C._get_cudnn_deterministic(), torch._C._get_cudnn_benchmark()
-    torchs = torch._C._get_deterministic_algorithms(), torch._C._get_deterministic_algorithms_warn_only()
-    fills = torch._C._get_deterministic_fill_uninitialized_memory()
-    fused = torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled()
-    fused_cudnn, stepwise = torch._C._get_cudnn_sdp_enabled(), torch._C._get_math_sdp_enabled()
+    found = [get() for get, _, _ in _IN_ORDER]
     with warnings.catch_warnings():
         for message in _WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
         try:
-            torch._C._set_cudnn_deterministic(True)
-            torch._C._set_cudnn_benchmark(False)
-            torch._C._set_deterministic_algorithms(True, warn_only=True)
-            torch._C._set_deterministic_fill_uninitialized_memory(False)
-            # Fused attention would add up in one order only where torch raises instead of warning.
-            torch._C._set_sdp_use_flash(False)
-            torch._C._set_sdp_use_mem_efficient(False)
-            torch._C._set_sdp_use_cudnn(False)
-            torch._C._set_sdp_use_math(True)
+            for _, put, wanted in _IN_ORDER:
+                put(wanted)
             yield
         finally:
-            torch._C._set_sdp_use_math(stepwise)
-            torch._C._set_sdp_use_cudnn(fused_cudnn)
-            torch._C._set_sdp_use_mem_efficient(fused[1])
-            torch._C._set_sdp_use_flash(fused[0])
-            torch._C._set_deterministic_fill_uninitialized_memory(fills)
-            torch._C._set_deterministic_algorithms(torchs[0], warn_only=torchs[1])
-            torch._C._set_cudnn_deterministic(cudnn[0])
-            torch._C._set_cudnn_benchmark(cudnn[1])
+            for (_, put, _), before in zip(_IN_ORDER, found, strict=True):
+                put(before)
