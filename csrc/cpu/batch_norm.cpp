@@ -11,7 +11,6 @@
 namespace {
 
 using namespace zcpipe;
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kGrain = 1 << 15;  // elements: less is not worth a second thread
 
@@ -24,11 +23,6 @@ void for_images(const Images& images, const F& f) {
     torch::stable::parallel_for(0, images.count(), kGrain / images.size() + 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) f(i, i * images.size(), images.first_channel(i));
     });
-}
-
-template <typename T>
-const T* data_or_null(const OptionalTensor& t) {
-    return t.has_value() ? t->const_data_ptr<T>() : nullptr;
 }
 
 template <typename T>

@@ -20,7 +20,7 @@ void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor&
              const Tensor& weight, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
              const OptionalTensor& total, double eps, const Layer& layer, bool relu_input, bool relu_output) {
     const Images &in = layer.in, &out = layer.out;
-    const float *from = x.const_data_ptr<float>(), *sum = data_or_null(total);
+    const float *from = x.const_data_ptr<float>(), *sum = data_or_null<float>(total);
     float *conv = z.mutable_data_ptr<float>(), *to = y.mutable_data_ptr<float>();
     double *m = mean.mutable_data_ptr<double>(), *r = invstd.mutable_data_ptr<double>();
     const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), false);
@@ -39,7 +39,7 @@ void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor&
     convolve(0, 1);
     layer.for_ranges(1, convolve);
     finish_statistics(m, r, moments, centre, eps);
-    const Norm<float> norm(m, r, data_or_null(norm_weight), data_or_null(norm_bias), out.channels);
+    const Norm<float> norm(m, r, data_or_null<float>(norm_weight), data_or_null<float>(norm_bias), out.channels);
     layer.for_ranges(0, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t at = i * out.size();
@@ -64,7 +64,7 @@ void backward(const Gradients& wanted, const Tensor& grad, const Tensor& x, cons
     const Images &in = layer.in, &out = layer.out;
     const float *g = grad.const_data_ptr<float>(), *conv = z.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
     const double *m = mean.const_data_ptr<double>(), *r = invstd.const_data_ptr<double>();
-    const Norm<float> norm(m, r, data_or_null(norm_weight), data_or_null(norm_bias), out.channels);
+    const Norm<float> norm(m, r, data_or_null<float>(norm_weight), data_or_null<float>(norm_bias), out.channels);
     Sums gradients(out);
     layer.for_ranges(0, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
@@ -74,7 +74,7 @@ void backward(const Gradients& wanted, const Tensor& grad, const Tensor& x, cons
     std::vector<float> unused(2 * out.channels);
     float* grad_weight = wanted.norm_weight == nullptr ? unused.data() : wanted.norm_weight;
     float* grad_bias = wanted.norm_bias == nullptr ? unused.data() + out.channels : wanted.norm_bias;
-    const NormGradient<float> map(grad_weight, grad_bias, m, r, data_or_null(norm_weight), gradients);
+    const NormGradient<float> map(grad_weight, grad_bias, m, r, data_or_null<float>(norm_weight), gradients);
     const ImageConvolution image(layer.convolution, weight.const_data_ptr<float>(), true);
     const int64_t height = layer.convolution.out_height(), width = layer.convolution.out_width();
     // Calls f(image, gradient of its convolution) while that is in the cache.
@@ -124,7 +124,7 @@ struct Forward {
 
     Forward(const Tensor& x_any, const Tensor& weight_any, const OptionalTensor& norm_weight_any,
             const OptionalTensor& norm_bias_any, int64_t stride, int64_t padding)
-        : x((check_arguments(x_any, weight_any, stride, padding),
+        : x((check_convolution(x_any, weight_any, stride, padding),
              torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast))),
           weight(torch::stable::contiguous(weight_any)),
           layer(x, weight, stride, padding),
@@ -178,7 +178,7 @@ struct Backward {
     Backward(const Tensor& grad_any, const Tensor& x_any, const Tensor& z_any, const Tensor& weight_any,
              const OptionalTensor& norm_weight_any, const OptionalTensor& norm_bias_any, const Tensor& mean,
              const Tensor& invstd, int64_t stride, int64_t padding, bool relu_input, bool relu_output)
-        : x((check_arguments(x_any, weight_any, stride, padding),
+        : x((check_convolution(x_any, weight_any, stride, padding),
              torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast))),
           z(torch::stable::contiguous(z_any, MemoryFormat::ChannelsLast)),
           grad(*checked_images(grad_any, z, MemoryFormat::ChannelsLast, "grad")),

@@ -67,7 +67,7 @@ struct Arguments {
     Arguments(const Tensor& x_any, const OptionalTensor& x_dot_any, const Tensor& weight_any,
               const Tensor& weight_dot_any, const OptionalTensor& norm_weight_any, double eps, int64_t stride,
               int64_t padding, bool relu_input)
-        : x((check_arguments(x_any, weight_any, stride, padding),
+        : x((check_convolution(x_any, weight_any, stride, padding),
              torch::stable::contiguous(x_any, MemoryFormat::ChannelsLast))),
           x_dot(checked_images(x_dot_any, x, MemoryFormat::ChannelsLast, "x_dot")),
           weight(torch::stable::contiguous(weight_any)),
@@ -136,7 +136,7 @@ struct Forward : Arguments {
     void convolve(const Statistics& s) const {
         const Images &in = layer.in, &out = layer.out;
         const int64_t rows = layer.convolution.in_height, columns = layer.convolution.in_width;
-        const float *values = x.const_data_ptr<float>(), *tangents = data_or_null(x_dot);
+        const float *values = x.const_data_ptr<float>(), *tangents = data_or_null<float>(x_dot);
         const float *w = weight.const_data_ptr<float>(), *w_dot = weight_dot.const_data_ptr<float>();
         float *to = z.mutable_data_ptr<float>(), *to_dot = z_dot.mutable_data_ptr<float>();
         const ImageConvolution image(layer.convolution, w, false);
@@ -185,9 +185,10 @@ struct Forward : Arguments {
     void normalise(const Outputs& outputs, const Statistics& s) const {
         const Images& out = layer.out;
         const float *values = z.const_data_ptr<float>(), *tangents = z_dot.const_data_ptr<float>();
-        const float *sum = data_or_null(outputs.total), *sum_dot = data_or_null(outputs.total_dot);
+        const float *sum = data_or_null<float>(outputs.total), *sum_dot = data_or_null<float>(outputs.total_dot);
         float *to = outputs.y.mutable_data_ptr<float>(), *to_dot = outputs.y_dot.mutable_data_ptr<float>();
-        const Norm<float> norm(s.mean, s.invstd, data_or_null(norm_weight), data_or_null(norm_bias), out.channels);
+        const Norm<float> norm(s.mean, s.invstd, data_or_null<float>(norm_weight), data_or_null<float>(norm_bias),
+                               out.channels);
         Rows map(3, out.channels);
         for (int64_t c = 0; c < out.channels; ++c) {
             // The pixels are taken about the mean as float holds it; `rest` is what that leaves.

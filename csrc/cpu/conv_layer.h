@@ -3,8 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
-
 #include "common/layout.h"
 #include "cpu/conv.h"
 #include "cpu/conv_tiles.h"
@@ -12,13 +10,7 @@
 
 namespace zcpipe {
 
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr int64_t kGrain = 1 << 21;  // multiply-accumulates: less is not worth a second thread
-
-inline const float* data_or_null(const OptionalTensor& t) {
-    return t.has_value() ? t->const_data_ptr<float>() : nullptr;
-}
 
 // A convolution with the batches that enter and leave it.
 struct Layer {
@@ -44,21 +36,6 @@ struct Layer {
                                     x.device(), std::nullopt, MemoryFormat::ChannelsLast);
     }
 };
-
-inline void check_arguments(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding) {
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "x: got ", torch::headeronly::toString(x.scalar_type()),
-                    ", expected float32");
-    STD_TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4 (N, C, H, W)");
-    STD_TORCH_CHECK(x.numel() > 0, "x: expected at least one element");
-    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight: expected the dtype of x");
-    STD_TORCH_CHECK(
-        weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) && weight.numel() > 0,
-        "weight: expected (channels, channels of x, k, k)");
-    STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: got ", stride, ", expected 1 or 2");
-    STD_TORCH_CHECK(padding >= 0, "padding: got ", padding, ", expected 0 or more");
-    STD_TORCH_CHECK(x.size(2) + 2 * padding >= weight.size(2) && x.size(3) + 2 * padding >= weight.size(2),
-                    "weight: the kernel is larger than the padded image");
-}
 
 // Where a result like `like` is added.
 inline float* target_of(const Tensor& total, const Tensor& like, const char* name = "total") {

@@ -19,6 +19,7 @@ constexpr int kPoolRowsPerThread = 4;
 struct PoolImages {
     uint32_t columns, strips, threads;  // vectors in a row; pieces of kPoolRowsPerThread rows; of all images
     int32_t height, row, channels;      // a row is that many elements
+    bool onto;                          // what is there is added to
 };
 
 // 1 / (how many of i - 1, i, i + 1 lie in 0 .. n - 1).
@@ -66,18 +67,24 @@ __global__ void avg_pool3x3_kernel(T* out, const T* in, PoolImages g) {
     for (int32_t h = top; h < bottom; ++h) {
         const Vector<T, kSize> below = pool_row<kDirection, kSize>(in + image, h + 1, i, g);
         const T share = kDirection == PoolDirection::kForward ? column * pool_share<T>(h, g.height) : T(1);
+        T* const to = out + image + size_t(h) * g.row + i;
         Vector<T, kSize> sum;
         ZCPIPE_UNROLL
         for (int k = 0; k < kSize; ++k) sum.data[k] = (above.data[k] + here.data[k] + below.data[k]) * share;
-        store(out + image + size_t(h) * g.row + i, sum);
+        if (g.onto) {
+            const Vector<T, kSize> total = load<kSize>(static_cast<const T*>(to));
+            ZCPIPE_UNROLL
+            for (int k = 0; k < kSize; ++k) sum.data[k] = total.data[k] + sum.data[k];
+        }
+        store(to, sum);
         above = here;
         here = below;
     }
 }
 
-// `in` and `out` are images of shape `shape`, not empty, and do not overlap.
+// `in` and `out` are images of shape `shape`, not empty, and do not overlap. `onto`: the result is added to `out`.
 template <PoolDirection kDirection, typename T>
-void avg_pool3x3(T* out, const T* in, const Images& shape, cudaStream_t stream) {
+void avg_pool3x3(T* out, const T* in, bool onto, const Images& shape, cudaStream_t stream) {
     constexpr int kThreads = 256;
     const int64_t channels = shape.channels_last ? shape.channels : 1, row = shape.width * channels;
     const bool wide = channels > 1 && vectorises(channels, out, in);
@@ -87,8 +94,13 @@ void avg_pool3x3(T* out, const T* in, const Images& shape, cudaStream_t stream) 
     blocks_for(row, 1);  // 32 bits count a row's elements
     const Shape launch_shape = {
         .grid = blocks_for(threads, kThreads), .block = kThreads, .shared = 0, .stream = stream};
-    const PoolImages g = {uint32_t(columns),     uint32_t(strips), uint32_t(threads),
-                          int32_t(shape.height), int32_t(row),     int32_t(channels)};
+    const PoolImages g = {uint32_t(columns),
+                          uint32_t(strips),
+                          uint32_t(threads),
+                          int32_t(shape.height),
+                          int32_t(row),
+                          int32_t(channels),
+                          onto};
     launch(wide ? avg_pool3x3_kernel<kDirection, kWidest<T>, T> : avg_pool3x3_kernel<kDirection, 1, T>, launch_shape,
            out, in, g);
 }

@@ -26,7 +26,7 @@ gpu::Side<T> side_of(const Tensor& x, int64_t fold) {
 }
 
 Tensor scratch_for(const Tensor& out, int64_t count) {
-    return torch::stable::new_empty(out, {gpu::moments_scratch(count, out.size(0), out.size(1))}, ScalarType::Double);
+    return new_vector(out, gpu::moments_scratch(count, out.size(0), out.size(1)), ScalarType::Double);
 }
 
 template <typename T>
@@ -47,7 +47,7 @@ Tensor covariance(const Tensor& x) {  // [N, C, H, W] or [R, C] -> [C, C]
     check_rows(x, "x");
     const gpu::OnDeviceOf device(x);
     const int64_t channels = x.size(1);
-    Tensor out = torch::stable::new_empty(x, {channels, channels}, ScalarType::Double);
+    Tensor out = new_matrix(x, channels, channels, ScalarType::Double);
     if (channels == 0) return out;
     STD_TORCH_CHECK(x.numel() > 0, "x: expected at least one position");
     if (x.scalar_type() == ScalarType::Float)
@@ -70,7 +70,7 @@ Tensor cross_moment(const Tensor& a, const Tensor& b) {
     STD_TORCH_CHECK(!images || (a.size(2) == fold * b.size(2) && a.size(3) == fold * b.size(3)),
                     "a: expected an integer multiple of b's resolution");
     const gpu::OnDeviceOf device(a);
-    Tensor out = torch::stable::new_empty(a, {fold * fold * a.size(1), b.size(1)}, ScalarType::Double);
+    Tensor out = new_matrix(a, fold * fold * a.size(1), b.size(1), ScalarType::Double);
     if (out.numel() == 0) return out;
     STD_TORCH_CHECK(a.numel() > 0 && b.numel() > 0, "a: expected at least one row");
     if (a.scalar_type() == ScalarType::Float)

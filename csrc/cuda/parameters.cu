@@ -55,8 +55,8 @@ Tensor parameter_statistics(std::vector<Tensor> weights, std::vector<Tensor> gra
         layers.push_back(weight.scalar_type() == ScalarType::Double ? layer_of<double>(weight, grad)
                                                                     : layer_of<float>(weight, grad));
     }
-    Tensor out = torch::stable::new_empty(weights[0], {int64_t(weights.size()), gpu::kStatistics}, ScalarType::Double);
-    const Tensor scratch = torch::stable::new_empty(weights[0], {gpu::parameters_scratch(layers)}, ScalarType::Double);
+    Tensor out = new_matrix(weights[0], int64_t(weights.size()), gpu::kStatistics, ScalarType::Double);
+    const Tensor scratch = new_vector(weights[0], gpu::parameters_scratch(layers), ScalarType::Double);
     gpu::parameter_statistics(out.mutable_data_ptr<double>(), scratch.mutable_data_ptr<double>(), layers,
                               device.stream());
     return out;

@@ -22,7 +22,7 @@ Tensor product_sums(const Tensor& z_any, const Tensor& dz_any) {  // [N, C, H, W
     const Tensor z = torch::stable::contiguous(z_any, format), dz = torch::stable::contiguous(dz_any, format);
     const int64_t samples = z.size(0), channels = z.size(dimensions == 3 ? 2 : 1);
     if (z.numel() == 0) return torch::stable::new_zeros(z, {samples, channels}, ScalarType::Double);
-    Tensor out = torch::stable::new_empty(z, {samples, channels}, ScalarType::Double);
+    Tensor out = new_matrix(z, samples, channels, ScalarType::Double);
     const bool interleaved = dimensions < 4 || format == MemoryFormat::ChannelsLast;
     const int64_t pixels = z.numel() / (samples * channels);
     double* to = out.mutable_data_ptr<double>();

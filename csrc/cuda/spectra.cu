@@ -35,7 +35,7 @@ Tensor spectra(const std::vector<Tensor>& matrices) {
             {data, m.stride(0), m.stride(1), uint32_t(m.size(0)), uint32_t(m.size(1)), uint32_t(results), is_double});
         results += kSymmetric ? size : 1;
     }
-    Tensor out = torch::stable::new_empty(matrices[0], {results}, ScalarType::Double);
+    Tensor out = new_vector(matrices[0], results, ScalarType::Double);
     gpu::spectra<kSymmetric>(out.mutable_data_ptr<double>(), table, device.stream());
     return out;
 }

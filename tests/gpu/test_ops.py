@@ -7,8 +7,10 @@ from zcpipe import ops
 from zcpipe.ops import Stream
 from zcpipe.ops._check import dense_format
 from zcpipe.ops.batchnorm import _batch_norm_train
+from zcpipe.ops.convolution import _conv_batch_norm_train
 from zcpipe.ops.null import _null
 from zcpipe.ops.pool import _avg_pool3x3
+from zcpipe.scoring.arithmetic import plain_arithmetic
 
 SHAPES = [(2, 3, 5, 7), (1, 16, 8, 8), (64, 16, 32, 32), (3, 17, 9, 4), (4, 5, 1, 1), (1, 1, 2, 3)]
 EMPTY = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)]
@@ -52,7 +54,8 @@ def images(shape, dtype, device, layout=torch.contiguous_format):
 
 def close(ours, twin):
     """Compare with the size of the largest: two pixels of nearly one value have a steep derivative."""
-    atol = (2e-5 if ours.dtype == torch.float32 else 1e-11) * max(1.0, float(twin.abs().max()))
+    largest = float(twin.abs().max()) if twin.numel() else 0.0
+    atol = (2e-5 if ours.dtype == torch.float32 else 1e-11) * max(1.0, largest)
     torch.testing.assert_close(ours, twin, atol=atol, rtol=1e-4)
 
 
@@ -176,3 +179,118 @@ def test_the_librarys_runtime_and_torchs_work_side_by_side(device):
     assert torch.cuda.memory_allocated() == before
     version = ops.build_info()["cuda_runtime"]
     assert version.endswith("shared") or torch.version.cuda.split(".")[0] == version.split(".")[0]
+
+
+# (channels in, out, kernel, stride, padding, ReLU before, after, scales and shifts)
+CHAINS = [
+    (3, 5, 3, 1, 1, True, False, True),
+    (16, 32, 3, 2, 1, True, False, True),
+    (16, 16, 1, 1, 0, False, True, False),
+    (4, 8, 5, 1, 2, False, False, True),
+    (1, 3, 3, 1, 1, True, False, False),
+]
+every_chain = pytest.mark.parametrize("chain", CHAINS, ids=str)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+
+
+def chain_inputs(chain, device, layout=torch.contiguous_format):
+    """A chain's tensors, and its settings without the sum's: channels_last ones lie so, as a network's would."""
+    inputs, outputs, kernel, stride, padding, relu_input, relu_output, affine = chain
+    x = images((6, inputs, 9, 7), torch.float32, device, layout)
+    weight = images((outputs, inputs, kernel, kernel), torch.float32, device, layout)
+    scales = [torch.randn(outputs, device=device) if affine else None for _ in range(2)]
+    return (x, weight, *scales), (1e-5, stride, padding, relu_input, relu_output)
+
+
+def chain_twin(x, weight, norm_weight, norm_bias, eps, stride, padding, relu_input, relu_output, total=None):
+    with plain_arithmetic(x.device):
+        return _conv_batch_norm_train(
+            x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output
+        )
+
+
+@every_chain
+@every_layout
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_chain_equals_its_twin_forward_and_backward(device, chain, layout, summed):
+    tensors, (eps, stride, padding, relu_input, relu_output) = chain_inputs(chain, device, layout)
+    leaves = [t if t is None else t.requires_grad_() for t in tensors]
+    how = (eps, stride, padding, relu_input, relu_output)
+    total = torch.randn_like(chain_twin(*tensors, *how)).requires_grad_() if summed else None
+    expected = chain_twin(*leaves, *how, total)
+    with plain_arithmetic(device):
+        y = ops.conv_batch_norm_train(
+            *leaves,
+            eps,
+            stride=stride,
+            padding=padding,
+            relu_input=relu_input,
+            relu_output=relu_output,
+            total=total,
+        )
+    assert "conv_batch_norm_train" in type(y.grad_fn).__name__, "the op went to its twin"
+    assert y.is_contiguous(memory_format=dense_format(tensors[0]))
+    close(y.detach(), expected.detach())
+    wanted = [t for t in (*leaves, total) if t is not None]
+    cotangent = torch.randn_like(y)
+    with plain_arithmetic(device):
+        ours = torch.autograd.grad(y, wanted, cotangent, retain_graph=True)
+        theirs = torch.autograd.grad(expected, wanted, cotangent, retain_graph=True)
+        (of_x,), (alone,) = (torch.autograd.grad(t, leaves[:1], cotangent) for t in (y, expected))
+    for a, b in zip((*ours, of_x), (*theirs, alone), strict=True):
+        close(a, b)
+
+
+@every_chain
+@every_layout
+def test_a_chain_and_its_gradients_are_added_where_sums_lie(device, chain, layout):
+    tensors, how = chain_inputs(chain, device, layout)
+    native = torch.ops.zcpipe
+    with plain_arithmetic(device):
+        y, z, mean, invstd = native.conv_batch_norm_train(*tensors, None, *how)
+        total = torch.randn_like(y)
+        expected = total + y
+        again = native.conv_batch_norm_train_onto(*tensors, total, *how)
+        close(total, expected)
+        assert all(torch.equal(a, b) for a, b in zip(again, (z, mean, invstd), strict=True))
+        x, weight, *norm = tensors
+        arguments = (torch.randn_like(y), x, z, weight, *norm, mean, invstd)
+        of_x, *others, products = native.conv_batch_norm_train_gradients(*arguments, *how[1:], True, True)
+        first, second = torch.randn_like(x), torch.randn_like(x)
+        sums = first + of_x, second + of_x
+        native.conv_batch_norm_train_backward_onto(*arguments, first, *how[1:])
+        found = native.conv_batch_norm_train_gradients_onto(*arguments, second, *how[1:], True)
+        none, *_, no_products = native.conv_batch_norm_train_gradients(*arguments, *how[1:], False, False)
+    for ours, theirs in zip((first, second, *found[:3]), (*sums, *others), strict=True):
+        close(ours, theirs)
+    close(found[3], products)
+    assert none.numel() == no_products.numel() == 0 and products.shape == y.shape[:2]
+
+
+@every_chain
+def test_a_chain_gives_the_same_bits_every_time(device, chain):
+    tensors, how = chain_inputs(chain, device)
+    with plain_arithmetic(device):
+        first = torch.ops.zcpipe.conv_batch_norm_train(*tensors, None, *how)
+        again = [torch.ops.zcpipe.conv_batch_norm_train(*tensors, None, *how) for _ in range(3)]
+    assert all(torch.equal(a, b) for other in again for a, b in zip(first, other, strict=True))
+
+
+@every_layout
+@pytest.mark.parametrize("direction", ["avg_pool3x3", "avg_pool3x3_backward"])
+@pytest.mark.parametrize("shape", [*SHAPES, *EMPTY], ids=str)
+def test_pools_are_added_where_sums_lie(device, shape, layout, direction, dtype):
+    x, total = (images(shape, dtype, device, layout) for _ in range(2))
+    expected = total + getattr(torch.ops.zcpipe, direction)(x)
+    getattr(torch.ops.zcpipe, f"{direction}_onto")(x, total)
+    close(total, expected)
+
+
+def test_sums_of_another_shape_or_layout_are_refused(device):
+    tensors, how = chain_inputs(CHAINS[0], device)
+    y = torch.ops.zcpipe.conv_batch_norm_train(*tensors, None, *how)[0]
+    for total in (y[:, :2], y.to(memory_format=torch.channels_last), y.double()):
+        with pytest.raises(RuntimeError, match="total"):
+            torch.ops.zcpipe.conv_batch_norm_train_onto(*tensors, total, *how)
+        with pytest.raises(RuntimeError, match="total"):
+            torch.ops.zcpipe.avg_pool3x3_onto(y, total[:, :2])

@@ -149,3 +149,30 @@ def test_a_model_that_is_there_keeps_its_memory(device):
     place = model.weight.data_ptr()
     zcpipe.initialise(model, device="cuda")
     assert model.weight.data_ptr() == place
+
+
+def test_what_is_not_drawn_arrives_as_it_was(device):
+    here, there = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)) for _ in range(2))
+    for model in (here, there):
+        torch.manual_seed(0)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(torch.rand(buffer.shape) * 9) if "running" in name else buffer.add_(3)
+    zcpipe.initialise(here, seed=1)
+    zcpipe.initialise(there, seed=1, device=device)
+    for name, tensor in here.state_dict().items():
+        arrived = there.state_dict()[name]
+        assert arrived.is_cuda and (arrived.shape, arrived.dtype) == (tensor.shape, tensor.dtype)
+        torch.testing.assert_close(arrived.cpu(), tensor, rtol=1e-6, atol=0)
+
+
+def test_what_arrived_together_can_be_trained(device):
+    """Running statistics lie side by side there; a change of one is none of what autograd kept of another."""
+    model = zcpipe.initialise(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)),
+        device=device,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        model(torch.randn(4, 3, 9, 9, device=device)).pow(2).sum().backward()
+        optimizer.step()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

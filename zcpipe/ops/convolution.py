@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zcpipe.errors import UsageError
 from zcpipe.ops._autograd import differentiable
-from zcpipe.ops._check import check_channels, check_float, check_images, check_like, use_native
+from zcpipe.ops._check import check_channels, check_float, check_images, check_like, dense_format, use_native
 from zcpipe.ops._library import on_load
 from zcpipe.ops.batchnorm import batch_norm_train
 
@@ -34,10 +34,10 @@ def conv_batch_norm_train(
 
     Equivalent to ``batch_norm_train(F.conv2d(relu(x), weight, None, stride, padding), norm_weight, norm_bias, eps,
     relu=relu_output, total=total)``, where the first ReLU is there only with `relu_input`, and as differentiable. The
-    native op is for float32 on the CPU and strides 1 and 2; everything else is composed of the single operations.
+    native op is for float32 and strides 1 and 2; everything else is composed of the single operations.
 
     Args:
-        x: images, float32 or float64. A native result is channels_last.
+        x: images, float32 or float64. A native result is channels_last; on CUDA only if `x` is, contiguous otherwise.
         weight: the kernels, of the dtype and on the device of `x`.
         norm_weight: the channels' scales, likewise; None for 1.
         norm_bias: the channels' shifts, likewise; None for 0.
@@ -58,7 +58,7 @@ def conv_batch_norm_train(
     check_channels("norm_weight", norm_weight, shape[1], x)
     check_channels("norm_bias", norm_bias, shape[1], x)
     check_like("total", total, torch.Size(shape), x)
-    native = x.dtype == torch.float32 and x.numel() > 0 and stride in (1, 2) and x.device.type in ("cpu", "meta")
+    native = x.dtype == torch.float32 and x.numel() > 0 and stride in (1, 2)
     if native and use_native("conv_batch_norm_train", x, weight, norm_weight, norm_bias, total):
         return _native(x, weight, norm_weight, norm_bias, total, eps, stride, padding, relu_input, relu_output)
     return _conv_batch_norm_train(
@@ -114,7 +114,7 @@ def _fake(
     relu_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height, width = ((size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:])
-    y = x.new_empty(x.shape[0], weight.shape[0], height, width).contiguous(memory_format=torch.channels_last)
+    y = x.new_empty(x.shape[0], weight.shape[0], height, width).contiguous(memory_format=_format(x))
     mean = x.new_empty(weight.shape[0], dtype=torch.float64)
     return y, torch.empty_like(y), mean, torch.empty_like(mean)
 
@@ -133,7 +133,11 @@ def _fake_backward(
     relu_input: bool,
     relu_output: bool,
 ) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=_format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return dense_format(x) if x.is_cuda else torch.channels_last
 
 
 def _fake_gradients(
@@ -152,7 +156,7 @@ def _fake_gradients(
     input: bool,
     outputs: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if input else x.new_empty(0, *x.shape[1:])
+    grad_x = torch.empty_like(x, memory_format=_format(x)) if input else x.new_empty(0, *x.shape[1:])
     channels = weight.new_empty(weight.shape[0])
     products = mean.new_empty(x.shape[0] if outputs else 0, weight.shape[0])
     return grad_x, weight.new_empty(weight.shape), channels, torch.empty_like(channels), products

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from zcpipe.ops._check import use_native
+from zcpipe.ops.layout import image_format
 from zcpipe.spaces.layers import Dag
 
 _native = torch.ops.zcpipe
+_LAST_KERNEL = "conv_batch_norm_train_onto"  # a library that has it on a device has all that cells need there
 
 T = TypeVar("T")
 
@@ -236,8 +238,8 @@ def fast_cell(cell: Dag, layers: Sequence[Layer], taps: Taps | None = None) -> C
     """Return a forward for a cell whose edges are `layers`; None if its output is not memory of its own.
 
     Dead edges do not run: nobody watches them where all layers may be replaced, but through taps.
-    It is for float32 images in channels_last on the CPU; others go to the cell itself, and so do derivatives that the
-    native operations do not know.
+    It is for float32 images in the layout in which their device scores; others go to the cell itself, and so do
+    derivatives that the native operations do not know.
     """
     steps, others = useful_steps(cell, layers)
     if not makes_output(steps, cell.output):
@@ -258,8 +260,8 @@ def _forward(
     chains = [layer for _, _, layer in steps if isinstance(layer, Convolution)] if taps is not None else []
 
     def forward(x: Tensor) -> Tensor:
-        fits = x.ndim == 4 and x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
-        if fits and x.is_contiguous(memory_format=torch.channels_last) and use_native("avg_pool3x3", x):
+        fits = x.ndim == 4 and x.dtype == torch.float32 and (x.is_cpu or x.is_cuda) and x.numel() > 0
+        if fits and x.is_contiguous(memory_format=image_format(x.device)) and use_native(_LAST_KERNEL, x):
             parameters = [parameter for chain in chains for parameter in chain.parameters]
             return _Cell.apply(x, steps, output, taps, dead, *parameters)  # type: ignore[no-any-return,no-untyped-call]
         return original(x)
@@ -354,7 +356,7 @@ class _Cell(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         to_input, *to_parameters = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
         to_all = ctx.taps is not None and ctx.taps.active
-        grads = Nodes(ctx.output, grad.contiguous(memory_format=torch.channels_last))
+        grads = Nodes(ctx.output, grad.contiguous(memory_format=image_format(grad.device)))
         found: list[Tensor | None] = []  # of the parameters, from the last to the first
         with torch._C._AutoDispatchBelowAutograd():
             for (source, target, layer), kept in zip(reversed(ctx.steps), reversed(ctx.kept), strict=True):

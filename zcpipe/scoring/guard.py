@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from zcpipe.errors import UsageError
 
@@ -81,11 +82,18 @@ class _Contents:
     def put_back(self) -> None:
         """Write what was there to the tensors that hold something else."""
         for tensors, saved in self._saved:
-            if torch.equal(_joined(tensors), saved):
+            if not saved.is_cuda and torch.equal(_joined(tensors), saved):
                 continue
-            for tensor, content in zip(tensors, torch.split(saved, [_rows(t) for t in tensors]), strict=True):
-                if not torch.equal(tensor, content.view_as(tensor)):
-                    tensor.copy_(content.view_as(tensor))
+            parts = torch.split(saved, [_rows(t) for t in tensors])
+            contents = [part.view_as(tensor) for tensor, part in zip(tensors, parts, strict=True)]
+            if saved.is_cuda:
+                # Comparing would wait for the device. What has not changed does not count as changed.
+                with _unsafe_preserve_version_counter(tuple(tensors)):
+                    torch._foreach_copy_(tensors, contents)
+                continue
+            for tensor, content in zip(tensors, contents, strict=True):
+                if not torch.equal(tensor, content):
+                    tensor.copy_(content)
 
 
 @torch.no_grad()

@@ -77,40 +77,75 @@ def initialise(
     if on_meta:
         _refuse_empty_buffers(layers)
         model.to_empty(device=target or "cpu")
-    elif target is not None and any(parameter.device != target for parameter in parameters):
-        _move(model, layers, target)
     with torch.no_grad():
+        for _, layer, fillers in layers:
+            for own, fill in fillers.items():
+                if isinstance(fill, float) and (parameter := layer._parameters.get(own)) is not None:
+                    parameter.fill_(fill)
+            if on_meta and hasattr(layer, "reset_running_stats"):
+                layer.reset_running_stats()
+        if target is not None and any(parameter.device != target for parameter in parameters):
+            _move(model, layers, target)
         for name, layer, fillers in layers:
             for own, fill in fillers.items():
                 parameter = layer._parameters.get(own)
-                if parameter is None:
+                if parameter is None or isinstance(fill, float):
                     continue
-                if isinstance(fill, float):
-                    parameter.fill_(fill)
-                elif isinstance(fill, Shared):
+                if isinstance(fill, Shared):
                     _fill_part(Stream.of(seed, space, "", repeat, f"{own}:{name}"), fill, parameter)
                 else:
                     fill(Stream.of(seed, space, scope, repeat, f"{own}:{name}"), parameter)
-            if on_meta and hasattr(layer, "reset_running_stats"):
-                layer.reset_running_stats()
     return model
 
 
 def _move(model: nn.Module, layers: _Layers, target: torch.device) -> None:
     """Move a model to a device: only what will not be drawn is copied, and nobody waits for it.
 
-    A wait costs as long as all that others have sent to a shared GPU.
+    A wait costs as long as all that others have sent to a shared GPU, and a copy as much as a small layer's kernel:
+    what is small goes in one.
     """
-    drawn = {id(layer._parameters.get(own)) for _, layer, fillers in layers for own in fillers}
+    drawn = {
+        id(layer._parameters.get(own))
+        for _, layer, fillers in layers
+        for own, fill in fillers.items()
+        if not isinstance(fill, float)
+    }
+    tensors = {
+        id(t): t for _, layer, _ in layers for held in (layer._parameters, layer._buffers) for t in held.values()
+    }
+    small = [t for key, t in tensors.items() if t is not None and key not in drawn and _is_small(t)]
+    there = dict(zip(map(id, small), _moved_together(small, target), strict=True))
 
     def moved(tensor: Tensor) -> Tensor:
         if tensor.device == target:
             return tensor
         if id(tensor) in drawn:
             return torch.empty_like(tensor, device=target)
+        if id(tensor) in there:
+            return there[id(tensor)]
         return tensor.to(target, non_blocking=target.type == "cuda")  # the CPU would read what has not arrived
 
     model._apply(moved)  # type: ignore[no-untyped-call]
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """Whether a tensor is a vector or a scalar of the CPU as constants and running statistics are."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.ndim <= 1 and tensor.is_contiguous()
+
+
+def _moved_together(tensors: Sequence[Tensor], target: torch.device) -> list[Tensor]:
+    """Copy tensors of at most one dimension to a device in one copy for each dtype; they share their memory there."""
+    kinds: dict[torch.dtype, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        kinds.setdefault(tensor.dtype, []).append(i)
+    found: dict[int, Tensor] = {}
+    for members in kinds.values():
+        parts = [tensors[i].detach().reshape(-1) for i in members]
+        whole = torch.cat(parts).to(target, non_blocking=target.type == "cuda")
+        for i, part in zip(members, torch.split(whole, list(map(len, parts))), strict=True):
+            # .data, so that each counts its own changes: autograd must not take one's for another's.
+            found[i] = part.view(tensors[i].shape).data
+    return [found[i] for i in range(len(tensors))]
 
 
 def _fill_part(stream: Stream, shared: Shared, parameter: Tensor) -> None:
