@@ -15,6 +15,8 @@ demo: .venv/built
 	$(BIN)/zcpipe run --space nasbench201 --sample 64 --batch-size 16 --workers $(CORES) --out runs/demo
 	$(BIN)/zcpipe rank runs/demo --top 10
 
+# Tests start hundreds of processes: none compiles the modules that another has, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/built
 	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
 

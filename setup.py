@@ -111,38 +111,47 @@ class Toolkit:
         return [f"-L{folder}", f"-l:{name}", *own]
 
 
+def remembered(file: Path, command: list[str]) -> Path:
+    """Give a file that is new when the command is another, so that everything that depends on it is built again."""
+    if not file.exists() or file.read_text() != shlex.join(command):
+        file.write_text(shlex.join(command))
+    return file
+
+
 class BuildNative(BuildExtension):
     """Compile csrc/cuda/*.cu with nvcc where asked for, then all else as usual.
 
-    torch's own class refuses .cu files beside a CPU torch.
+    torch's own class refuses .cu files beside a CPU torch. Objects stay in build/objects, so that the next build, be it
+    of the other choice, compiles what has changed and nothing else.
     """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = str(ROOT / "build" / "objects")
 
     def build_extensions(self) -> None:
         toolkit = Toolkit() if wants_cuda() else None
         command = [] if toolkit is None else toolkit.command()
-        folder = Path(self.build_temp).absolute() / "cuda"
+        folder = Path(self.build_temp) / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
-        # A file that is new when the choice is another, so that everything that depends on it is built again.
-        choice = folder / "command.txt"
-        if not choice.exists() or choice.read_text() != shlex.join(command):
-            choice.write_text(shlex.join(command))
         library = next(extension for extension in self.extensions if extension.name == "zcpipe._C")
-        library.depends.append(str(choice))
+        library.depends.append(str(remembered(folder / "choice.txt", command)))
         if toolkit is not None:
             if not sources("cuda/*.cu"):
                 raise SystemExit("csrc/cuda has no source to compile: this copy of zcpipe is incomplete")
+            compiler = remembered(folder / "command.txt", command)
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-                compiled = pool.map(lambda file: self.compile_cuda(file, command, choice), sources("cuda/*.cu"))
+                compiled = pool.map(lambda file: self.compile_cuda(file, command, compiler), sources("cuda/*.cu"))
                 library.extra_objects += compiled
             library.depends += library.extra_objects
             library.extra_link_args += toolkit.link_arguments()
         super().build_extensions()
 
-    def compile_cuda(self, file: str, command: list[str], choice: Path) -> str:
+    def compile_cuda(self, file: str, command: list[str], compiler: Path) -> str:
         """Compile one file, unless nothing has changed; what ptxas says stays beside the object."""
-        output = choice.with_name(Path(file).stem + ".o")
+        output = compiler.with_name(Path(file).stem + ".o")
         headers = sources("common/*.h") + sources("cuda/**/*.h") + sources("cuda/*.cuh")
-        inputs = [choice, ROOT / file, *(ROOT / name for name in headers)]
+        inputs = [compiler, ROOT / file, *(ROOT / name for name in headers)]
         if output.exists() and all(path.stat().st_mtime < output.stat().st_mtime for path in inputs):
             return str(output)
         done = subprocess.run([*command, "-c", str(ROOT / file), "-o", str(output)], capture_output=True, text=True)

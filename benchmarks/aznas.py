@@ -25,7 +25,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -190,11 +190,11 @@ def live_macs(model: nn.Module) -> int:
     return count(model, [torch.empty(1, 3, 32, 32)]).macs
 
 
-def run(contenders: dict[str, Contender], rounds: int) -> dict[str, np.ndarray]:
+def run(contenders: dict[str, Contender], rounds: int, cells: Sequence[int] = CELLS) -> dict[str, np.ndarray]:
     """Return the seconds of each contender, [rounds, cells]."""
-    seconds = {name: np.zeros((rounds, len(CELLS))) for name in (*contenders, "sgemm")}
+    seconds = {name: np.zeros((rounds, len(cells))) for name in (*contenders, "sgemm")}
     for r in range(rounds):
-        for i, index in enumerate(CELLS):
+        for i, index in enumerate(cells):
             for name, prepare in contenders.items():
                 step = prepare(SPACE[index])
                 start = time.process_time()

@@ -257,11 +257,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=1, help="repetitions over the 24 cells")
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="how many of the 24 cells, from the first on")
+    parser.add_argument("--rounds", type=int, default=1, help="repetitions over the cells")
     parser.add_argument("--peer", type=Path, help="a checkout of NASLib, branch Develop")
     options = parser.parse_args()
     if options.rounds < 1 or options.batch_size < 2:
         parser.error("--rounds must be at least 1 and --batch-size at least 2")
+    if not 1 <= options.cells <= len(CELLS):
+        parser.error(f"--cells must be from 1 to {len(CELLS)}")
     if options.peer and not (options.peer / "naslib" / "predictors" / "utils" / "pruners").is_dir():
         parser.error(f"--peer: {options.peer} is no checkout of NASLib (it has no naslib/predictors/utils/pruners)")
     as_a_worker("benchmarks.suite")
@@ -274,8 +277,14 @@ def main() -> None:
     for prepare in contenders.values():
         prepare(SPACE[CELLS[3]])()  # kernels are made when first used; this cell has every operation
     collection = collection_ms()
-    seconds = run(contenders, options.rounds)
-    result = {**result_of(seconds), **errors, "gc_collect_ms": collection, "rounds": options.rounds}
+    seconds = run(contenders, options.rounds, CELLS[: options.cells])
+    result = {
+        **result_of(seconds),
+        **errors,
+        "gc_collect_ms": collection,
+        "rounds": options.rounds,
+        "cells": options.cells,
+    }
     print_result(result, options.json)
 
 

@@ -4,7 +4,40 @@
 
 #include <tuple>
 
+#include "cuda/batch_norm.cuh"
 #include "cuda/batch_norm.h"
+
+namespace zcpipe::gpu {
+
+template <typename T>
+void normalise(const Tensor& y, const Tensor& mean, const Tensor& invstd, const Tensor& x, const OptionalTensor& weight,
+               const OptionalTensor& bias, const OptionalTensor& total, double eps, bool relu, const Images& images,
+               cudaStream_t stream) {
+    const Tensor scratch = doubles(x, batch_norm_scratch(images));
+    batch_norm_train(y.mutable_data_ptr<T>(), mean.mutable_data_ptr<double>(), invstd.mutable_data_ptr<double>(),
+                     scratch.mutable_data_ptr<double>(), x.const_data_ptr<T>(), data_or_null<T>(weight),
+                     data_or_null<T>(bias), data_or_null<T>(total), eps, relu, images, stream);
+}
+
+template <typename T>
+void normalise_backward(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& grad,
+                        const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& mean,
+                        const Tensor& invstd, bool relu, const Images& images, cudaStream_t stream) {
+    const Tensor scratch = doubles(x, batch_norm_scratch(images));
+    const Channels<T> of = {mean.const_data_ptr<double>(), invstd.const_data_ptr<double>(), data_or_null<T>(weight),
+                            data_or_null<T>(bias)};
+    batch_norm_train_backward(grad_x.mutable_data_ptr<T>(), grad_weight.mutable_data_ptr<T>(),
+                              grad_bias.mutable_data_ptr<T>(), scratch.mutable_data_ptr<double>(),
+                              grad.const_data_ptr<T>(), x.const_data_ptr<T>(), of, relu, images, stream);
+}
+
+template void normalise<float>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                               const OptionalTensor&, const OptionalTensor&, double, bool, const Images&, cudaStream_t);
+template void normalise_backward<float>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                        const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
+                                        bool, const Images&, cudaStream_t);
+
+}  // namespace zcpipe::gpu
 
 namespace {
 

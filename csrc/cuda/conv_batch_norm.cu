@@ -10,7 +10,7 @@
 
 #include "cuda/aten.h"
 #include "cuda/batch_norm.h"
-#include "cuda/product_sums.cuh"
+#include "cuda/product_sums.h"
 #include "cuda/relu_gradient.cuh"
 
 namespace {
@@ -133,12 +133,7 @@ struct Backward {
 
     // The gradients of the weights and the norm's parameters, and the sums of z times its gradient with `outputs`.
     std::tuple<Tensor, Tensor, Tensor, Tensor> of_parameters(const Tensor& grad_weight, bool outputs) const {
-        const int64_t samples = outputs ? z.size(0) : 0, channels = z.size(1);
-        Tensor products = new_matrix(z, samples, channels, ScalarType::Double);
-        if (outputs)
-            gpu::product_sums(products.mutable_data_ptr<double>(), z.const_data_ptr<float>(),
-                              grad_z.const_data_ptr<float>(), samples, channels, z.size(2) * z.size(3),
-                              layer.format == MemoryFormat::ChannelsLast, device.stream());
+        Tensor products = outputs ? gpu::product_sums_of(z, grad_z) : new_matrix(z, 0, z.size(1), ScalarType::Double);
         return {torch::stable::contiguous(grad_weight), grad_norm_weight, grad_norm_bias, products};
     }
 

@@ -39,13 +39,12 @@ def run(executables):
 
 @pytest.fixture(scope="session")
 def cuda_build():
-    """The folder with the library that holds the CUDA half (lib/) and what the compiler said (temp/cuda/)."""
+    """The folder of the library that holds the CUDA half."""
     homes = [os.environ.get("CUDA_HOME", ""), *Path(sysconfig.get_path("purelib")).glob("nvidia/*")]
     if shutil.which("nvcc") is None and not any((Path(home) / "bin" / "nvcc").exists() for home in homes):
         pytest.skip("needs nvcc: `make nvcc` installs it from PyPI")
-    command = [sys.executable, "setup.py", "-q", "build_ext"]
-    command += ["--build-temp", str(BUILD / "temp"), "--build-lib", str(BUILD / "lib")]
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(BUILD / "lib")]
     with locked("library"):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "FORCE_CUDA": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
-    return BUILD
+    return BUILD / "lib"

@@ -24,7 +24,7 @@ MOST_REGISTERS = 128  # of 256 threads a block: two blocks fit
 @pytest.fixture(scope="module")
 def kernels(cuda_build):
     """What ptxas said of each kernel: file, kernel, architecture, stack, stores, loads, registers."""
-    logs = {file: (cuda_build / "temp" / "cuda" / f"{file}.log").read_text() for file in FILES}
+    logs = {file: (ROOT / "build" / "objects" / "cuda" / f"{file}.log").read_text() for file in FILES}
     return [{"file": file, **match.groupdict()} for file, log in logs.items() for match in ENTRY.finditer(log)]
 
 
@@ -59,7 +59,7 @@ def test_the_library_loads_and_holds_every_op_for_its_devices(cuda_build):
     }
     code = f"""
 import torch
-torch.ops.load_library({str(next((cuda_build / "lib").glob("zcpipe/_C*.so")))!r})
+torch.ops.load_library({str(next(cuda_build.glob("zcpipe/_C*.so")))!r})
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for op in {sorted(registered - {"cuda_runtime"})}:
     assert has(f"zcpipe::{{op}}", "CUDA") and has(f"zcpipe::{{op}}", "CPU") is (op not in {CUDA_ALONE}), op
@@ -74,7 +74,7 @@ print(torch.ops.zcpipe.cuda_runtime())
 
 
 def setup_fails(**environment):
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", "build/cuda/refused"]
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode != 0
     return done.stderr
