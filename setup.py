@@ -7,13 +7,16 @@ other architectures ("8.0;9.0+PTX") and ``MAX_JOBS`` the compilers that run at a
 metadata is in pyproject.toml.
 """
 
+import fcntl
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pybind11
@@ -35,6 +38,7 @@ CXX += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 NVCC = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
 NVCC += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
+FLAGS = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN", "NVCC_PREPEND_FLAGS")
 
 
 def sources(pattern: str) -> list[str]:
@@ -111,35 +115,65 @@ class Toolkit:
         return [f"-L{folder}", f"-l:{name}", *own]
 
 
-def remembered(file: Path, command: list[str]) -> Path:
-    """Give a file that is new when the command is another, so that everything that depends on it is built again."""
-    if not file.exists() or file.read_text() != shlex.join(command):
-        file.write_text(shlex.join(command))
+def remembered(file: Path, content: str) -> Path:
+    """Give a file that is new when the content is another, so that everything that depends on it is built again."""
+    if not file.exists() or file.read_text() != content:
+        file.write_text(content)
     return file
+
+
+def compilers(toolkit: Toolkit | None) -> str:
+    """Tell everything outside this folder that objects depend on."""
+    programs = [os.environ.get("CXX", "c++"), *([] if toolkit is None else [str(toolkit.nvcc)])]
+    said = [
+        subprocess.run([*shlex.split(name), "--version"], capture_output=True, text=True).stdout for name in programs
+    ]
+    flags = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name in FLAGS]
+    return "\n".join([*said, torch.__version__, *flags])
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one build at a time work in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class BuildNative(BuildExtension):
     """Compile csrc/cuda/*.cu with nvcc where asked for, then all else as usual.
 
-    torch's own class refuses .cu files beside a CPU torch. Objects stay in build/objects, so that the next build, be it
-    of the other choice, compiles what has changed and nothing else.
+    torch's own class refuses .cu files beside a CPU torch. Objects stay in build/objects (or --build-temp), so that the
+    next build, be it of the other choice, compiles what has changed and nothing else.
     """
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
+    def initialize_options(self) -> None:
+        super().initialize_options()
         self.build_temp = str(ROOT / "build" / "objects")
 
     def build_extensions(self) -> None:
+        with alone(Path(self.build_temp).absolute()):
+            self.build_alone(Path(self.build_temp).absolute())
+
+    def build_alone(self, objects: Path) -> None:
         toolkit = Toolkit() if wants_cuda() else None
         command = [] if toolkit is None else toolkit.command()
-        folder = Path(self.build_temp) / "cuda"
-        folder.mkdir(parents=True, exist_ok=True)
+        # ninja does not ask who made an object.
+        found = compilers(toolkit)
+        known = objects / ("compilers.txt" if toolkit is None else "compilers-cuda.txt")
+        if known.exists() and known.read_text() != found:
+            for stale in objects.rglob("*.o"):
+                stale.unlink()
+        known.write_text(found)
+        folder = objects / "cuda"
+        folder.mkdir(exist_ok=True)
         library = next(extension for extension in self.extensions if extension.name == "zcpipe._C")
-        library.depends.append(str(remembered(folder / "choice.txt", command)))
+        library.depends.append(str(remembered(folder / "choice.txt", shlex.join(command))))
         if toolkit is not None:
             if not sources("cuda/*.cu"):
                 raise SystemExit("csrc/cuda has no source to compile: this copy of zcpipe is incomplete")
-            compiler = remembered(folder / "command.txt", command)
+            compiler = remembered(folder / "command.txt", shlex.join(command))
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
                 compiled = pool.map(lambda file: self.compile_cuda(file, command, compiler), sources("cuda/*.cu"))
                 library.extra_objects += compiled
@@ -154,11 +188,12 @@ class BuildNative(BuildExtension):
         inputs = [compiler, ROOT / file, *(ROOT / name for name in headers)]
         if output.exists() and all(path.stat().st_mtime < output.stat().st_mtime for path in inputs):
             return str(output)
-        done = subprocess.run([*command, "-c", str(ROOT / file), "-o", str(output)], capture_output=True, text=True)
+        new = output.with_suffix(".new")  # what is killed leaves no half of an object that looks like a whole one
+        done = subprocess.run([*command, "-c", str(ROOT / file), "-o", str(new)], capture_output=True, text=True)
         if done.returncode != 0:
-            output.unlink(missing_ok=True)
             raise SystemExit(f"{file} does not compile:\n{shlex.join(done.args)}\n{done.stdout}{done.stderr}")
         output.with_suffix(".log").write_text(done.stdout + done.stderr)
+        new.replace(output)
         return str(output)
 
 

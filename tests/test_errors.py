@@ -13,6 +13,7 @@ MEMORY = [
     torch.AcceleratorError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA: out of memory"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. (originally from torch_call_dispatcher)"),
 ]
 LOST = [
     torch.AcceleratorError("CUDA error: device-side assert triggered"),

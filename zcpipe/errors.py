@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-_GPU_MEMORY = ("CUDA error: out of memory", "CUDA: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+# What torch's allocator says comes without its type where the native library has called it.
+_GPU_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class ZcpipeError(Exception):

@@ -75,11 +75,16 @@ inline void check_images(const Tensor& t, const char* name) {
     STD_TORCH_CHECK(t.dim() == 4, name, ": got ", t.dim(), " dimensions, expected 4 (N, C, H, W)");
 }
 
+inline void check_device(const Tensor& t, const Tensor& x, const char* name) {
+    STD_TORCH_CHECK(t.device() == x.device(), name, ": expected the device of x");
+}
+
 // Images that belong to x: of its dtype and shape, and made to have its layout.
 inline OptionalTensor checked_images(const OptionalTensor& t, const Tensor& x, MemoryFormat format, const char* name) {
     if (!t.has_value()) return t;
     STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), name, ": expected the dtype of x");
     STD_TORCH_CHECK(t->sizes() == x.sizes(), name, ": expected the shape of x");
+    check_device(*t, x, name);
     return torch::stable::contiguous(*t, format);
 }
 
@@ -88,6 +93,7 @@ inline OptionalTensor checked_channels(const OptionalTensor& t, int64_t channels
     if (!t.has_value()) return t;
     STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), name, ": expected the dtype of x");
     STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == channels, name, ": expected one value per channel");
+    check_device(*t, x, name);
     return torch::stable::contiguous(*t);
 }
 
@@ -96,8 +102,9 @@ const T* data_or_null(const OptionalTensor& t) {
     return t.has_value() ? t->const_data_ptr<T>() : nullptr;
 }
 
-inline void check_statistics(const Tensor& t, int64_t channels, const char* name) {
+inline void check_statistics(const Tensor& t, int64_t channels, const Tensor& x, const char* name) {
     STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double, name, ": expected float64");
+    check_device(t, x, name);
     STD_TORCH_CHECK(t.is_contiguous() && t.numel() == channels, name, ": expected one value per channel");
 }
 
@@ -110,6 +117,7 @@ inline void check_target(const Tensor& t, const Tensor& like, const char* name) 
     STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": got ", torch::headeronly::toString(t.scalar_type()),
                     ", expected ", torch::headeronly::toString(like.scalar_type()));
     STD_TORCH_CHECK(t.sizes() == like.sizes(), name, ": got another shape than what is added to it");
+    check_device(t, like, name);
     STD_TORCH_CHECK(t.is_contiguous() || is_channels_last(t), name, ": expected contiguous or channels_last images");
 }
 
@@ -123,6 +131,7 @@ inline void check_convolution(const Tensor& x, const Tensor& weight, int64_t str
     STD_TORCH_CHECK(
         weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) && weight.numel() > 0,
         "weight: expected (channels, channels of x, k, k)");
+    check_device(weight, x, "weight");
     STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: got ", stride, ", expected 1 or 2");
     STD_TORCH_CHECK(padding >= 0, "padding: got ", padding, ", expected 0 or more");
     STD_TORCH_CHECK(x.size(2) + 2 * padding >= weight.size(2) && x.size(3) + 2 * padding >= weight.size(2),

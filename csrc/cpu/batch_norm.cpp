@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_
     Tensor grad_x = empty_images(x, format);
     Tensor grad_weight = channel_tensor(x, channels, x.scalar_type()), grad_bias = torch::stable::clone(grad_weight);
     if (x.numel() == 0) return {grad_x, grad_weight, grad_bias};
-    check_statistics(mean, channels, "mean");
-    check_statistics(invstd, channels, "invstd");
+    check_statistics(mean, channels, x, "mean");
+    check_statistics(invstd, channels, x, "invstd");
     if (x.scalar_type() == ScalarType::Float)
         backward<float>(grad_x, grad_weight, grad_bias, grad, x, weight, bias, mean, invstd, relu,
                         images_of(x, format));

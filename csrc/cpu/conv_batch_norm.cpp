@@ -192,8 +192,8 @@ struct Backward {
           relu_output(relu_output) {
         STD_TORCH_CHECK(z.scalar_type() == ScalarType::Float && z.numel() == layer.out.size() * layer.out.samples,
                         "z: expected the convolution's output");
-        check_statistics(mean, layer.out.channels, "mean");
-        check_statistics(invstd, layer.out.channels, "invstd");
+        check_statistics(mean, layer.out.channels, x, "mean");
+        check_statistics(invstd, layer.out.channels, x, "invstd");
     }
 
     void run(const Gradients& wanted) const {

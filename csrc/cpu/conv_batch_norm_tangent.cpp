@@ -254,7 +254,7 @@ struct Backward : Arguments {
           statistics(statistics) {
         STD_TORCH_CHECK(z.scalar_type() == ScalarType::Float && z.numel() == layer.out.size() * layer.out.samples,
                         "z: expected the convolution's output");
-        check_statistics(statistics, 4 * layer.out.channels, "statistics");
+        check_statistics(statistics, 4 * layer.out.channels, x, "statistics");
     }
 
     // Fills or, with `onto`, adds to the gradients of x and x_dot, unless x_dot is None, and returns the sum of the

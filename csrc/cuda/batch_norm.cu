@@ -91,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train_backward(const Tensor& grad_
         const Tensor zeros = channel_tensor(x, channels, x.scalar_type());
         return {grad_x, zeros, torch::stable::clone(zeros)};
     }
-    check_statistics(mean, channels, "mean");
-    check_statistics(invstd, channels, "invstd");
+    check_statistics(mean, channels, x, "mean");
+    check_statistics(invstd, channels, x, "invstd");
     Tensor grad_weight = new_vector(x, channels, x.scalar_type()), grad_bias = new_vector(x, channels, x.scalar_type());
     const gpu::Images images = gpu::images_of(x, format);
     if (x.scalar_type() == ScalarType::Float)

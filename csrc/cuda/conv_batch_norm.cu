@@ -105,8 +105,9 @@ struct Backward {
           grad_norm_bias(new_vector(z, z.size(1), ScalarType::Float)) {
         STD_TORCH_CHECK(z.scalar_type() == ScalarType::Float && z.dim() == 4 && z.size(1) == layer.weight.size(0),
                         "z: expected the convolution's output");
-        check_statistics(mean, z.size(1), "mean");
-        check_statistics(invstd, z.size(1), "invstd");
+        check_device(z, x_any, "z");
+        check_statistics(mean, z.size(1), z, "mean");
+        check_statistics(invstd, z.size(1), z, "invstd");
         const Tensor grad = *checked_images(grad_any, z, layer.format, "grad");
         gpu::normalise_backward<float>(grad_z, grad_norm_weight, grad_norm_bias, grad, z, layer.norm_weight,
                                        layer.norm_bias, mean, invstd, relu_output, gpu::images_of(z, layer.format),

@@ -1,9 +1,8 @@
 // Eigenvalues of many small symmetric matrices in one launch, and largest singular values. Free of torch.
 //
-// One block for each matrix, which it holds in shared memory in double precision: cyclic Jacobi, in which a round
-// rotates disjoint pairs of rows and columns at once. A matrix is divided by a power of two first, so that nothing
-// overflows or underflows on the way. It ends with a sweep in which no element off the diagonal was above the rounding
-// of the norm.
+// One block for each matrix, which it holds in shared memory in double precision: reflections make it tridiagonal, and
+// bisection finds its eigenvalues, to the rounding of the largest. A matrix is divided by a power of two first, so that
+// nothing overflows on the way.
 #pragma once
 
 #include <algorithm>
@@ -13,10 +12,9 @@
 
 namespace zcpipe::gpu {
 
-enum SpectrumEvent { kSpectrumSweeps, kSpectrumRotations };
+enum SpectrumEvent { kSpectrumReflections, kSpectrumTurns };
 
 constexpr int64_t kMostSpectrum = 64;  // rows and columns; the smaller side where singular values are asked for
-constexpr int kMostSweeps = 24;        // convergence is quadratic: tests/cuda/spectra.cpp asserts how few it takes
 constexpr int kMatricesAtOnce = 96;    // what a launch's parameters have room for
 
 struct Matrix {
@@ -41,48 +39,31 @@ struct Matrices {
 struct SpectrumRoom {
     static constexpr uint32_t kPanel = 32;  // columns of a Gram matrix's factor at a time
 
-    uint32_t size;      // of the matrix, made even
-    double* elements;   // [size, size + 1], of which the upper triangle counts
-    double* cosines;    // [size / 2], a round's
-    double* sines;      // [size / 2]
-    double* rotates;    // [1], whether a round has any
-    double* reduction;  // [threads]
-    double* panel;      // [size, kPanel + 1]
+    uint32_t size, stride;  // of the matrix; the stride is odd, so that columns lie in all banks
+    double* elements;       // [size, stride], symmetric
+    double* diagonal;       // [size], of the tridiagonal matrix
+    double* squares;        // [size], of what is right of its diagonal
+    double* products;       // [size]
+    double* reduction;      // [threads]
+    double* panel;          // [size, kPanel + 1]
 
     __device__ __forceinline__ SpectrumRoom(double* from, uint32_t n)
-        : size(n + n % 2),
+        : size(n),
+          stride(n | 1),
           elements(from),
-          cosines(elements + size * (size + 1)),
-          sines(cosines + size / 2),
-          rotates(sines + size / 2),
-          reduction(rotates + 2),
+          diagonal(elements + size * stride),
+          squares(diagonal + size),
+          products(squares + size),
+          reduction(products + size),
           panel(reduction + blockDim.x) {}
 
     static size_t bytes(size_t n, size_t threads, bool with_panel) {
-        const size_t size = n + n % 2;
-        return (size * (size + 1) + size + 2 + threads + (with_panel ? size * (kPanel + 1) : 0)) * sizeof(double);
+        const size_t doubles = n * (n | 1) + 3 * n + threads + (with_panel ? n * (kPanel + 1) : 0);
+        return (doubles + doubles % 2) * sizeof(double);
     }
 
-    __device__ __forceinline__ double& at(uint32_t i, uint32_t j) const {
-        return i < j ? elements[i * (size + 1) + j] : elements[j * (size + 1) + i];
-    }
+    __device__ __forceinline__ double* row(uint32_t i) const { return elements + i * stride; }
 };
-
-// The largest of what the threads bring, or the sum, added up in halves; for all of them.
-template <bool kLargest>
-__device__ __forceinline__ double together(const SpectrumRoom& room, double value) {
-    __syncthreads();  // the last result is read
-    double& mine = room.reduction[threadIdx.x];
-    mine = value;
-    for (uint32_t half = blockDim.x / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x >= half) continue;
-        const double other = room.reduction[threadIdx.x + half];
-        mine = !kLargest ? mine + other : mine >= other ? mine : other;
-    }
-    __syncthreads();
-    return room.reduction[0];
-}
 
 // The largest magnitude, infinite where an element is not finite.
 __device__ __forceinline__ double largest_of(const SpectrumRoom& room, const Matrix& m) {
@@ -91,127 +72,172 @@ __device__ __forceinline__ double largest_of(const SpectrumRoom& room, const Mat
         const double size = fabs(m.at(e / m.columns, e % m.columns));
         if (!(size <= largest)) largest = size > largest ? size : double(INFINITY);
     }
-    return together<true>(room, largest);
+    double& mine = room.reduction[threadIdx.x];
+    mine = largest;
+    for (uint32_t half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) mine = fmax(mine, room.reduction[threadIdx.x + half]);
+    }
+    __syncthreads();
+    return room.reduction[0];
 }
 
-// The matrix over 2^exponent, from its lower triangle. Gives the thread's part of the squared norm.
-__device__ __forceinline__ double fill_symmetric(const SpectrumRoom& room, const Matrix& m, int exponent) {
-    double squares = 0;
+// The matrix over 2^exponent, from its lower triangle.
+__device__ __forceinline__ void fill_symmetric(const SpectrumRoom& room, const Matrix& m, int exponent) {
     for (uint32_t e = threadIdx.x; e < room.size * room.size; e += blockDim.x) {
         const uint32_t i = e / room.size, j = e % room.size;
-        if (j > i) continue;
-        const double value = i < m.rows ? ldexp(m.at(i, j), -exponent) : 0;
-        room.at(i, j) = value;
-        squares += (i == j ? 1 : 2) * value * value;
+        if (j <= i) room.row(i)[j] = room.row(j)[i] = ldexp(m.at(i, j), -exponent);
     }
-    return squares;
 }
 
 // The smaller Gram matrix of the matrix over 2^exponent.
-__device__ __forceinline__ double fill_gram(const SpectrumRoom& room, const Matrix& m, int exponent) {
+__device__ __forceinline__ void fill_gram(const SpectrumRoom& room, const Matrix& m, int exponent) {
     constexpr uint32_t kStride = SpectrumRoom::kPanel + 1;
     const bool wide = m.rows <= m.columns;
-    const uint32_t n = wide ? m.rows : m.columns, length = wide ? m.columns : m.rows;
+    const uint32_t length = wide ? m.columns : m.rows;
     const bool along = (wide ? m.column_step : m.row_step) <= (wide ? m.row_step : m.column_step);
-    for (uint32_t e = threadIdx.x; e < room.size * (room.size + 1); e += blockDim.x) room.elements[e] = 0;
+    for (uint32_t e = threadIdx.x; e < room.size * room.stride; e += blockDim.x) room.elements[e] = 0;
     for (uint32_t first = 0; first < length; first += SpectrumRoom::kPanel) {
         __syncthreads();  // zeros are there, the last panel is read
         for (uint32_t e = threadIdx.x; e < room.size * SpectrumRoom::kPanel; e += blockDim.x) {
             const uint32_t i = along ? e / SpectrumRoom::kPanel : e % room.size;
             const uint32_t k = along ? e % SpectrumRoom::kPanel : e / room.size, from = first + k;
             double value = 0;
-            if (i < n && from < length) value = ldexp(wide ? m.at(i, from) : m.at(from, i), -exponent);
+            if (from < length) value = ldexp(wide ? m.at(i, from) : m.at(from, i), -exponent);
             room.panel[i * kStride + k] = value;
         }
         __syncthreads();
         for (uint32_t e = threadIdx.x; e < room.size * room.size; e += blockDim.x) {
             const uint32_t i = e / room.size, j = e % room.size;
             if (j > i) continue;
-            double sum = room.at(i, j);
+            double sum = room.row(i)[j];
             for (uint32_t k = 0; k < SpectrumRoom::kPanel; ++k)
                 sum = fma(room.panel[i * kStride + k], room.panel[j * kStride + k], sum);
-            room.at(i, j) = sum;
+            room.row(i)[j] = room.row(j)[i] = sum;
         }
     }
-    double squares = 0;
-    for (uint32_t e = threadIdx.x; e < room.size * room.size; e += blockDim.x) {
-        const uint32_t i = e / room.size, j = e % room.size;  // the thread's own
-        if (j <= i) squares += (i == j ? 1 : 2) * room.at(i, j) * room.at(i, j);
-    }
-    return squares;
 }
 
-struct Pair {
-    uint32_t p, q;
+// The sum of what the lanes of a warp bring, for all of them.
+__device__ __forceinline__ double sum_of_warp(double value) {
+    for (int with = kWarp / 2; with > 0; with /= 2) value += __shfl_xor_sync(kAllLanes, value, with);
+    return value;
+}
+
+// A vector of at most kMostSpectrum elements, of which a lane holds those with its number and that much and kWarp.
+struct Halves {
+    double low, high;
+
+    // Elements `from` to n - 1 of a row, the others 0.
+    static __device__ __forceinline__ Halves of(const double* row, uint32_t from, uint32_t n) {
+        const uint32_t i = threadIdx.x % kWarp, j = i + kWarp;
+        return {i >= from && i < n ? row[i] : 0, j >= from && j < n ? row[j] : 0};
+    }
+    __device__ __forceinline__ double dot(const Halves& other) const {
+        return sum_of_warp(low * other.low + high * other.high);
+    }
+    __device__ __forceinline__ double at(uint32_t i) const {  // the same for the whole warp
+        return __shfl_sync(kAllLanes, i < kWarp ? low : high, int(i % kWarp));
+    }
 };
 
-// Pair k of a round of a tournament in which everyone meets everyone: the last index stays, the others move in a
-// circle.
-__device__ __forceinline__ Pair pair_of(uint32_t k, uint32_t round, uint32_t size) {
-    const uint32_t circle = size - 1, p = round + k, q = round + circle - k;
-    return {p < circle ? p : p - circle, k == 0 ? circle : q < circle ? q : q - circle};
-}
-
-// The first warp decides on a round's rotations, which make the pairs' own elements diagonal.
-__device__ __forceinline__ void choose_rotations(const SpectrumRoom& room, uint32_t round, double negligible) {
-    const uint32_t k = threadIdx.x;
-    bool rotates = false;
-    if (k < room.size / 2) {
-        const auto [p, q] = pair_of(k, round, room.size);
-        const double off = room.at(p, q);
-        double c = 1, s = 0;
-        rotates = fabs(off) > negligible;
-        if (rotates) {
-            const double theta = (room.at(q, q) - room.at(p, p)) / (2 * off);
-            const double t = (theta < 0 ? -1 : 1) / (fabs(theta) + sqrt(theta * theta + 1));
-            c = 1 / sqrt(t * t + 1);
-            s = t * c;
-            room.at(p, p) -= t * off;
-            room.at(q, q) += t * off;
-            room.at(p, q) = 0;
-            count_event(kSpectrumRotations);
+// Leaves a similar tridiagonal matrix on and beside the diagonal: a row after the other is reflected (Householder).
+// Every warp makes the same reflection for itself, and has rows of its own to change.
+__device__ __forceinline__ void tridiagonalise(const SpectrumRoom& room) {
+    const uint32_t n = room.size, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    for (uint32_t k = 0; k + 2 < n; ++k) {
+        const double* const row = room.row(k);
+        const double first = row[k + 1];
+        const Halves rest = Halves::of(row, k + 2, n);
+        const double tail = rest.dot(rest);
+        if (tail == 0) continue;  // the whole block: the row is as it should be
+        const double norm = sqrt(first * first + tail), factor = 1 / (norm * (norm + fabs(first)));
+        // The reflection is 1 - factor v v^T.
+        Halves v = rest;
+        if (lane == (k + 1) % kWarp) (k + 1 < kWarp ? v.low : v.high) = first + (first > 0 ? norm : -norm);
+        for (uint32_t i = k + 1 + warp; i < n; i += warps) {
+            const double product = factor * Halves::of(room.row(i), k + 1, n).dot(v);
+            if (lane == 0) room.products[i] = product;
         }
-        room.cosines[k] = c;
-        room.sines[k] = s;
-    }
-    const unsigned any = __ballot_sync(kAllLanes, rotates);
-    if (k == 0) *room.rotates = any != 0;
-}
-
-// All other elements: a thread has the four in which two pairs cross.
-__device__ __forceinline__ void rotate(const SpectrumRoom& room, uint32_t round) {
-    const uint32_t half = room.size / 2;
-    for (uint32_t e = threadIdx.x; e < half * (half - 1) / 2; e += blockDim.x) {
-        // Pairs of a circle of `half` by their distance, which goes round half of it.
-        const uint32_t i = e % half, next = i + e / half + 1, j = next < half ? next : next - half;
-        const Pair a = pair_of(i, round, room.size), b = pair_of(j, round, room.size);
-        const double ca = room.cosines[i], sa = room.sines[i], cb = room.cosines[j], sb = room.sines[j];
-        double &pp = room.at(a.p, b.p), &pq = room.at(a.p, b.q), &qp = room.at(a.q, b.p), &qq = room.at(a.q, b.q);
-        const double w = ca * pp - sa * qp, x = ca * pq - sa * qq, y = sa * pp + ca * qp, z = sa * pq + ca * qq;
-        pp = cb * w - sb * x;
-        pq = sb * w + cb * x;
-        qp = cb * y - sb * z;
-        qq = sb * y + cb * z;
-    }
-}
-
-// Leaves the eigenvalues on the diagonal.
-__device__ __forceinline__ void diagonalise(const SpectrumRoom& room, double squares) {
-    const double negligible = 0x1p-53 * sqrt(together<false>(room, squares)) / room.size;
-    bool rotated = true;
-    for (int sweep = 0; sweep < kMostSweeps && rotated; ++sweep) {
-        rotated = false;
-        for (uint32_t round = 0; round + 1 < room.size; ++round) {
-            if (threadIdx.x < kWarp) choose_rotations(room, round, negligible);
-            __syncthreads();
-            if (*room.rotates != 0) {
-                rotate(room, round);
-                rotated = true;
-            }
-            __syncthreads();
+        __syncthreads();
+        const Halves p = Halves::of(room.products, k + 1, n);
+        const double half = 0.5 * factor * p.dot(v);
+        const Halves w = {p.low - half * v.low, p.high - half * v.high};
+        for (uint32_t i = k + 1 + warp; i < n; i += warps) {
+            double* const mine = room.row(i);
+            const double vi = v.at(i), wi = w.at(i);
+            if (lane > k && lane < n) mine[lane] -= vi * w.low + wi * v.low;
+            if (lane + kWarp > k && lane + kWarp < n) mine[lane + kWarp] -= vi * w.high + wi * v.high;
         }
-        if (threadIdx.x == 0) count_event(kSpectrumSweeps);
+        if (threadIdx.x == 0) {
+            room.row(k)[k + 1] = norm;  // or the opposite, whose square is the same
+            count_event(kSpectrumReflections);
+        }
+        __syncthreads();
     }
+}
+
+__device__ __forceinline__ void read_diagonals(const SpectrumRoom& room) {
+    const uint32_t n = room.size;
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+        room.diagonal[i] = room.row(i)[i];
+        const double beside = i + 1 < n ? room.row(i)[i + 1] : 0;
+        room.squares[i] = beside * beside;
+    }
+    __syncthreads();
+}
+
+// How many eigenvalues are below x: how many pivots of the elimination are negative (Sturm).
+__device__ __forceinline__ uint32_t count_below(const SpectrumRoom& room, double x) {
+    constexpr double kLeast = 0x1p-900;  // for a pivot of 0, as LAPACK's dstebz has it
+    double pivot = 1;
+    uint32_t below = 0;
+    for (uint32_t i = 0; i < room.size; ++i) {
+        pivot = room.diagonal[i] - x - (i == 0 ? 0 : room.squares[i - 1] / pivot);
+        if (fabs(pivot) < kLeast) pivot = -kLeast;
+        below += pivot < 0;
+    }
+    return below;
+}
+
+struct Range {
+    double low, high;
+
+    // Point k of kParts - 1 between the ends, k = 0 the one and k = kParts the other.
+    template <int kParts>
+    __device__ __forceinline__ double point(uint32_t k) const {
+        return k == kParts ? high : low + (high - low) * (double(k) / kParts);
+    }
+};
+
+// Where all eigenvalues lie (Gershgorin).
+__device__ __forceinline__ Range range_of(const SpectrumRoom& room) {
+    Range range = {INFINITY, -INFINITY};
+    double before = 0;
+    for (uint32_t i = 0; i < room.size; ++i) {
+        const double after = i + 1 < room.size ? sqrt(room.squares[i]) : 0, radius = before + after;
+        range.low = fmin(range.low, room.diagonal[i] - radius);
+        range.high = fmax(range.high, room.diagonal[i] + radius);
+        before = after;
+    }
+    return range;
+}
+
+// Eigenvalue `index` of the ascending ones: kThreads lanes side by side divide the range by as many points at a time,
+// until it is below the rounding of its ends.
+template <int kThreads>
+__device__ __forceinline__ double find_eigenvalue(const SpectrumRoom& room, Range range, uint32_t index) {
+    constexpr int kParts = kThreads + 1, kTurns = kThreads == 4 ? 24 : 11;  // kParts^kTurns > 2^55
+    const uint32_t lane = threadIdx.x % kWarp, mine = lane % kThreads;
+    for (int turn = 0; turn < kTurns; ++turn) {
+        const bool beyond = count_below(room, range.point<kParts>(mine + 1)) > index;
+        const unsigned votes = __ballot_sync(kAllLanes, beyond) >> (lane - mine);
+        unsigned part = 0;  // the first whose upper end lies beyond
+        while (part < kThreads && (votes >> part & 1) == 0) ++part;
+        range = {range.point<kParts>(part), range.point<kParts>(part + 1)};
+        if (threadIdx.x == 0) count_event(kSpectrumTurns);
+    }
+    return range.low + (range.high - range.low) / 2;
 }
 
 // NaN for a matrix that is not finite. Symmetric: all eigenvalues, ascending; else the largest singular value.
@@ -227,21 +253,25 @@ __global__ void spectra_kernel(double* results, const __grid_constant__ Matrices
         return;
     }
     const int exponent = largest == 0 ? 0 : ilogb(largest);
-    diagonalise(room, kSymmetric ? fill_symmetric(room, m, exponent) : fill_gram(room, m, exponent));
+    if (kSymmetric)
+        fill_symmetric(room, m, exponent);
+    else
+        fill_gram(room, m, exponent);
+    __syncthreads();
+    tridiagonalise(room);
+    read_diagonals(room);
+    const Range range = range_of(room);
     if (kSymmetric) {
-        for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
-            const double value = room.at(i, i);
-            uint32_t rank = 0;
-            for (uint32_t j = 0; j < n; ++j) {
-                const double other = room.at(j, j);
-                rank += other < value || (other == value && j < i);
-            }
-            out[rank] = ldexp(value, exponent);
+        constexpr int kThreads = 4;
+        const uint32_t at_once = blockDim.x / kThreads, mine = threadIdx.x / kThreads;
+        for (uint32_t first = 0; first < n; first += at_once) {
+            const uint32_t i = first + mine < n ? first + mine : n - 1;
+            const double value = find_eigenvalue<kThreads>(room, range, i);
+            if (first + mine < n && threadIdx.x % kThreads == 0) out[i] = ldexp(value, exponent);
         }
-    } else if (threadIdx.x == 0) {
-        double most = 0;
-        for (uint32_t i = 0; i < n; ++i) most = room.at(i, i) > most ? room.at(i, i) : most;
-        out[0] = ldexp(sqrt(most), exponent);
+    } else if (threadIdx.x < kWarp) {
+        const double most = find_eigenvalue<kWarp>(room, range, n - 1);
+        if (threadIdx.x == 0) out[0] = ldexp(sqrt(most > 0 ? most : 0), exponent);
     }
 }
 

@@ -250,21 +250,27 @@ def test_a_chain_and_its_gradients_are_added_where_sums_lie(device, chain, layou
         y, z, mean, invstd = native.conv_batch_norm_train(*tensors, None, *how)
         total = torch.randn_like(y)
         expected = total + y
-        again = native.conv_batch_norm_train_onto(*tensors, total, *how)
+        repeated = native.conv_batch_norm_train_onto(*tensors, total, *how)
         close(total, expected)
-        assert all(torch.equal(a, b) for a, b in zip(again, (z, mean, invstd), strict=True))
-        x, weight, *norm = tensors
-        arguments = (torch.randn_like(y), x, z, weight, *norm, mean, invstd)
+        assert all(torch.equal(a, b) for a, b in zip(repeated, (z, mean, invstd), strict=True))
+        x, weight, *norm_of = tensors
+        arguments = (torch.randn_like(y), x, z, weight, *norm_of, mean, invstd)
         of_x, *others, products = native.conv_batch_norm_train_gradients(*arguments, *how[1:], True, True)
         first, second = torch.randn_like(x), torch.randn_like(x)
         sums = first + of_x, second + of_x
         native.conv_batch_norm_train_backward_onto(*arguments, first, *how[1:])
         found = native.conv_batch_norm_train_gradients_onto(*arguments, second, *how[1:], True)
-        none, *_, no_products = native.conv_batch_norm_train_gradients(*arguments, *how[1:], False, False)
+        none, *alone, no_products = native.conv_batch_norm_train_gradients(*arguments, *how[1:], False, False)
+        leaf = z.clone().requires_grad_()
+        again = _batch_norm_train(leaf, *norm_of, None, how[0], how[-1])
+        (of_z,) = torch.autograd.grad(again, leaf, arguments[0])
     for ours, theirs in zip((first, second, *found[:3]), (*sums, *others), strict=True):
         close(ours, theirs)
-    close(found[3], products)
-    assert none.numel() == no_products.numel() == 0 and products.shape == y.shape[:2]
+    for ours, theirs in zip(alone, others, strict=True):
+        close(ours, theirs)
+    for ours in (products, found[3]):
+        close(ours.float(), (z.double() * of_z.double()).sum((2, 3)).float())
+    assert none.numel() == no_products.numel() == 0
 
 
 @every_chain
@@ -289,8 +295,26 @@ def test_pools_are_added_where_sums_lie(device, shape, layout, direction, dtype)
 def test_sums_of_another_shape_or_layout_are_refused(device):
     tensors, how = chain_inputs(CHAINS[0], device)
     y = torch.ops.zcpipe.conv_batch_norm_train(*tensors, None, *how)[0]
-    for total in (y[:, :2], y.to(memory_format=torch.channels_last), y.double()):
+    for total in (y[:, :2], y.to(memory_format=torch.channels_last), y.double(), y.cpu()):
         with pytest.raises(RuntimeError, match="total"):
             torch.ops.zcpipe.conv_batch_norm_train_onto(*tensors, total, *how)
         with pytest.raises(RuntimeError, match="total"):
             torch.ops.zcpipe.avg_pool3x3_onto(y, total[:, :2])
+    for i, name in enumerate(("x", "weight", "norm_weight", "norm_bias")):
+        elsewhere = [t.cpu() if i == j else t for j, t in enumerate(tensors)]
+        with pytest.raises(RuntimeError, match="device" if name != "x" else ""):
+            torch.ops.zcpipe.conv_batch_norm_train(*elsewhere, None, *how)
+
+
+def test_a_relu_lets_no_gradient_pass_where_it_stops(device):
+    x = torch.tensor([-1.0, 0.0, 1.0, float("nan")], device=device).repeat(6).view(2, 1, 3, 4).requires_grad_()
+    weight = torch.randn(3, 1, 1, 1, device=device)
+    ours = ops.conv_batch_norm_train(x, weight, relu_input=True)
+    assert ours.isnan().all()  # as torch's: one value spoils its channel
+    y, z, mean, invstd = torch.ops.zcpipe.conv_batch_norm_train(
+        x.detach().nan_to_num(2.0), weight, None, None, None, 1e-5, 1, 0, True, False
+    )
+    grad = torch.ops.zcpipe.conv_batch_norm_train_backward(
+        torch.randn_like(y), x.detach(), z, weight, None, None, mean, invstd, 1, 0, True, False
+    ).flatten()
+    assert not grad.view(-1, 4)[:, :2].any() and grad.view(-1, 4)[:, 2:].all()

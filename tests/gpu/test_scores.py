@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 import zcpipe
+from zcpipe.errors import is_out_of_memory
 from zcpipe.run.spec import RunSpec
+from zcpipe.scoring.guard import untouched
+from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import get_space
 from zcpipe.spaces.base import DrawsByDataset
@@ -171,8 +174,63 @@ def test_what_arrived_together_can_be_trained(device):
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)),
         device=device,
     )
+    kept = model[1].running_mean * torch.ones(8, device=device, requires_grad=True)
+    model[4].running_mean.add_(1)
+    kept.sum().backward()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(2):
         model(torch.randn(4, 3, 9, 9, device=device)).pow(2).sum().backward()
         optimizer.step()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+class Remembering(nn.Module):
+    """Writes to some buffers, and has others that nobody can write to."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, device=device)
+        self.norm = nn.BatchNorm2d(4, device=device)
+        self.register_buffer("seen", torch.zeros(2, device=device))
+        self.register_buffer("expanded", torch.ones(1, 1, device=device).expand(4, 4))
+        with torch.inference_mode():
+            self.register_buffer("inferred", torch.ones(3, device=device))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.norm(self.conv(x)).mean((2, 3)) * self.expanded[0] * self.inferred[0].clone()
+
+
+def test_buffers_are_put_back_whatever_they_are(device):
+    model = Remembering(device)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    kept = model.norm.running_mean * torch.ones(4, device=device, requires_grad=True)  # a graph that is still alive
+    version = model.norm.running_mean._version
+    zcpipe.score(model, torch.randn(4, 3, 9, 9, device=device), torch.arange(4, device=device), "snip,grad_norm")
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model.norm.running_mean._version == version
+    kept.sum().backward()
+
+
+def test_cells_are_one_step_of_autograd(device):
+    built = get_space("nasbench201").build(get_space("nasbench201")[5067], "cifar10")  # with every operation
+    model = zcpipe.initialise(built.model, device=device)
+    modules = dict(model.named_modules())
+    with untouched(modules), fast_operations(modules):
+        x = torch.randn(2, 16, 8, 8, device=device, requires_grad=True)
+        assert "_Cell" in type(modules["cells.0"](x).grad_fn).__name__
+
+
+def test_memory_that_runs_out_is_known_as_such(device):
+    """Torch's own type of it does not come through the native library."""
+    torch.cuda.set_per_process_memory_fraction(0.01, device)
+    try:
+        x = torch.empty(1, 1, 1, 1, device=device).expand(4096, 8, 256, 256)
+        with pytest.raises(RuntimeError) as caught:
+            torch.ops.zcpipe.conv_batch_norm_train(
+                x, torch.ones(64, 8, 1, 1, device=device), None, None, None, 1e-5, 1, 0, False, False
+            )
+        assert is_out_of_memory(caught.value), caught.value
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.empty_cache()

@@ -23,8 +23,8 @@ def symmetric_eigenvalues(
     """Eigenvalues of symmetric matrices, ascending.
 
     By LAPACK, matrices of one shape together. On a CUDA device those of up to 64 rows are computed in one launch, by
-    Jacobi rotations in double precision and without waiting for the device; larger ones, and those that require
-    gradients, go to torch.linalg there too.
+    reflections and bisection in double precision, to the rounding of the largest, and without waiting for the device;
+    larger ones, and those that require gradients, go to torch.linalg there too.
 
     Args:
         matrices: float32 or float64, of any sizes; only their lower triangles are read. One that is not finite gives
@@ -49,9 +49,8 @@ def largest_singular_values(
     """Largest singular value of each matrix, as the root of the largest eigenvalue of its smaller Gram matrix.
 
     By LAPACK, matrices of one shape together; on the CPU those whose smaller side is 128 or more by ARPACK, to the last
-    digits. On a CUDA device those whose smaller side is up to 64 are computed in one launch, by Jacobi rotations in
-    double precision and without waiting for the device; larger ones, and those that require gradients, go to
-    torch.linalg there too.
+    digits. On a CUDA device those whose smaller side is up to 64 are computed in one launch, in double precision and
+    without waiting for the device; larger ones, and those that require gradients, go to torch.linalg there too.
 
     Args:
         matrices: float32 or float64, of any shapes. One that is not finite gives NaN.

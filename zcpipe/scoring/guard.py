@@ -56,8 +56,8 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
         for module, held in buffers:
             module._buffers.clear()
             module._buffers.update(held)
-        contents.put_back()
         torch.set_rng_state(random_state)
+        contents.put_back()
 
 
 class _Contents:
@@ -68,12 +68,12 @@ class _Contents:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        kinds: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+        kinds: dict[tuple[int, torch.dtype, torch.device, bool], list[Tensor]] = {}
         for tensor in tensors:
-            kinds.setdefault((tensor.ndim, tensor.dtype, tensor.device), []).append(tensor)
+            kinds.setdefault((tensor.ndim, tensor.dtype, tensor.device, _rather_written(tensor)), []).append(tensor)
         self._saved = [
-            (part, _joined(part))
-            for (ndim, _, device), alike in kinds.items()
+            (part, _joined(part), written)
+            for (ndim, _, device, written), alike in kinds.items()
             if device.type != "meta"  # which holds nothing
             for part in ([alike] if ndim <= 1 else [[tensor] for tensor in alike])
         ]
@@ -81,19 +81,27 @@ class _Contents:
     @torch.no_grad()
     def put_back(self) -> None:
         """Write what was there to the tensors that hold something else."""
-        for tensors, saved in self._saved:
-            if not saved.is_cuda and torch.equal(_joined(tensors), saved):
+        for tensors, saved, written in self._saved:
+            if not written and torch.equal(_joined(tensors), saved):
                 continue
             parts = torch.split(saved, [_rows(t) for t in tensors])
             contents = [part.view_as(tensor) for tensor, part in zip(tensors, parts, strict=True)]
-            if saved.is_cuda:
-                # Comparing would wait for the device. What has not changed does not count as changed.
+            if written:
                 with _unsafe_preserve_version_counter(tuple(tensors)):
                     torch._foreach_copy_(tensors, contents)
                 continue
             for tensor, content in zip(tensors, contents, strict=True):
                 if not torch.equal(tensor, content):
                     tensor.copy_(content)
+
+
+def _rather_written(tensor: Tensor) -> bool:
+    """Whether a tensor is written to without a look whether it has changed, for which the host waits for a GPU.
+
+    What has not changed does not count as changed then. Not every tensor can be written to.
+    """
+    dense = all(step or size == 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.is_cuda and dense and not tensor.is_inference()
 
 
 @torch.no_grad()

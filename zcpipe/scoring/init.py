@@ -57,6 +57,7 @@ def initialise(
         scope: what shares weights: the architecture's key.
         repeat: number of the repetition.
         device: where the model is moved to, or made if it is on the meta device; by default it stays (meta: the CPU).
+            Vectors and scalars that nothing draws share one piece of memory for each dtype there.
         strict: refuse floating-point parameters that no rule fills also where they have values.
 
     Raises:
@@ -84,7 +85,7 @@ def initialise(
                     parameter.fill_(fill)
             if on_meta and hasattr(layer, "reset_running_stats"):
                 layer.reset_running_stats()
-        if target is not None and any(parameter.device != target for parameter in parameters):
+        if not on_meta and target is not None and any(parameter.device != target for parameter in parameters):
             _move(model, layers, target)
         for name, layer, fillers in layers:
             for own, fill in fillers.items():
@@ -130,7 +131,8 @@ def _move(model: nn.Module, layers: _Layers, target: torch.device) -> None:
 
 def _is_small(tensor: Tensor) -> bool:
     """Whether a tensor is a vector or a scalar of the CPU as constants and running statistics are."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.ndim <= 1 and tensor.is_contiguous()
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and tensor.is_cpu and tensor.ndim <= 1 and tensor.is_contiguous()
 
 
 def _moved_together(tensors: Sequence[Tensor], target: torch.device) -> list[Tensor]:
@@ -140,11 +142,11 @@ def _moved_together(tensors: Sequence[Tensor], target: torch.device) -> list[Ten
         kinds.setdefault(tensor.dtype, []).append(i)
     found: dict[int, Tensor] = {}
     for members in kinds.values():
-        parts = [tensors[i].detach().reshape(-1) for i in members]
+        parts = [tensors[i].view(-1) for i in members]
         whole = torch.cat(parts).to(target, non_blocking=target.type == "cuda")
         for i, part in zip(members, torch.split(whole, list(map(len, parts))), strict=True):
             # .data, so that each counts its own changes: autograd must not take one's for another's.
-            found[i] = part.view(tensors[i].shape).data
+            found[i] = part.data if tensors[i].ndim else part.view(()).data
     return [found[i] for i in range(len(tensors))]
 
 

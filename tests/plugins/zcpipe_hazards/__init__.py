@@ -161,6 +161,9 @@ def _act(behaviour: str | None, arch: Member) -> None:
             time.sleep(0.05)
         case "nap long":
             time.sleep(0.8)
+        case "wait":
+            while _told(arch) == "wait":
+                time.sleep(0.1)
         case "show devices":
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
             (Path(os.environ["HAZARD_MARKS"]) / f"devices-{os.getpid()}").write_text(seen)
