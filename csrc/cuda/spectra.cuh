@@ -15,7 +15,9 @@ namespace zcpipe::gpu {
 enum SpectrumEvent { kSpectrumReflections, kSpectrumTurns };
 
 constexpr int64_t kMostSpectrum = 64;  // rows and columns; the smaller side where singular values are asked for
-constexpr int kMatricesAtOnce = 96;    // what a launch's parameters have room for
+constexpr double kNegligible =
+    0x1p-900;                        // beside elements near 1: no rounding is as small, and its reciprocal is finite
+constexpr int kMatricesAtOnce = 96;  // what a launch's parameters have room for
 
 struct Matrix {
     const void* data;  // doubles or floats
@@ -150,7 +152,7 @@ __device__ __forceinline__ void tridiagonalise(const SpectrumRoom& room) {
         const double first = row[k + 1];
         const Halves rest = Halves::of(row, k + 2, n);
         const double tail = rest.dot(rest);
-        if (tail == 0) continue;  // the whole block: the row is as it should be
+        if (tail < kNegligible) continue;  // the whole block: the row is as it should be
         const double norm = sqrt(first * first + tail), factor = 1 / (norm * (norm + fabs(first)));
         // The reflection is 1 - factor v v^T.
         Halves v = rest;
@@ -189,12 +191,11 @@ __device__ __forceinline__ void read_diagonals(const SpectrumRoom& room) {
 
 // How many eigenvalues are below x: how many pivots of the elimination are negative (Sturm).
 __device__ __forceinline__ uint32_t count_below(const SpectrumRoom& room, double x) {
-    constexpr double kLeast = 0x1p-900;  // for a pivot of 0, as LAPACK's dstebz has it
     double pivot = 1;
     uint32_t below = 0;
     for (uint32_t i = 0; i < room.size; ++i) {
         pivot = room.diagonal[i] - x - (i == 0 ? 0 : room.squares[i - 1] / pivot);
-        if (fabs(pivot) < kLeast) pivot = -kLeast;
+        if (fabs(pivot) < kNegligible) pivot = -kNegligible;  // as LAPACK's dstebz does
         below += pivot < 0;
     }
     return below;

@@ -146,6 +146,22 @@ void rows_that_are_as_they_should_be_are_not_reflected() {
     EXPECT(std::abs(out[n + 3] + 1) < 1e-15 && std::abs(out[n + 4] - 3) < 1e-15, "%g %g", out[n + 3], out[n + 4]);
 }
 
+// Channels whose variances are nothing beside another's: their squares cannot be divided by.
+void what_is_next_to_nothing_beside_others_spoils_nothing() {
+    for (const double tiny : {1e-100, 1e-140, 1e-155, 1e-160, 1e-300}) {
+        Wide m(16);
+        m[0] = 1;
+        for (int i = 1; i < 4; ++i)
+            for (int j = 1; j < 4; ++j) m[i * 4 + j] = tiny * (i == j ? 2 : 1);
+        Given<double> given;
+        given.add(m, 4, 4, false, true);
+        Doubles out = proof::unwritten<double>(4);
+        gpu::spectra<true>(out.data(), given.table, nullptr, kThreads);
+        for (int i = 0; i < 3; ++i) EXPECT(std::abs(out[i]) < 1e-16, "%g: %g", tiny, out[i]);
+        EXPECT(std::abs(out[3] - 1) < 1e-15, "%g: %g", tiny, out[3]);
+    }
+}
+
 // Covariances of few samples: most eigenvalues are 0, and none may be far below.
 void low_ranks_are_right() {
     const int64_t n = 20;
@@ -198,6 +214,7 @@ void cases() {
     largest_are_right<double>({{4, 4}, {3, 9}}, 0x1p-1000);
     largest_are_right<float>({{4, 4}, {9, 3}}, 1e30);
     rows_that_are_as_they_should_be_are_not_reflected();
+    what_is_next_to_nothing_beside_others_spoils_nothing();
     low_ranks_are_right();
     not_a_number_spoils_its_own_matrix_alone();
     long_lists_take_more_launches();
