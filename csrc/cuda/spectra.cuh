@@ -15,9 +15,10 @@ namespace zcpipe::gpu {
 enum SpectrumEvent { kSpectrumReflections, kSpectrumTurns };
 
 constexpr int64_t kMostSpectrum = 64;  // rows and columns; the smaller side where singular values are asked for
-constexpr double kNegligible =
-    0x1p-900;                        // beside elements near 1: no rounding is as small, and its reciprocal is finite
-constexpr int kMatricesAtOnce = 96;  // what a launch's parameters have room for
+constexpr int kMatricesAtOnce = 96;    // what a launch's parameters have room for
+
+// Beside elements near 1: far below their rounding, and its reciprocal is finite.
+constexpr double kNegligible = 0x1p-900;
 
 struct Matrix {
     const void* data;  // doubles or floats
