@@ -125,7 +125,9 @@ def lasting(told: Path) -> Callable[[Event], None]:
         if isinstance(event, Joined):
             joined.append(event)
             if len(joined) == 3:
-                told.write_text("{}")
+                released = told.with_suffix(".new")  # in one step: those that wait look at it all the time
+                released.write_text("{}")
+                released.replace(told)
 
     return tell
 
