@@ -124,10 +124,10 @@ def remembered(file: Path, content: str) -> Path:
 
 def compilers(toolkit: Toolkit | None) -> str:
     """Tell everything outside this folder that objects depend on."""
-    programs = [os.environ.get("CXX", "c++"), *([] if toolkit is None else [str(toolkit.nvcc)])]
-    said = [
-        subprocess.run([*shlex.split(name), "--version"], capture_output=True, text=True).stdout for name in programs
-    ]
+    named = [os.environ.get("CXX", "c++"), *([] if toolkit is None else [shlex.quote(str(toolkit.nvcc))])]
+    # Of one that is missing torch says so.
+    programs = [program for program in map(shlex.split, named) if shutil.which(program[0])]
+    said = [subprocess.run([*program, "--version"], capture_output=True, text=True).stdout for program in programs]
     flags = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name in FLAGS]
     return "\n".join([*said, torch.__version__, *flags])
 
