@@ -163,22 +163,26 @@ void ImageConvolution::load(float* scratch, const float* image, bool relu) const
     load_blocks(source(scratch), image, source_height_, source_width_, source_channels_, relu);
 }
 
-void ImageConvolution::run(Target target, float* scratch) const {
+void ImageConvolution::run(Target target, float* scratch, Ahead ahead) const {
     float* work = scratch + source_size();
     if (winograd_) {
         const Tap& tap = first_tap(parts_.front());
         winograd_->run(target, scratch + tap.row * row_stride() + tap.column * kBlock, row_stride(), block_stride(),
-                       work);
+                       work, ahead);
     } else if (target.add) {
-        run_parts(work, scratch);
+        run_parts(work, scratch, ahead);
         add_positive(target.image, work, target.mask, result_size_);
     } else {
-        run_parts(target.image, scratch);
+        run_parts(target.image, scratch, ahead);
         if (target.mask != nullptr) mask_negative(target.image, target.mask, result_size_);
     }
 }
 
-void ImageConvolution::run_parts(float* result, const float* scratch) const {
+void ImageConvolution::run_parts(float* result, const float* scratch, Ahead ahead) const {
+    int64_t steps = 0;
+    for (const Part& part : parts_)
+        steps += part.rows * tiles_of(part.columns, result_channels_) * int64_t(part.taps.size());
+    ahead.divide(steps);
     for (const Part& part : parts_) {
         std::vector<int64_t> offsets;
         for (const Tap& tap : part.taps) offsets.push_back(tap.row * row_stride() + tap.column * kBlock);
@@ -190,7 +194,7 @@ void ImageConvolution::run_parts(float* result, const float* scratch) const {
                 const int64_t pixel = (part.first_row + i * part.step) * result_width_ + part.first_column;
                 convolve_row({result + pixel * result_channels_ + first, part.step * result_channels_, valid,
                               scratch + i * read_stride_ * row_stride(), block_stride(), source_channels_,
-                              offsets.data(), taps, weights},
+                              offsets.data(), taps, weights, &ahead},
                              part.columns, blocks, read_stride_);
             }
             weights += taps * source_channels_ * blocks * kBlock;

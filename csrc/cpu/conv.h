@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/buffer.h"
+#include "cpu/ahead.h"
 #include "cpu/channels.h"
 #include "cpu/winograd.h"
 
@@ -54,8 +55,8 @@ class ImageConvolution {
     // Fills the source from an NHWC image; with `relu`, its negative elements count as zero.
     void load(float* scratch, const float* image, bool relu) const;
 
-    // Makes the result once the source is in the scratch.
-    void run(Target target, float* scratch) const;
+    // Makes the result once the source is in the scratch, and meanwhile fetches what is wanted next.
+    void run(Target target, float* scratch, Ahead ahead = {}) const;
 
   private:
     struct Tap {
@@ -76,7 +77,7 @@ class ImageConvolution {
     void pack(Part& part, const Convolution& c, const float* weight) const;
     void try_winograd(const Convolution& c, const float* weight);
     const Tap& first_tap(const Part& part) const;  // the one that reads furthest up and left
-    void run_parts(float* result, const float* scratch) const;
+    void run_parts(float* result, const float* scratch, Ahead ahead) const;
 
     bool transposed_;
     int64_t source_channels_, source_height_, source_width_, result_channels_, result_width_;

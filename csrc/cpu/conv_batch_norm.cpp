@@ -30,7 +30,12 @@ void forward(const Tensor& y, const Tensor& z, const Tensor& mean, const Tensor&
         Buffer<float> scratch(image.scratch_size());
         for (int64_t i = begin; i < end; ++i) {
             image.load(scratch.data(), from + i * in.size(), relu_input);
-            image.run({conv + i * out.size(), false, nullptr}, scratch.data());
+            Ahead next;
+            if (i + 1 < end) {
+                next.add(from + (i + 1) * in.size(), in.size());
+                next.add(conv + (i + 1) * out.size(), out.size());
+            }
+            image.run({conv + i * out.size(), false, nullptr}, scratch.data(), next);
             if (i == 0) centre = centre_of(conv, out);
             add_moments(moments.first_of(i), moments.second_of(i), conv + i * out.size(), centre.data(), out.pixels,
                         out.channels);
@@ -86,9 +91,17 @@ void backward(const Gradients& wanted, const Tensor& grad, const Tensor& x, cons
                                      out.channels);
             if (wanted.products != nullptr)
                 sum_block_products(wanted.products + i * out.channels, dz, values, height, width, out.channels);
-            if (wanted.x != nullptr)
-                image.run({wanted.x + i * in.size(), wanted.onto, relu_input ? from + i * in.size() : nullptr},
-                          scratch);
+            if (wanted.x != nullptr) {
+                Ahead next;
+                if (i + 1 < end) {
+                    next.add(g + (i + 1) * out.size(), out.size());
+                    next.add(conv + (i + 1) * out.size(), out.size());
+                    if (relu_input || wanted.weight != nullptr) next.add(from + (i + 1) * in.size(), in.size());
+                    next.add(wanted.x + (i + 1) * in.size(), in.size());
+                }
+                image.run({wanted.x + i * in.size(), wanted.onto, relu_input ? from + i * in.size() : nullptr}, scratch,
+                          next);
+            }
             f(i, dz);
         }
     };

@@ -60,7 +60,8 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return c + a * b; }
     __attribute__((target(arch))) void chosen_outer(const Outer& o, int64_t channels, int64_t blocks) {            \
         version::outer<version::kMostBlocks>(o, channels, blocks);                                                 \
     }                                                                                                              \
-    __attribute__((target(arch))) int64_t chosen_most_blocks() { return version::kMostBlocks; }
+    __attribute__((target(arch))) int64_t chosen_most_blocks() { return version::kMostBlocks; }                    \
+    __attribute__((target(arch))) int64_t chosen_tile_pixels(int64_t blocks) { return version::kPixels[blocks - 1]; }
 ZCPIPE_TILES("default", baseline)
 ZCPIPE_TILES("arch=x86-64-v3", v3)
 ZCPIPE_TILES("arch=x86-64-v4", v4)
@@ -72,6 +73,7 @@ void chosen_outer(const Outer& o, int64_t channels, int64_t blocks) {
     baseline::outer<baseline::kMostBlocks>(o, channels, blocks);
 }
 int64_t chosen_most_blocks() { return baseline::kMostBlocks; }
+int64_t chosen_tile_pixels(int64_t blocks) { return baseline::kPixels[blocks - 1]; }
 #endif
 
 }  // namespace
@@ -83,5 +85,7 @@ void convolve_row(const Tile& t, int64_t pixels, int64_t blocks, int64_t stride)
 void add_outer_products(const Outer& o, int64_t channels, int64_t blocks) { chosen_outer(o, channels, blocks); }
 
 int64_t most_blocks() { return chosen_most_blocks(); }
+
+int64_t tile_pixels(int64_t blocks) { return chosen_tile_pixels(blocks); }
 
 }  // namespace zcpipe

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/ahead.h"
+
 namespace zcpipe {
 
 constexpr int64_t kBlock = 16;  // channels
@@ -22,6 +24,7 @@ struct Tile {
     const int64_t* offsets;
     int64_t taps;
     const float* weights;
+    Ahead* ahead;  // is stepped on at every tap of every tile
 };
 
 // `pixels` neighbours that read `stride` pixels apart, in a panel of `blocks` blocks. Each result is a sum over taps,
@@ -42,9 +45,16 @@ struct Outer {
 // blocks. Each sum goes over rows, then columns. Sums of further channels, up to 16, may receive what the source holds.
 void add_outer_products(const Outer& o, int64_t channels, int64_t blocks);
 
-int64_t most_blocks();  // of a panel
+int64_t most_blocks();                // of a panel
+int64_t tile_pixels(int64_t blocks);  // of a tile in a panel of so many blocks
 
 inline int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
+
+// How many tiles make `pixels` neighbours of all the result's channels, about.
+inline int64_t tiles_of(int64_t pixels, int64_t channels) {
+    const int64_t blocks = std::min(most_blocks(), blocks_of(channels)), size = tile_pixels(blocks);
+    return (blocks_of(channels) + blocks - 1) / blocks * ((pixels + size - 1) / size);
+}
 
 // Calls f(first channel, blocks) for every panel of result channels.
 template <typename F>

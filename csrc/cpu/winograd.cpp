@@ -227,7 +227,10 @@ int64_t Winograd::work_size() const {
     return kPlaces * rows_at_once_ * tile_columns_ * kBlock * (blocks_of(source_channels_) + most_blocks());
 }
 
-void Winograd::run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work) const {
+void Winograd::run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work,
+                   Ahead ahead) const {
+    ahead.divide(kPlaces * (tile_rows_ + rows_at_once_ - 1) / rows_at_once_ *
+                 tiles_of(rows_at_once_ * tile_columns_, result_channels_));
     const int64_t source_blocks = blocks_of(source_channels_), channels = result_channels_;
     for (int64_t top = 0; top < tile_rows_; top += rows_at_once_) {
         const int64_t rows = std::min(rows_at_once_, tile_rows_ - top), tiles = rows * tile_columns_;
@@ -243,7 +246,7 @@ void Winograd::run(Target target, const float* source, int64_t row_stride, int64
             constexpr int64_t kNoOffset = 0;
             for (int64_t p = 0; p < kPlaces; ++p, weights += source_channels_ * width)
                 convolve_row({products + p * tiles * width, width, width, work + p * place_stride, tiles * kBlock,
-                              source_channels_, &kNoOffset, 1, weights},
+                              source_channels_, &kNoOffset, 1, weights, &ahead},
                              tiles, blocks, 1);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t row = 2 * (top + i);

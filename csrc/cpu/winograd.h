@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "common/buffer.h"
+#include "cpu/ahead.h"
 
 namespace zcpipe {
 
@@ -38,8 +39,9 @@ class Winograd {
     int64_t work_size() const;  // floats
 
     // `source` is [row][block of 16 channels][column][16] with the strides given, the target [height, width,
-    // result_channels]. `work` lies at a multiple of 64 bytes.
-    void run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work) const;
+    // result_channels]. `work` lies at a multiple of 64 bytes. Meanwhile fetches what is wanted next.
+    void run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work,
+             Ahead ahead) const;
 
   private:
     int64_t source_channels_, result_channels_, height_, width_;
