@@ -12,26 +12,50 @@ namespace zcpipe {
 // leaves the memory idle otherwise: processors fetch by themselves only what neighbours what is being read.
 class Ahead {
   public:
-    void add(const float* piece, int64_t size) {
-        pieces_[count_++] = {reinterpret_cast<const char*>(piece), size * int64_t(sizeof(float))};
-        lines_ += (size * int64_t(sizeof(float)) + kLine - 1) / kLine;
+    // What finds no room is not fetched.
+    template <typename T>
+    void add(const T* piece, int64_t count) {
+        if (count_ == kMost) return;
+        const int64_t lines = (count * int64_t(sizeof(T)) + kLine - 1) / kLine;
+        pieces_[count_++] = {reinterpret_cast<const char*>(piece), lines};
+        lines_ += lines;
     }
 
-    // Everything is fetched after so many steps; nothing if they are so few that each would wait for itself.
+    // `step` fetches everything in so many steps; nothing if they are so few that each would wait for itself.
     void divide(int64_t steps) {
-        const int64_t lines = (lines_ + steps - 1) / std::max<int64_t>(steps, 1);
-        step_ = lines * kLine;
-        if (lines > kMostLines) count_ = 0;
+        step_ = (lines_ + steps - 1) / std::max<int64_t>(steps, 1);
+        if (step_ > kMostLines) count_ = 0;
     }
 
     ZCPIPE_INLINE void step() {
         if (next_ == count_) return;
         Piece& piece = pieces_[next_];
-        const int64_t bytes = std::min(step_, piece.bytes);
-        for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(piece.from + at, 0, 2);
-        piece.from += bytes;
-        piece.bytes -= bytes;
-        next_ += piece.bytes == 0;
+        const int64_t lines = std::min(step_, piece.lines);
+        for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(piece.from + i * kLine, 0, 2);
+        piece.from += lines * kLine;
+        piece.lines -= lines;
+        next_ += piece.lines == 0;
+    }
+
+    // The next so many lines, for loops that fetch one a time, or the same line again and again where none are left.
+    // There may be others behind a piece's last.
+    struct Lines {
+        const char* at;
+        int64_t stride;
+
+        ZCPIPE_INLINE void fetch() {
+            __builtin_prefetch(at, 0, 2);
+            at += stride;
+        }
+    };
+    ZCPIPE_INLINE Lines take(int64_t lines) {
+        if (next_ == count_) return {reinterpret_cast<const char*>(this), 0};
+        Piece& piece = pieces_[next_];
+        const Lines taken = {piece.from, kLine};
+        piece.from += lines * kLine;
+        piece.lines -= lines;
+        next_ += piece.lines <= 0;
+        return taken;
     }
 
   private:
@@ -40,7 +64,7 @@ class Ahead {
     static constexpr int64_t kMost = 4;        // pieces
     struct Piece {
         const char* from;
-        int64_t bytes;
+        int64_t lines;
     };
     Piece pieces_[kMost];
     int64_t count_ = 0, next_ = 0, lines_ = 0, step_ = 0;

@@ -153,7 +153,9 @@ void covariance_of(double* out, const T* x, int64_t count, int64_t columns) {  /
             const int64_t rows = std::min(division.tile, end - i);
             const Panels<double> packed = tile.fill(x + i * columns, columns, origin.data(), rows, columns);
             add_columns(s + k * width, packed, rows);
-            add_products(g + k * square, packed, packed, rows, Part::kUpper);
+            Ahead next;
+            next.add(x + (i + rows) * columns, std::min(division.tile, end - i - rows) * columns);
+            add_products(g + k * square, packed, packed, rows, Part::kUpper, next);
         }
     });
     fold_chunks(g, square, division.chunks);
@@ -212,6 +214,12 @@ class PanelReader {
         return {starts_.data(), count(), stride};
     }
 
+    // Adds what will be read.
+    void fetch(Ahead& next, int64_t row, int64_t width, int64_t rows) const {
+        for (int64_t f = 0; f < rows_.fold; ++f)
+            next.add(rows_.at(row, width) + f * rows_.row_length, rows * rows_.run);
+    }
+
   private:
     FoldedRows<T> rows_;
     bool direct_;
@@ -233,10 +241,16 @@ void cross_moment_of(double* out, const FoldedRows<T>& a, const FoldedRows<T>& b
     double* g = products.data();
     division.for_chunks(count, [&](int64_t k, int64_t begin, int64_t end) {
         PanelReader<T> left(a, most), right(b, most);
+        const auto rows_at = [&](int64_t i) { return std::min({most, end - i, width - i % width}); };
         for (int64_t i = begin; i < end;) {
-            const int64_t rows = std::min({most, end - i, width - i % width});
-            add_products(g + k * size, left.read(i, width, rows), right.read(i, width, rows), rows, Part::kAll);
-            i += rows;
+            const int64_t rows = rows_at(i), behind = i + rows;
+            Ahead next;
+            if (behind < end) {
+                left.fetch(next, behind, width, rows_at(behind));
+                right.fetch(next, behind, width, rows_at(behind));
+            }
+            add_products(g + k * size, left.read(i, width, rows), right.read(i, width, rows), rows, Part::kAll, next);
+            i = behind;
         }
     });
     fold_chunks(g, size, division.chunks);

@@ -60,17 +60,17 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) { return c + a * b; }
 #if ZCPIPE_PANEL_VERSIONS
 #define ZCPIPE_PRODUCTS(T, arch, version)                                                                     \
     __attribute__((target(arch))) void chosen(double* product, Panels<T> left, Panels<T> right, int64_t rows, \
-                                              Part part) {                                                    \
-        version::add_blocks(product, left, right, rows, part);                                                \
+                                              Part part, Ahead next) {                                        \
+        version::add_blocks(product, left, right, rows, part, next);                                          \
     }
 #define ZCPIPE_PRODUCTS_OF(T)                \
     ZCPIPE_PRODUCTS(T, "default", baseline)  \
     ZCPIPE_PRODUCTS(T, "arch=x86-64-v3", v3) \
     ZCPIPE_PRODUCTS(T, "arch=x86-64-v4", v4)
 #else
-#define ZCPIPE_PRODUCTS_OF(T)                                                                \
-    void chosen(double* product, Panels<T> left, Panels<T> right, int64_t rows, Part part) { \
-        baseline::add_blocks(product, left, right, rows, part);                              \
+#define ZCPIPE_PRODUCTS_OF(T)                                                                            \
+    void chosen(double* product, Panels<T> left, Panels<T> right, int64_t rows, Part part, Ahead next) { \
+        baseline::add_blocks(product, left, right, rows, part, next);                                    \
     }
 #endif
 
@@ -79,12 +79,12 @@ ZCPIPE_PRODUCTS_OF(double)
 
 }  // namespace
 
-void add_products(double* product, Panels<float> left, Panels<float> right, int64_t rows, Part part) {
-    chosen(product, left, right, rows, part);
+void add_products(double* product, Panels<float> left, Panels<float> right, int64_t rows, Part part, Ahead next) {
+    chosen(product, left, right, rows, part, next);
 }
 
-void add_products(double* product, Panels<double> left, Panels<double> right, int64_t rows, Part part) {
-    chosen(product, left, right, rows, part);
+void add_products(double* product, Panels<double> left, Panels<double> right, int64_t rows, Part part, Ahead next) {
+    chosen(product, left, right, rows, part, next);
 }
 
 }  // namespace zcpipe

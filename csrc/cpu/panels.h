@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/ahead.h"
+
 namespace zcpipe {
 
 // Columns of a panel: 64 bytes.
@@ -19,8 +21,9 @@ struct Panels {
 enum class Part { kAll, kUpper };  // kUpper leaves out the panels below the diagonal
 
 // product[i][j] += sum over the rows of left[row][i] right[row][j]; product is [kPanel left.count, kPanel right.count].
-// The products of one call are added in type T, in the order of the rows, fused where the processor can.
-void add_products(double* product, Panels<float> left, Panels<float> right, int64_t rows, Part part);
-void add_products(double* product, Panels<double> left, Panels<double> right, int64_t rows, Part part);
+// The products of one call are added in type T, in the order of the rows, fused where the processor can. Meanwhile what
+// is wanted next is fetched.
+void add_products(double* product, Panels<float> left, Panels<float> right, int64_t rows, Part part, Ahead next);
+void add_products(double* product, Panels<double> left, Panels<double> right, int64_t rows, Part part, Ahead next);
 
 }  // namespace zcpipe
