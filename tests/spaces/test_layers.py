@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from zcpipe.spaces.layers import Conv2d, replica
+from zcpipe.spaces.layers import Conv2d, made, replica
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -45,3 +46,52 @@ def test_hooks_on_a_replica_stay_off_its_original():
     replica(module)[0].register_forward_hook(lambda *_: seen.append("called"))
     module(torch.randn(2, 2, 3, 3))
     assert not seen
+
+
+def test_what_is_made_twice_is_constructed_once_and_shared_with_nobody():
+    made_of = []
+
+    def layer(channels):
+        made_of.append(channels)
+        return nn.Sequential(Conv2d(channels, 2, 1), nn.BatchNorm2d(2))
+
+    first, second, other = made(layer, 2), made(layer, 2), made(layer, 3)
+    assert made_of == [2, 3]
+    assert str(first) == str(second) != str(other)
+    with torch.no_grad():
+        first[0].weight.fill_(1.0)
+    first.eval().append(nn.ReLU())
+    assert not second[0].weight.any() and second.training and len(second) == 2
+    assert not made(layer, 2)[0].weight.any()
+
+
+@pytest.mark.parametrize(
+    ("circumstance", "holds"),
+    [
+        (lambda: torch.device("meta"), lambda weight: weight.is_meta),
+        (torch.inference_mode, lambda weight: weight.is_inference()),
+        (FakeTensorMode, lambda weight: isinstance(weight.data, FakeTensor)),
+    ],
+    ids=["device", "inference mode", "fake tensors"],
+)
+def test_layers_belong_to_the_circumstances_in_which_they_are_made(circumstance, holds):
+    def kind():
+        return Conv2d(1, 1, 1)
+
+    before = made(kind)
+    with circumstance():
+        assert holds(made(kind).weight)
+    for layer in (before, made(kind)):
+        assert not layer.weight.is_meta and not holds(layer.weight)
+
+
+def test_layers_have_the_dtype_of_their_time():
+    def kind():
+        return Conv2d(1, 1, 1)
+
+    assert made(kind).weight.dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert made(kind).weight.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

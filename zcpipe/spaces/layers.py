@@ -2,13 +2,14 @@
 
 Their weights are zero until a recipe fills them (`zcpipe.initialise`). torch's own constructors would spend more time
 on default weights that nobody uses than the network's passes take at small batches; for the same reason a layer that
-occurs many times is constructed once and copied (`replica`).
+occurs many times is constructed once and copied (`replica`, `made`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeGuard, TypeVar
 
 import torch
@@ -92,6 +93,22 @@ def replica(module: M) -> M:
     for name, child in module._modules.items():
         own["_modules"][name] = None if child is None else replica(child)
     return twin
+
+
+def made(kind: Callable[..., M], *arguments: Hashable) -> M:
+    """Return the layer that ``kind(*arguments)`` makes: a replica of the first that was made so.
+
+    The originals are kept for the life of the process, so this is for small layers of few kinds.
+    """
+    if torch._C._len_torch_dispatch_stack():  # what such a mode makes is its own, such as tensors without memory
+        return kind(*arguments)
+    circumstances = (torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled())
+    return replica(_original(kind, arguments, circumstances))
+
+
+@lru_cache(maxsize=64)
+def _original(kind: Callable[..., M], arguments: tuple[Hashable, ...], circumstances: tuple[Hashable, ...]) -> M:
+    return kind(*arguments)
 
 
 def has_hooks(module: nn.Module) -> bool:

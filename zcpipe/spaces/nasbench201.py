@@ -20,7 +20,7 @@ from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.base import Built, Dataset, Size, Slots
 from zcpipe.spaces.graphs import Operation, Wiring, canonical_text, canonical_texts, correspondence, live_edges
-from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, replica
+from zcpipe.spaces.layers import Conv2d, Dag, Linear, Op, add_to, made, replica
 from zcpipe.spaces.permutation import permuted
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -309,12 +309,7 @@ class _Cell(Dag):
 
     def __init__(self, arch: Cell, channels: int, full: bool) -> None:
         kept = [edge for edge, lives in enumerate(arch.live) if lives or (full and arch.operations[edge] != "none")]
-        layers: dict[str, nn.Module] = {}
-        made: dict[str, nn.Module] = {}
-        for edge in kept:
-            name = arch.operations[edge]
-            layers[str(edge)] = replica(made[name]) if name in made else _operation(name, channels)
-            made[name] = layers[str(edge)]
+        layers = {str(edge): made(_operation, arch.operations[edge], channels) for edge in kept}
         dead = [str(edge) for edge in kept if not arch.live[edge]]
         super().__init__([EDGES[edge] for edge in kept], layers, output=3, dead=dead)
 
@@ -327,23 +322,30 @@ def _operation(name: str, channels: int) -> nn.Module:
     return nn.Identity()
 
 
+def _stem(inputs: int) -> nn.Module:
+    return nn.Sequential(Conv2d(inputs, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH))
+
+
+def _last_activation(channels: int) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+
+
 class _Network(nn.Module):
     """Stem, stages of cells, classifier."""
 
     def __init__(self, arch: Cell, dataset: Dataset, cells_per_stage: int, full: bool) -> None:
         super().__init__()
-        stem = Conv2d(dataset.input_shape[0], WIDTH, 3, padding=1, bias=False)
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(WIDTH))
+        self.stem = made(_stem, dataset.input_shape[0])
         self.cells = nn.ModuleList()
         for stage in range(STAGES):
             width = WIDTH << stage
             if stage:
-                self.cells.append(_Reduction(width // 2, width))
+                self.cells.append(made(_Reduction, width // 2, width))
             cell = _Cell(arch, width, full)
             self.cells.extend(replica(cell) if i else cell for i in range(cells_per_stage))
-        self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
+        self.lastact = made(_last_activation, width)
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = Linear(width, dataset.classes)
+        self.classifier = made(Linear, width, dataset.classes)
         self.block_names = _block_names(cells_per_stage)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
