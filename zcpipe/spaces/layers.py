@@ -103,7 +103,8 @@ def made(kind: Callable[..., M], *arguments: Hashable) -> M:
     if torch._C._len_torch_dispatch_stack():  # what such a mode makes is its own, such as tensors without memory
         return kind(*arguments)
     circumstances = (torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled())
-    return replica(_original(kind, arguments, circumstances))
+    original: M = _original(kind, arguments, circumstances)
+    return replica(original)
 
 
 @lru_cache(maxsize=64)
