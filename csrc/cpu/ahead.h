@@ -15,15 +15,17 @@ class Ahead {
     // What finds no room is not fetched.
     template <typename T>
     void add(const T* piece, int64_t count) {
-        if (count_ == kMost) return;
+        if (count <= 0 || count_ == kMost) return;
         const int64_t lines = (count * int64_t(sizeof(T)) + kLine - 1) / kLine;
-        pieces_[count_++] = {reinterpret_cast<const char*>(piece), lines};
+        pieces_[count_++] = {reinterpret_cast<uintptr_t>(piece), lines};
         lines_ += lines;
     }
 
-    // `step` fetches everything in so many steps; nothing if they are so few that each would wait for itself.
+    // `step` fetches everything in so many steps; nothing if they are so few that each would wait for itself. A piece
+    // ends within a step.
     void divide(int64_t steps) {
-        step_ = (lines_ + steps - 1) / std::max<int64_t>(steps, 1);
+        const int64_t whole = std::max<int64_t>(steps - count_ + 1, 1);
+        step_ = (lines_ + whole - 1) / whole;
         if (step_ > kMostLines) count_ = 0;
     }
 
@@ -31,25 +33,25 @@ class Ahead {
         if (next_ == count_) return;
         Piece& piece = pieces_[next_];
         const int64_t lines = std::min(step_, piece.lines);
-        for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(piece.from + i * kLine, 0, 2);
+        for (int64_t i = 0; i < lines; ++i) fetch(piece.from + i * kLine);
         piece.from += lines * kLine;
         piece.lines -= lines;
         next_ += piece.lines == 0;
     }
 
     // The next so many lines, for loops that fetch one a time, or the same line again and again where none are left.
-    // There may be others behind a piece's last.
+    // There may be others behind a piece's last: to fetch harms nobody, whatever is there.
     struct Lines {
-        const char* at;
+        uintptr_t at;
         int64_t stride;
 
         ZCPIPE_INLINE void fetch() {
-            __builtin_prefetch(at, 0, 2);
+            Ahead::fetch(at);
             at += stride;
         }
     };
     ZCPIPE_INLINE Lines take(int64_t lines) {
-        if (next_ == count_) return {reinterpret_cast<const char*>(this), 0};
+        if (next_ == count_) return {reinterpret_cast<uintptr_t>(this), 0};
         Piece& piece = pieces_[next_];
         const Lines taken = {piece.from, kLine};
         piece.from += lines * kLine;
@@ -63,10 +65,13 @@ class Ahead {
     static constexpr int64_t kMostLines = 32;  // in flight
     static constexpr int64_t kMost = 4;        // pieces
     struct Piece {
-        const char* from;
+        uintptr_t from;
         int64_t lines;
     };
-    Piece pieces_[kMost];
+
+    static ZCPIPE_INLINE void fetch(uintptr_t at) { __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2); }
+
+    Piece pieces_[kMost] = {};
     int64_t count_ = 0, next_ = 0, lines_ = 0, step_ = 0;
 };
 

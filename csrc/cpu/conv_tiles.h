@@ -50,12 +50,6 @@ int64_t tile_pixels(int64_t blocks);  // of a tile in a panel of so many blocks
 
 inline int64_t blocks_of(int64_t channels) { return (channels + kBlock - 1) / kBlock; }
 
-// How many tiles make `pixels` neighbours of all the result's channels, about.
-inline int64_t tiles_of(int64_t pixels, int64_t channels) {
-    const int64_t blocks = std::min(most_blocks(), blocks_of(channels)), size = tile_pixels(blocks);
-    return (blocks_of(channels) + blocks - 1) / blocks * ((pixels + size - 1) / size);
-}
-
 // Calls f(first channel, blocks) for every panel of result channels.
 template <typename F>
 void for_panels(int64_t channels, const F& f) {
@@ -65,6 +59,16 @@ void for_panels(int64_t channels, const F& f) {
         f(c, blocks);
         c += blocks * kBlock;
     }
+}
+
+// How many tiles make `pixels` neighbours of all the result's channels, about.
+inline int64_t tiles_of(int64_t pixels, int64_t channels) {
+    int64_t tiles = 0;
+    for_panels(channels, [&](int64_t, int64_t blocks) {
+        const int64_t size = tile_pixels(blocks);
+        tiles += (pixels + size - 1) / size;
+    });
+    return tiles;
 }
 
 }  // namespace zcpipe

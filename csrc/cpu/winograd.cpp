@@ -229,8 +229,8 @@ int64_t Winograd::work_size() const {
 
 void Winograd::run(Target target, const float* source, int64_t row_stride, int64_t block_stride, float* work,
                    Ahead ahead) const {
-    ahead.divide(kPlaces * (tile_rows_ + rows_at_once_ - 1) / rows_at_once_ *
-                 tiles_of(rows_at_once_ * tile_columns_, result_channels_));
+    const int64_t groups = (tile_rows_ + rows_at_once_ - 1) / rows_at_once_;
+    ahead.divide(groups * kPlaces * tiles_of(rows_at_once_ * tile_columns_, result_channels_));
     const int64_t source_blocks = blocks_of(source_channels_), channels = result_channels_;
     for (int64_t top = 0; top < tile_rows_; top += rows_at_once_) {
         const int64_t rows = std::min(rows_at_once_, tile_rows_ - top), tiles = rows * tile_columns_;

@@ -95,3 +95,33 @@ def test_layers_have_the_dtype_of_their_time():
         assert made(kind).weight.dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_default_device_is_a_circumstance():
+    def kind():
+        return Conv2d(1, 1, 1)
+
+    assert not made(kind).weight.is_meta
+    torch.set_default_device("meta")
+    try:
+        assert made(kind).weight.is_meta
+    finally:
+        torch.set_default_device(None)
+    assert not made(kind).weight.is_meta
+
+
+def test_what_a_patched_torch_makes_is_not_kept(monkeypatch):
+    """As under a library's context in which models get no memory."""
+
+    def kind():
+        return Conv2d(1, 1, 1)
+
+    with monkeypatch.context() as patched:
+        registered = nn.Module.register_parameter
+
+        def on_meta(self, name, parameter):
+            registered(self, name, None if parameter is None else nn.Parameter(parameter.to("meta")))
+
+        patched.setattr(nn.Module, "register_parameter", on_meta)
+        assert made(kind).weight.is_meta
+    assert not made(kind).weight.is_meta

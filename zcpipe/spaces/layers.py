@@ -98,16 +98,19 @@ def replica(module: M) -> M:
 def made(kind: Callable[..., M], *arguments: Hashable) -> M:
     """Return the layer that ``kind(*arguments)`` makes: a replica of the first that was made so.
 
-    The originals are kept for the life of the process, so this is for small layers of few kinds.
+    The process keeps the originals of the last 64 kinds, so this is for small layers of few kinds.
     """
     if torch._C._len_torch_dispatch_stack():  # what such a mode makes is its own, such as tensors without memory
         return kind(*arguments)
-    circumstances = (torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled())
+    device = torch.get_default_device()
+    circumstances = (device, torch.get_default_dtype(), torch.is_inference_mode_enabled())
     original: M = _original(kind, arguments, circumstances)
+    if any(parameter.device.type != device.type for parameter in original.parameters()):
+        return kind(*arguments)  # somebody has patched torch, as libraries do that put off giving a model memory
     return replica(original)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64, typed=True)
 def _original(kind: Callable[..., M], arguments: tuple[Hashable, ...], circumstances: tuple[Hashable, ...]) -> M:
     return kind(*arguments)
 
