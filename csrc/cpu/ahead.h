@@ -21,12 +21,10 @@ class Ahead {
         lines_ += lines;
     }
 
-    // `step` fetches everything in so many steps; nothing if they are so few that each would wait for itself. A piece
-    // ends within a step.
+    // `step` fetches everything in so many steps, or as much as does not wait for itself. A piece ends within a step.
     void divide(int64_t steps) {
         const int64_t whole = std::max<int64_t>(steps - count_ + 1, 1);
-        step_ = (lines_ + whole - 1) / whole;
-        if (step_ > kMostLines) count_ = 0;
+        step_ = std::min((lines_ + whole - 1) / whole, kMostLines);
     }
 
     ZCPIPE_INLINE void step() {
