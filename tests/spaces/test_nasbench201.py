@@ -334,3 +334,17 @@ def test_published_scores_of_whole_networks_need_the_full_one(data, name):
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     norms = sum(layer.weight.detach().norm().item() for layer in layers)
     assert norms == pytest.approx(published["l2_norm"], rel=1e-6)
+
+
+def test_networks_share_nothing_though_their_layers_are_constructed_once():
+    cell = SPACE[0]
+    first = SPACE.build(cell, "cifar10").model
+    kept = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    with torch.no_grad():
+        for tensor in first.state_dict().values():
+            tensor.fill_(7)
+    for module in first.modules():
+        module.train(False).register_forward_hook(lambda *_: None)
+    second = SPACE.build(cell, "cifar10").model
+    torch.testing.assert_close(second.state_dict(), kept, rtol=0, atol=0)
+    assert all(module.training and not module._forward_hooks for module in second.modules())
