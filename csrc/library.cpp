@@ -12,6 +12,7 @@ STABLE_TORCH_LIBRARY(zcpipe, m) {
     m.def("philox_normal_(Tensor(a!) out, int key, int nonce) -> ()");
     m.def("philox_uniform_(Tensor(a!) out, int key, int nonce) -> ()");
     m.def("philox_rademacher_(Tensor(a!) out, int key, int nonce) -> ()");
+    m.def("philox_fills_(Tensor(a!)[] outs, int[] keys, int[] nonces, float[] scales, bool normal) -> ()");
 
     m.def("avg_pool3x3(Tensor x) -> Tensor");
     m.def("avg_pool3x3_backward(Tensor grad) -> Tensor");

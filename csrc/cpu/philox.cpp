@@ -33,32 +33,33 @@ void words(T* out, StreamId id, uint64_t first, int64_t blocks) {
     }
 }
 
+// Rounded before they are scaled, as whoever scales a filled tensor does.
 template <typename T>
-ZCPIPE_INLINE void pairs_of(T* out, const uint64_t* low, const uint64_t* high, int64_t count) {
+ZCPIPE_INLINE void pairs_of(T* out, const uint64_t* low, const uint64_t* high, T scale, int64_t count) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
         const NormalPair pair = normal_pair(low[i], high[i]);
-        out[2 * i] = T(pair.first);
-        out[2 * i + 1] = T(pair.second);
+        out[2 * i] = T(pair.first) * scale;
+        out[2 * i + 1] = T(pair.second) * scale;
     }
 }
 
-ZCPIPE_CLONES void normal_pairs(float* out, const uint64_t* low, const uint64_t* high, int64_t count) {
-    pairs_of(out, low, high, count);
+ZCPIPE_CLONES void normal_pairs(float* out, const uint64_t* low, const uint64_t* high, float scale, int64_t count) {
+    pairs_of(out, low, high, scale, count);
 }
 
-ZCPIPE_CLONES void normal_pairs(double* out, const uint64_t* low, const uint64_t* high, int64_t count) {
-    pairs_of(out, low, high, count);
+ZCPIPE_CLONES void normal_pairs(double* out, const uint64_t* low, const uint64_t* high, double scale, int64_t count) {
+    pairs_of(out, low, high, scale, count);
 }
 
 // Elements 2 first .. 2 (first + pairs) of the normals.
 template <typename T>
-void normals(T* out, StreamId id, uint64_t first, int64_t pairs) {
+void normals(T* out, StreamId id, T scale, uint64_t first, int64_t pairs) {
     uint64_t low[kBatch], high[kBatch];
     for (int64_t done = 0; done < pairs; done += kBatch) {
         const int64_t count = std::min(kBatch, pairs - done);
         philox_blocks(low, high, id, first + uint64_t(done), count);
-        normal_pairs(out + 2 * done, low, high, count);
+        normal_pairs(out + 2 * done, low, high, scale, count);
     }
 }
 
@@ -71,38 +72,42 @@ void transpose(T* out, const T* in, int64_t channels, int64_t pixels) {
 
 // A run of elements in logical order that starts anywhere, also in the middle of a pair.
 template <typename T>
-void normal_run(T* out, StreamId id, int64_t begin, int64_t end) {
+void normal_run(T* out, StreamId id, T scale, int64_t begin, int64_t end) {
     T edge[2];
     if (begin < end && begin % 2 == 1) {
-        normals(edge, id, begin / 2, 1);
+        normals(edge, id, scale, begin / 2, 1);
         *out++ = edge[1];
         ++begin;
     }
     const int64_t pairs = (end - begin) / 2;
-    normals(out, id, begin / 2, pairs);
+    normals(out, id, scale, begin / 2, pairs);
     if ((end - begin) % 2 == 1) {
-        normals(edge, id, begin / 2 + pairs, 1);
+        normals(edge, id, scale, begin / 2 + pairs, 1);
         out[2 * pairs] = edge[0];
     }
 }
 
 template <typename T>
-ZCPIPE_INLINE void uniforms_of(T* out, const uint32_t* bits, int64_t count) {
+ZCPIPE_INLINE void uniforms_of(T* out, const uint32_t* bits, T scale, int64_t count) {
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) out[i] = uniform<T>(bits[i]);
+    for (int64_t i = 0; i < count; ++i) out[i] = uniform<T>(bits[i]) * scale;
 }
 
-ZCPIPE_CLONES void uniforms(float* out, const uint32_t* bits, int64_t count) { uniforms_of(out, bits, count); }
-ZCPIPE_CLONES void uniforms(double* out, const uint32_t* bits, int64_t count) { uniforms_of(out, bits, count); }
+ZCPIPE_CLONES void uniforms(float* out, const uint32_t* bits, float scale, int64_t count) {
+    uniforms_of(out, bits, scale, count);
+}
+ZCPIPE_CLONES void uniforms(double* out, const uint32_t* bits, double scale, int64_t count) {
+    uniforms_of(out, bits, scale, count);
+}
 
 // A run of elements in logical order that starts anywhere, also in the middle of a block.
 template <typename T>
-void uniform_run(T* out, StreamId id, int64_t begin, int64_t end) {
+void uniform_run(T* out, StreamId id, T scale, int64_t begin, int64_t end) {
     uint32_t bits[4 * kBatch];
     while (begin < end) {
         const int64_t skip = begin % 4, count = std::min(4 * kBatch - skip, end - begin);
         words(bits, id, begin / 4, (skip + count + 3) / 4);
-        uniforms(out, bits + skip, count);
+        uniforms(out, bits + skip, scale, count);
         out += count;
         begin += count;
     }
@@ -159,20 +164,23 @@ void check_layout(const Tensor& out) {
                     "channels_last");
 }
 
+template <typename T>
+using Run = void (*)(T*, StreamId, T, int64_t, int64_t);
+
 // What `run` (normal_run, uniform_run) makes of the stream, in either layout.
 template <typename T>
-void fill(const Tensor& out, StreamId id, void (*run)(T*, StreamId, int64_t, int64_t)) {
+void fill(const Tensor& out, StreamId id, T scale, Run<T> run) {
     T* data = out.mutable_data_ptr<T>();
     if (out.is_contiguous()) {
         torch::stable::parallel_for(0, out.numel(), kGrain,
-                                    [&](int64_t begin, int64_t end) { run(data + begin, id, begin, end); });
+                                    [&](int64_t begin, int64_t end) { run(data + begin, id, scale, begin, end); });
         return;
     }
     const int64_t channels = out.size(1), pixels = out.size(2) * out.size(3), size = channels * pixels;
     torch::stable::parallel_for(0, out.size(0), kGrain / size + 1, [&](int64_t begin, int64_t end) {
         std::vector<T> sample(size);
         for (int64_t n = begin; n < end; ++n) {
-            run(sample.data(), id, n * size, (n + 1) * size);
+            run(sample.data(), id, scale, n * size, (n + 1) * size);
             transpose(data + n * size, sample.data(), channels, pixels);
         }
     });
@@ -218,20 +226,36 @@ void philox_bits_(const Tensor& out, int64_t key, int64_t nonce, int64_t first_b
     std::copy_n(last, count % 4, data + 4 * blocks);
 }
 
-void philox_normal_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
+void fill_any(const Tensor& out, StreamId id, double scale, Run<float> single, Run<double> twice) {  // any shape
     check_float(out, "out");
     check_layout(out);
     if (out.numel() == 0) return;
-    if (out.scalar_type() == ScalarType::Float) return fill<float>(out, stream(key, nonce), normal_run);
-    fill<double>(out, stream(key, nonce), normal_run);
+    if (out.scalar_type() == ScalarType::Float) return fill<float>(out, id, float(scale), single);
+    fill<double>(out, id, scale, twice);
 }
 
-void philox_uniform_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
-    check_float(out, "out");
-    check_layout(out);
-    if (out.numel() == 0) return;
-    if (out.scalar_type() == ScalarType::Float) return fill<float>(out, stream(key, nonce), uniform_run);
-    fill<double>(out, stream(key, nonce), uniform_run);
+void philox_normal_(const Tensor& out, int64_t key, int64_t nonce) {
+    fill_any(out, stream(key, nonce), 1.0, normal_run, normal_run);
+}
+
+void philox_uniform_(const Tensor& out, int64_t key, int64_t nonce) {
+    fill_any(out, stream(key, nonce), 1.0, uniform_run, uniform_run);
+}
+
+// Tensors in order, each from a stream and times a factor of its own.
+void philox_fills_(std::vector<Tensor> outs, std::vector<int64_t> keys, std::vector<int64_t> nonces,
+                   std::vector<double> scales, bool normal) {
+    STD_TORCH_CHECK(keys.size() == outs.size() && nonces.size() == outs.size() && scales.size() == outs.size(),
+                    "outs: expected as many tensors as keys, nonces and scales");
+    for (size_t k = 0; k < outs.size(); ++k) {
+        check_float(outs[k], "outs");
+        STD_TORCH_CHECK(outs[k].is_contiguous(), "outs: got other strides, expected contiguous");
+        const StreamId id = stream(keys[k], nonces[k]);
+        if (normal)
+            fill_any(outs[k], id, scales[k], normal_run, normal_run);
+        else
+            fill_any(outs[k], id, scales[k], uniform_run, uniform_run);
+    }
 }
 
 void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any shape
@@ -248,5 +272,6 @@ STABLE_TORCH_LIBRARY_IMPL(zcpipe, CPU, m) {
     m.impl("philox_bits_", TORCH_BOX(&philox_bits_));
     m.impl("philox_normal_", TORCH_BOX(&philox_normal_));
     m.impl("philox_uniform_", TORCH_BOX(&philox_uniform_));
+    m.impl("philox_fills_", TORCH_BOX(&philox_fills_));
     m.impl("philox_rademacher_", TORCH_BOX(&philox_rademacher_));
 }

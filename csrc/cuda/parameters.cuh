@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "cuda/table.h"
 #include "cuda/vector.h"
 
 namespace zcpipe::gpu {
@@ -32,7 +33,7 @@ struct Layer {
     uint32_t chunks() const { return (count + kParameterChunk - 1) / kParameterChunk; }
 };
 
-// The table of a launch: block b works for the last layer whose first chunk is not after b.
+// The table of a launch: a block for each chunk.
 struct Layers {
     Layer list[kLayersAtOnce];
     uint32_t first_chunk[kLayersAtOnce + 1];
@@ -83,16 +84,9 @@ __device__ __forceinline__ void fold_threads(double* sums) {
 }
 
 __global__ void parameters_kernel(double* partials, const __grid_constant__ Layers layers) {
-    uint32_t low = 0, high = layers.count;  // the layer is in low .. high - 1
-    while (high - low > 1) {
-        const uint32_t middle = (low + high) / 2;
-        if (layers.first_chunk[middle] <= blockIdx.x)
-            low = middle;
-        else
-            high = middle;
-    }
-    const Layer layer = layers.list[low];
-    const uint32_t begin = (blockIdx.x - layers.first_chunk[low]) * kParameterChunk;
+    const uint32_t entry = entry_of(layers.first_chunk, layers.count, blockIdx.x);
+    const Layer layer = layers.list[entry];
+    const uint32_t begin = (blockIdx.x - layers.first_chunk[entry]) * kParameterChunk;
     const uint32_t end = layer.count - begin < kParameterChunk ? layer.count : begin + kParameterChunk;
     double sums[kStatistics] = {};
     if (layer.is_double)

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <vector>
+
 #include "common/layout.h"
 #include "cuda/device.h"
 #include "cuda/philox.cuh"
@@ -81,11 +83,35 @@ void philox_rademacher_(const Tensor& out, int64_t key, int64_t nonce) {  // any
         rademacher_fill<double>(out, stream(key, nonce), device.stream());
 }
 
+void philox_fills_(std::vector<Tensor> outs, std::vector<int64_t> keys, std::vector<int64_t> nonces,
+                   std::vector<double> scales, bool normal) {
+    STD_TORCH_CHECK(keys.size() == outs.size() && nonces.size() == outs.size() && scales.size() == outs.size(),
+                    "outs: expected as many tensors as keys, nonces and scales");
+    if (outs.empty()) return;
+    const gpu::OnDeviceOf device(outs[0]);
+    std::vector<gpu::Fill> fills;
+    for (size_t k = 0; k < outs.size(); ++k) {
+        const Tensor& out = outs[k];
+        check_float(out, "outs");
+        STD_TORCH_CHECK(out.is_contiguous(), "outs: got other strides, expected contiguous");
+        STD_TORCH_CHECK(out.device() == outs[0].device(), "outs: expected all tensors on one device");
+        const bool is_double = out.scalar_type() == ScalarType::Double;
+        void* const data =
+            is_double ? static_cast<void*>(out.mutable_data_ptr<double>()) : out.mutable_data_ptr<float>();
+        fills.push_back({data, stream(keys[k], nonces[k]), scales[k], uint64_t(out.numel()), is_double});
+    }
+    if (normal)
+        gpu::philox_fills<true>(fills, device.stream());
+    else
+        gpu::philox_fills<false>(fills, device.stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(zcpipe, CUDA, m) {
     m.impl("philox_bits_", TORCH_BOX(&philox_bits_));
     m.impl("philox_normal_", TORCH_BOX(&philox_normal_));
     m.impl("philox_uniform_", TORCH_BOX(&philox_uniform_));
+    m.impl("philox_fills_", TORCH_BOX(&philox_fills_));
     m.impl("philox_rademacher_", TORCH_BOX(&philox_rademacher_));
 }

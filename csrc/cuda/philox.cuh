@@ -6,10 +6,14 @@
 // neighbouring addresses.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "common/normal.h"
 #include "common/philox.h"
 #include "cuda/images.h"
 #include "cuda/launch.h"
+#include "cuda/table.h"
 #include "cuda/vector.h"
 
 namespace zcpipe::gpu {
@@ -164,6 +168,58 @@ __global__ void philox_rademacher_nhwc_kernel(T* out, StreamId id, uint32_t chan
     for (uint32_t b = 0; b < width; ++b) to[size_t{b} * channels] = sign<T>(bits, b);
 }
 
+constexpr int kFillsAtOnce = 72;  // what a launch's parameters have room for
+
+// A tensor, and the stream that fills it times a factor.
+struct Fill {
+    void* out;
+    StreamId id;
+    double scale;
+    uint64_t count;
+    bool is_double;
+};
+
+// The table of a launch: a block of threads for each kPhiloxThreads blocks of a stream.
+struct Fills {
+    Fill list[kFillsAtOnce];
+    uint32_t first_block[kFillsAtOnce + 1];
+    uint32_t count;
+};
+
+// Elements that block i of the stream makes. Rounded before they are scaled, as on the CPU.
+template <bool kNormal, typename T>
+__device__ __forceinline__ void fill_from(const Fill& fill, uint64_t i) {
+    constexpr uint32_t kEach = kNormal ? 2 : 4;
+    if (kEach * i >= fill.count) return;
+    T values[4];
+    if constexpr (kNormal) {
+        const NormalPair pair = normals_of(fill.id, i);
+        values[0] = T(pair.first);
+        values[1] = T(pair.second);
+    } else {
+        const Block b = counted_philox(fill.id, i);
+        values[0] = uniform<T>(b.w0);
+        values[1] = uniform<T>(b.w1);
+        values[2] = uniform<T>(b.w2);
+        values[3] = uniform<T>(b.w3);
+    }
+    T* const out = static_cast<T*>(fill.out) + kEach * i;
+    ZCPIPE_UNROLL
+    for (uint32_t k = 0; k < kEach; ++k)
+        if (kEach * i + k < fill.count) out[k] = values[k] * T(fill.scale);
+}
+
+template <bool kNormal>
+__global__ void philox_fills_kernel(const __grid_constant__ Fills fills) {
+    const uint32_t entry = entry_of(fills.first_block, fills.count, blockIdx.x);
+    const Fill fill = fills.list[entry];
+    const uint64_t i = uint64_t{blockIdx.x - fills.first_block[entry]} * blockDim.x + threadIdx.x;
+    if (fill.is_double)
+        fill_from<kNormal, double>(fill, i);
+    else
+        fill_from<kNormal, float>(fill, i);
+}
+
 // out[i] = word i of the stream from block `first` on, for i in 0 .. count - 1, where 0 < count.
 inline void philox_bits(int64_t* out, StreamId id, uint64_t first, int64_t count, cudaStream_t stream) {
     launch(
@@ -205,6 +261,37 @@ void philox_uniform_nhwc(T* out, StreamId id, const Images& g, cudaStream_t stre
     launch(philox_uniform_nhwc_kernel<T>,
            {.grid = blocks_for(threads, kPhiloxThreads), .block = kPhiloxThreads, .shared = 0, .stream = stream}, out,
            id, uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(pieces), uint32_t(threads));
+}
+
+// Whether two tensors share memory, so that what comes later has to be written later.
+inline bool overlap(const std::vector<Fill>& fills) {
+    std::vector<std::pair<const char*, const char*>> spans;
+    for (const Fill& fill : fills) {
+        const char* const begin = static_cast<const char*>(fill.out);
+        if (fill.count > 0) spans.emplace_back(begin, begin + fill.count * (fill.is_double ? 8 : 4));
+    }
+    std::sort(spans.begin(), spans.end());
+    return std::adjacent_find(spans.begin(), spans.end(),
+                              [](const auto& a, const auto& b) { return b.first < a.second; }) != spans.end();
+}
+
+// Fills each tensor with the normals, or uniform numbers, of its stream times its factor, in order.
+template <bool kNormal>
+void philox_fills(const std::vector<Fill>& fills, cudaStream_t stream) {
+    constexpr int64_t kEach = kNormal ? 2 : 4;
+    const size_t at_once = overlap(fills) ? 1 : kFillsAtOnce;
+    for (size_t first = 0; first < fills.size(); first += at_once) {
+        Fills table = {};
+        table.count = uint32_t(std::min(fills.size() - first, at_once));
+        int64_t blocks = 0;
+        for (uint32_t k = 0; k < table.count; ++k) {
+            table.list[k] = fills[first + k];
+            blocks += blocks_for((int64_t(fills[first + k].count) + kEach - 1) / kEach, kPhiloxThreads);
+            table.first_block[k + 1] = blocks_for(blocks, 1);
+        }
+        if (blocks > 0)
+            launch(philox_fills_kernel<kNormal>, {unsigned(blocks), unsigned(kPhiloxThreads), 0, stream}, table);
+    }
 }
 
 // out[i] = sign i of the stream, for i in 0 .. count - 1, where 0 < count.

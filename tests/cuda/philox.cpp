@@ -133,8 +133,76 @@ void images(const Images& g) {
     EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == touched(g, 32, 128), "%s", proof::name(g).c_str());
 }
 
+// Tensors of these sizes, of doubles in turn, each with a stream and a factor of its own.
+struct Tensors {
+    std::vector<std::vector<float>> floats;
+    std::vector<std::vector<double>> doubles;
+    std::vector<gpu::Fill> fills;
+    int64_t pairs = 0, quads = 0;
+
+    explicit Tensors(const std::vector<int64_t>& sizes) {
+        for (size_t k = 0; k < sizes.size(); ++k) {
+            floats.push_back(proof::unwritten<float>(sizes[k]));
+            doubles.push_back(proof::unwritten<double>(sizes[k]));
+            void* const out = k % 2 == 0 ? static_cast<void*>(floats[k].data()) : doubles[k].data();
+            fills.push_back({out, {kStream.key, kStream.nonce + k}, 0.3 + double(k), uint64_t(sizes[k]), k % 2 == 1});
+            pairs += (sizes[k] + 1) / 2;
+            quads += (sizes[k] + 3) / 4;
+        }
+    }
+};
+
+template <bool kNormal, typename T>
+T expected_of(const gpu::Fill& fill, uint64_t i) {
+    if (!kNormal) {
+        const double word = words_of(fill.id, i / 4)[i % 4];
+        return T((word < 0x1p31 ? word : word - 0x1p32) / 0x1p31) * T(fill.scale);
+    }
+    const std::vector<uint32_t> w = words_of(fill.id, i / 2);
+    const NormalPair pair = normal_pair(uint64_t{w[1]} << 32 | w[0], uint64_t{w[3]} << 32 | w[2]);
+    return T(i % 2 == 0 ? pair.first : pair.second) * T(fill.scale);
+}
+
+template <bool kNormal>
+void many(const std::vector<int64_t>& sizes, int64_t launches) {
+    Tensors tensors(sizes);
+    proof::counters = {};
+    gpu::philox_fills<kNormal>(tensors.fills, nullptr);
+    for (size_t k = 0; k < sizes.size(); ++k)
+        for (int64_t i = 0; i < sizes[k]; ++i) {
+            const gpu::Fill& fill = tensors.fills[k];
+            const bool same = fill.is_double ? tensors.doubles[k][i] == expected_of<kNormal, double>(fill, i)
+                                             : tensors.floats[k][i] == expected_of<kNormal, float>(fill, i);
+            EXPECT(same, "tensor %ld, element %ld", long(k), long(i));
+        }
+    EXPECT(proof::counters.launches == launches, "%ld launches", long(proof::counters.launches));
+    EXPECT(proof::counters.events[gpu::kPhiloxBlocks] == (kNormal ? tensors.pairs : tensors.quads), "%ld blocks",
+           long(proof::counters.events[gpu::kPhiloxBlocks]));
+}
+
+// The second is the end of the first: what comes last counts.
+void shared_memory_is_written_in_order() {
+    std::vector<float> memory = proof::unwritten<float>(9);
+    const std::vector<gpu::Fill> fills = {{memory.data(), {1, 1}, 1.0, 9, false},
+                                          {memory.data() + 5, {2, 2}, 1.0, 4, false}};
+    proof::counters = {};
+    gpu::philox_fills<true>(fills, nullptr);
+    EXPECT(proof::counters.launches == 2, "%ld launches", long(proof::counters.launches));
+    for (int i = 0; i < 9; ++i) {
+        const float expected =
+            i < 5 ? expected_of<true, float>(fills[0], i) : expected_of<true, float>(fills[1], i - 5);
+        EXPECT(memory[i] == expected, "element %d", i);
+    }
+}
+
 void cases() {
     normals_are_box_muller();
+    many<true>({1}, 1);
+    many<true>({432, 0, 16, 2304, 1, 513, 1025, 9, 0}, 1);
+    many<false>({432, 0, 16, 2304, 1, 513, 1025, 9, 0}, 1);
+    many<true>({0, 0}, 0);
+    many<false>(std::vector<int64_t>(150, 3), 3);
+    shared_memory_is_written_in_order();
     known_answers();
     for (const int64_t count : {1, 2, 3, 4, 70})
         for (const uint64_t first : {uint64_t{0}, uint64_t{5}, ~uint64_t{0} - 3}) bits(count, first);

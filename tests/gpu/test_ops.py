@@ -9,6 +9,7 @@ from zcpipe.ops._check import dense_format
 from zcpipe.ops.batchnorm import _batch_norm_train
 from zcpipe.ops.convolution import _conv_batch_norm_train
 from zcpipe.ops.null import _null
+from zcpipe.ops.philox import fill_all
 from zcpipe.ops.pool import _avg_pool3x3
 from zcpipe.scoring.arithmetic import plain_arithmetic
 
@@ -156,6 +157,23 @@ def test_random_numbers_are_those_of_the_cpu_bit_for_bit(device, fill, shape, la
     there = torch.empty(shape, dtype=dtype).to(memory_format=layout)
     here = torch.empty_like(there, device=device)
     assert torch.equal(getattr(stream, fill)(here).cpu(), getattr(stream, fill)(there))
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_many_tensors_of_random_numbers_are_those_of_the_cpu_bit_for_bit(device, distribution):
+    shapes = [(16, 3, 3, 3), (7,), (0, 4), (64, 64, 3, 3), ()] * 40  # more than a launch takes
+    streams = [Stream.of(0, "space", "scope", 0, str(i)) for i in range(len(shapes))]
+    kinds = [torch.float32 if i % 3 else torch.float64 for i in range(len(shapes))]
+    here, there = (
+        [torch.empty(shape, dtype=dtype, device=d) for shape, dtype in zip(shapes, kinds, strict=True)]
+        for d in (device, "cpu")
+    )
+    for tensors in (here, there):
+        fill_all(tensors, streams, [0.1 * i for i in range(len(shapes))], distribution)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(here, there, strict=True))
+    shared = torch.empty(9, device=device)
+    fill_all([shared, shared[5:]], streams[:2], [1.0, 1.0], distribution)
+    assert torch.equal(shared[5:].cpu(), getattr(streams[1], f"{distribution}_")(torch.empty(4)))
 
 
 @pytest.mark.parametrize("n", [1, 3, 130])

@@ -11,6 +11,7 @@ from scipy import stats
 
 from zcpipe.errors import UsageError
 from zcpipe.ops import Stream, _philox_twin
+from zcpipe.ops.philox import fill_all
 
 STREAM = Stream.of(0, "nasbench201", "run", 0, "test")
 SHAPES = [
@@ -155,6 +156,82 @@ class TestFills:
             op(torch.empty(4, 6)[:, ::2], 0, 0)
         with pytest.raises(RuntimeError, match="out: got Long, expected float32 or float64"):
             op(torch.empty(4, dtype=torch.int64), 0, 0)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+class TestFillAll:
+    """Many tensors at once: the same as one after the other."""
+
+    STREAMS = tuple(Stream.of(0, "nasbench201", "run", 0, str(i)) for i in range(6))
+    SCALES = (0.3, 1.0, 2.0, -1 / 3, 0.0, 1e-3)
+
+    def test_equals_single_fills_bit_for_bit(self, either, distribution):
+        def tensors():
+            return [
+                torch.empty(16, 3, 3, 3),
+                torch.empty(7, dtype=torch.float64),
+                torch.empty(0, 4),
+                torch.empty(2, 3, 5, 7).to(memory_format=torch.channels_last),
+                torch.empty(4, 6)[:, ::2],
+                torch.empty(()),
+            ]
+
+        ours, single = tensors(), tensors()
+        fill_all(ours, self.STREAMS, self.SCALES, distribution)
+        for one, stream, scale in zip(single, self.STREAMS, self.SCALES, strict=True):
+            getattr(stream, f"{distribution}_")(one).mul_(scale)
+        assert all(torch.equal(a, b) for a, b in zip(ours, single, strict=True))
+
+    def test_any_number_of_large_tensors_on_any_number_of_threads(self, native, distribution):
+        before = torch.get_num_threads()
+        found = []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                found.append([torch.empty(70_001) for _ in range(6)])
+                fill_all(found[-1], self.STREAMS, self.SCALES, distribution)
+        finally:
+            torch.set_num_threads(before)
+        assert all(map(torch.equal, *found))
+        fill_all([], [], [], distribution)
+
+    def test_fills_parameters_unrecorded_and_says_that_they_changed(self, either, distribution):
+        weights = [torch.nn.Parameter(torch.zeros(4, 3)) for _ in range(6)]
+        versions = [weight._version for weight in weights]
+        fill_all(weights, self.STREAMS, [1.0] * 6, distribution)
+        assert all(weight.all() and weight.is_leaf and weight.grad_fn is None for weight in weights)
+        assert all(weight._version > version for weight, version in zip(weights, versions, strict=True))
+
+    def test_what_comes_later_counts_where_memory_is_shared(self, either, distribution):
+        whole = torch.empty(8)
+        fill_all([whole, whole[4:]], self.STREAMS[:2], [1.0, 1.0], distribution)
+        single = getattr(self.STREAMS[1], f"{distribution}_")(torch.empty(4))
+        assert torch.equal(whole[4:], single)
+
+    def test_meta_tensors_pass_through(self, either, distribution):
+        fill_all([torch.empty(3, device="meta")], self.STREAMS[:1], [1.0], distribution)
+
+    def test_a_wrong_dtype_is_named_and_nothing_is_filled(self, either, distribution):
+        first = torch.zeros(3)
+        with pytest.raises(UsageError, match=r"^tensors\[1\]: got torch.int32, expected"):
+            fill_all([first, torch.zeros(3, dtype=torch.int32)], self.STREAMS[:2], [1.0, 1.0], distribution)
+        assert not first.any()
+
+    def test_opcheck(self, native, distribution, dtype):
+        outs = [torch.empty(2, 3, 4, 4, dtype=dtype), torch.empty(5, dtype=dtype)]
+        op = torch.ops.zcpipe.philox_fills_.default
+        torch.library.opcheck(op, (outs, [1, 2], [-3, 4], [0.5, 2.0], distribution == "normal"))
+
+    def test_direct_calls_are_guarded_too(self, native, distribution):
+        def op(outs, keys=(0,)):
+            torch.ops.zcpipe.philox_fills_(outs, list(keys), [0], [1.0], distribution == "normal")
+
+        with pytest.raises(RuntimeError, match="outs: got other strides, expected contiguous"):
+            op([torch.empty(4, 6)[:, ::2]])
+        with pytest.raises(RuntimeError, match="outs: got Long, expected float32 or float64"):
+            op([torch.empty(4, dtype=torch.int64)])
+        with pytest.raises(RuntimeError, match="outs: expected as many tensors as keys, nonces and scales"):
+            op([torch.empty(4)], keys=(0, 1))
 
 
 class TestNormal:

@@ -39,6 +39,18 @@ def test_weights_depend_on_seed_scope_repeat_and_name_alone():
         assert not torch.equal(zcpipe.initialise(model(), **other)[0].weight, first["0.weight"])
 
 
+@pytest.mark.parametrize("first", ["linear", "table"])
+def test_a_weight_of_two_names_is_drawn_by_its_last(first):
+    layers = {"linear": nn.Linear(6, 5, bias=False), "table": nn.Embedding(5, 6)}
+    layers["table"].weight = layers["linear"].weight
+    net = nn.ModuleDict({name: layers[name] for name in sorted(layers, reverse=first == "table")})
+    last = "table" if first == "linear" else "linear"
+    stream = Stream.of(3, "", "a", 0, f"weight:{last}")
+    single = torch.empty(5, 6)
+    expected = stream.normal_(single) if last == "table" else stream.uniform_(single).mul_(1 / math.sqrt(6))
+    assert torch.equal(zcpipe.initialise(net, init="default", seed=3, scope="a")["linear"].weight, expected)
+
+
 def test_global_random_state_is_untouched():
     before = torch.get_rng_state()
     net = zcpipe.get_space("nasbench201").build(zcpipe.get_space("nasbench201")[5], "cifar10").model

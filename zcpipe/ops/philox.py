@@ -6,7 +6,9 @@ The same stream gives the same numbers on every machine, in every memory layout,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from zcpipe.errors import UsageError
 from zcpipe.ops import _library, _philox_twin
 from zcpipe.ops._check import check_float, dense_format
+
+Distribution = Literal["normal", "uniform"]  # standard normals, or uniform from -1 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,9 @@ class Stream:
     nonce: int
 
     def __post_init__(self) -> None:
-        for name in ("key", "nonce"):
-            if not 0 <= getattr(self, name) < 2**64:
-                raise UsageError(f"{name}: got {getattr(self, name)}, expected an integer in 0 .. 2**64 - 1")
+        for name, word in (("key", self.key), ("nonce", self.nonce)):
+            if not 0 <= word < 2**64:
+                raise UsageError(f"{name}: got {word}, expected an integer in 0 .. 2**64 - 1")
 
     @classmethod
     def of(cls, seed: int, space: str, scope: str, repeat: int, name: str) -> Stream:
@@ -165,8 +169,8 @@ class Stream:
         else:
             name = f"philox_{what}_"
             op = getattr(torch.ops.zcpipe, name)
-            device = t.device if t.is_cuda and _library.has_cuda(name) else torch.device("cpu")
-            in_place = t.device == device and t.is_contiguous(memory_format=dense_format(t))
+            in_place = _can_fill(t, name) and t.is_contiguous(memory_format=dense_format(t))
+            device = t.device if in_place or (t.is_cuda and _library.has_cuda(name)) else torch.device("cpu")
             dense = t.detach() if in_place else torch.empty(t.shape, dtype=t.dtype, device=device)
             op(dense, _signed(self.key), _signed(self.nonce))
             if in_place:
@@ -174,6 +178,52 @@ class Stream:
                 return t
         with torch.no_grad():
             return t.copy_(dense)
+
+
+def fill_all(
+    tensors: Sequence[Tensor],
+    streams: Sequence[Stream],
+    scales: Sequence[float],
+    distribution: Distribution,
+) -> None:
+    """Fill tensors in place, each from a stream and times a factor of its own.
+
+    The same bits as of ``stream.normal_(tensor).mul_(scale)`` (or `uniform_`) for each, but in one call for those of a
+    device that are contiguous: a network's weights are many small tensors.
+
+    Args:
+        tensors: float32 or float64, of any strides and on any devices. Autograd does not record the filling.
+        streams: as many.
+        scales: as many.
+        distribution: "normal" or "uniform".
+
+    Raises:
+        UsageError: a tensor has another dtype.
+    """
+    for i, tensor in enumerate(tensors):
+        check_float(f"tensors[{i}]", tensor)
+    together: dict[torch.device, list[int]] = {}
+    for i, (tensor, stream, scale) in enumerate(zip(tensors, streams, scales, strict=True)):
+        if _library.available() and tensor.is_contiguous() and _can_fill(tensor, "philox_fills_"):
+            together.setdefault(tensor.device, []).append(i)
+            continue
+        with torch.no_grad():
+            stream._fill(tensor, distribution).mul_(scale)
+    for members in together.values():
+        filled = [tensors[i] for i in members]
+        torch.ops.zcpipe.philox_fills_(
+            [tensor.detach() for tensor in filled],
+            [_signed(streams[i].key) for i in members],
+            [_signed(streams[i].nonce) for i in members],
+            [scales[i] for i in members],
+            distribution == "normal",
+        )
+        torch.autograd.graph.increment_version(filled)
+
+
+def _can_fill(t: Tensor, op: str) -> bool:
+    """Whether a native op fills a tensor on the device where it lies."""
+    return t.is_cpu or (t.is_cuda and _library.has_cuda(op))
 
 
 def _signed(word: int) -> int:
@@ -189,3 +239,4 @@ def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
 def _register() -> None:
     for op in ("philox_bits_", "philox_normal_", "philox_uniform_", "philox_rademacher_"):
         torch.library.register_fake(f"zcpipe::{op}", lambda out, *counter: None)
+    torch.library.register_fake("zcpipe::philox_fills_", lambda outs, *how: None)

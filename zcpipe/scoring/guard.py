@@ -100,8 +100,9 @@ def _rather_written(tensor: Tensor) -> bool:
 
     What has not changed does not count as changed then. Not every tensor can be written to.
     """
-    dense = all(step or size == 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.is_cuda and dense and not tensor.is_inference()
+    if not tensor.is_cuda or tensor.is_inference():
+        return False
+    return all(step or size == 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @torch.no_grad()

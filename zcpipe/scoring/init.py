@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from zcpipe.errors import UsageError, unknown_name
-from zcpipe.ops.philox import Stream
+from zcpipe.ops.philox import Distribution, Stream, fill_all
 from zcpipe.spaces.layers import Shared
 
+
+class _Drawn(NamedTuple):
+    """A parameter of independent random numbers."""
+
+    distribution: Distribution
+    scale: Callable[[Tensor], float]  # of the parameter
+
+
 _Filler = Callable[[Stream, Tensor], object]  # fills a parameter from a stream of its own
-_Fillers = Mapping[str, _Filler | Shared | float]  # by the parameter's name; or the number that fills it
+_Fillers = Mapping[str, _Drawn | _Filler | Shared | float]  # by the parameter's name; or the number that fills it
 _Rule = Callable[[Any], _Fillers]  # of a layer
 _Rules = tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...]  # the first that fits a layer counts
 _Layers = Sequence[tuple[str, nn.Module, _Fillers]]
@@ -67,7 +75,7 @@ def initialise(
     """
     if init not in _RECIPES:
         raise unknown_name("init", init, _RECIPES)
-    layers = [(name, layer, _fillers(layer, init)) for name, layer in model.named_modules()]
+    layers = _with_fillers(model, init)
     parameters = [p for _, layer, _ in layers for p in layer._parameters.values() if p is not None]
     if not torch.is_inference_mode_enabled() and any(map(_is_of_inference_mode, parameters)):
         raise UsageError("parameters made in torch.inference_mode() cannot be drawn anew; make the model outside it")
@@ -83,20 +91,35 @@ def initialise(
             for own, fill in fillers.items():
                 if isinstance(fill, float) and (parameter := layer._parameters.get(own)) is not None:
                     parameter.fill_(fill)
-            if on_meta and hasattr(layer, "reset_running_stats"):
-                layer.reset_running_stats()
+            if on_meta and (reset := getattr(layer, "reset_running_stats", None)) is not None:
+                reset()
         if not on_meta and target is not None and any(parameter.device != target for parameter in parameters):
             _move(model, layers, target)
-        for name, layer, fillers in layers:
-            for own, fill in fillers.items():
-                parameter = layer._parameters.get(own)
-                if parameter is None or isinstance(fill, float):
-                    continue
-                if isinstance(fill, Shared):
-                    _fill_part(Stream.of(seed, space, "", repeat, f"{own}:{name}"), fill, parameter)
-                else:
-                    fill(Stream.of(seed, space, scope, repeat, f"{own}:{name}"), parameter)
+        _draw(layers, lambda shared, name: Stream.of(seed, space, "" if shared else scope, repeat, name))
     return model
+
+
+def _draw(layers: _Layers, stream_of: Callable[[bool, str], Stream]) -> None:
+    """Fill what is random: independent numbers together, and of a tensor that has several names what its last says."""
+    together: dict[int, tuple[Tensor, Stream, _Drawn]] = {}
+    for name, layer, fillers in layers:
+        for own, fill in fillers.items():
+            parameter = layer._parameters.get(own)
+            if parameter is None or isinstance(fill, float):
+                continue
+            stream = stream_of(isinstance(fill, Shared), f"{own}:{name}")
+            together.pop(id(parameter), None)
+            if isinstance(fill, _Drawn):
+                together[id(parameter)] = parameter, stream, fill
+            elif isinstance(fill, Shared):
+                _fill_part(stream, fill, parameter)
+            else:
+                fill(stream, parameter)
+    for distribution in get_args(Distribution):
+        drawn = [one for one in together.values() if one[2].distribution == distribution]
+        tensors, streams, fills = zip(*drawn, strict=True) if drawn else ((), (), ())
+        scales = [fill.scale(tensor) for tensor, fill in zip(tensors, fills, strict=True)]
+        fill_all(tensors, streams, scales, distribution)
 
 
 def _move(model: nn.Module, layers: _Layers, target: torch.device) -> None:
@@ -166,24 +189,20 @@ def _is_of_inference_mode(parameter: Tensor) -> bool:
     return False
 
 
-def _uniform(bound: float) -> _Filler:
-    return lambda stream, parameter: stream.uniform_(parameter).mul_(bound)
+def _uniform(bound: float) -> _Drawn:
+    return _Drawn("uniform", lambda _: bound)
 
 
-def _standard_normal(stream: Stream, parameter: Tensor) -> None:
-    stream.normal_(parameter)
-
-
-def _by_fan_in(stream: Stream, weight: Tensor) -> None:
-    stream.normal_(weight).mul_(math.sqrt(2.0 / math.prod(weight.shape[1:])))
+_STANDARD_NORMAL = _Drawn("normal", lambda _: 1.0)
+_BY_FAN_IN = _Drawn("normal", lambda weight: math.sqrt(2.0 / math.prod(weight.shape[1:])))
 
 
 def _kaiming_normal(_: Any) -> _Fillers:  # noqa: ANN401 - layers have what their type has
-    return {"weight": _by_fan_in, "bias": 0.0}
+    return {"weight": _BY_FAN_IN, "bias": 0.0}
 
 
 def _normal(_: Any) -> _Fillers:  # noqa: ANN401
-    return {"weight": _standard_normal, "bias": 0.0}
+    return {"weight": _STANDARD_NORMAL, "bias": 0.0}
 
 
 def _torchs_uniform(layer: Any) -> _Fillers:  # noqa: ANN401
@@ -216,12 +235,8 @@ def _recurrent(layer: Any) -> _Fillers:  # noqa: ANN401
 
 
 def _attention(layer: Any) -> _Fillers:  # noqa: ANN401
-    def by_both_fans(stream: Stream, weight: Tensor) -> None:
-        stream.uniform_(weight).mul_(math.sqrt(6.0 / sum(weight.shape)))
-
-    def bias(stream: Stream, vector: Tensor) -> None:
-        stream.normal_(vector).mul_(1.0 / math.sqrt(layer.embed_dim))
-
+    by_both_fans = _Drawn("uniform", lambda weight: math.sqrt(6.0 / sum(weight.shape)))
+    bias = _Drawn("normal", lambda _: 1.0 / math.sqrt(layer.embed_dim))
     weights = dict.fromkeys(("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), by_both_fans)
     return {**weights, "in_proj_bias": 0.0, "bias_k": bias, "bias_v": bias}
 
@@ -255,6 +270,12 @@ _RECIPES: dict[str, _Rules] = {
 }
 
 
+def _with_fillers(model: nn.Module, init: str) -> _Layers:
+    """Return the modules that hold tensors, with their names and what fills their parameters."""
+    holding = ((name, layer) for name, layer in model.named_modules() if layer._parameters or layer._buffers)
+    return [(name, layer, _fillers(layer, init)) for name, layer in holding]
+
+
 def _fillers(layer: nn.Module, init: str) -> _Fillers:
     if not layer._parameters:
         return {}
@@ -267,7 +288,7 @@ def _fillers(layer: nn.Module, init: str) -> _Fillers:
 
 def without_rule(model: nn.Module, init: str) -> str | None:
     """Name the first floating-point parameter that a recipe cannot draw, or say None: it draws all of them."""
-    return _without_rule([(name, layer, _fillers(layer, init)) for name, layer in model.named_modules()])
+    return _without_rule(_with_fillers(model, init))
 
 
 def _require_rules(layers: _Layers) -> None:

@@ -27,6 +27,7 @@ from zcpipe.scoring.cells import (
 from zcpipe.spaces.layers import Dag, Op, has_hooks, is_avg_pool3x3, is_batch_norm
 
 _FLOATS = (torch.float32, torch.float64)
+_MAY_BE_SWAPPED = (nn.Sequential, Op, Dag, nn.AvgPool2d, nn.BatchNorm2d)  # most modules are none of these
 
 # A module's output added to a sum, or by itself for None.
 _Onto = Callable[[Tensor, Tensor | None], Tensor]
@@ -58,8 +59,9 @@ def fast_operations(
         if not torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
             rewriter = _Rewriter(modules, called, taps)
             for module in modules.values():
-                attributes = {} if "forward" in vars(module) else rewriter.attributes(module)
-                if attributes:
+                if not isinstance(module, _MAY_BE_SWAPPED) or "forward" in vars(module):
+                    continue
+                if attributes := rewriter.attributes(module):
                     # Not through nn.Module's own slow attributes: these are no parameters, buffers or modules.
                     vars(module).update(attributes)
                     swapped.append(module)
@@ -133,15 +135,14 @@ class _Rewriter:
 
     def _fused_chain(self, chain: nn.Sequential) -> Convolution | None:
         """Return a whole chain of [ReLU,] convolution, batch norm [, ReLU], None for any other."""
-        parts = list(chain)
-        middle = [part for part in parts if type(part) is not nn.ReLU]
+        parts = list(chain._modules.values())
+        if not 2 <= len(parts) <= 4:
+            return None
+        relu_input, relu_output = type(parts[0]) is nn.ReLU, type(parts[-1]) is nn.ReLU
+        middle = parts[relu_input : len(parts) - relu_output]
         if len(middle) != 2 or not all(map(self._is_plain, parts)):
             return None
         conv, norm = middle
-        at = parts.index(conv)
-        relu_input, relu_output = at == 1, len(parts) - at == 3
-        if parts[at : at + 2] != middle or len(parts) != 2 + relu_input + relu_output:
-            return None
         if relu_output and self._taps is not None and self._taps.relus:
             return None  # what enters that ReLU is never written
         if not (_is_plain_convolution(conv) and is_batch_norm(norm)):
