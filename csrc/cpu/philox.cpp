@@ -227,29 +227,33 @@ void philox_bits_(const Tensor& out, int64_t key, int64_t nonce, int64_t first_b
 }
 
 void fill_any(const Tensor& out, StreamId id, double scale, Run<float> single, Run<double> twice) {  // any shape
-    check_float(out, "out");
-    check_layout(out);
     if (out.numel() == 0) return;
     if (out.scalar_type() == ScalarType::Float) return fill<float>(out, id, float(scale), single);
     fill<double>(out, id, scale, twice);
 }
 
 void philox_normal_(const Tensor& out, int64_t key, int64_t nonce) {
+    check_float(out, "out");
+    check_layout(out);
     fill_any(out, stream(key, nonce), 1.0, normal_run, normal_run);
 }
 
 void philox_uniform_(const Tensor& out, int64_t key, int64_t nonce) {
+    check_float(out, "out");
+    check_layout(out);
     fill_any(out, stream(key, nonce), 1.0, uniform_run, uniform_run);
 }
 
-// Tensors in order, each from a stream and times a factor of its own.
+// Each tensor from a stream and times a factor of its own.
 void philox_fills_(std::vector<Tensor> outs, std::vector<int64_t> keys, std::vector<int64_t> nonces,
                    std::vector<double> scales, bool normal) {
     STD_TORCH_CHECK(keys.size() == outs.size() && nonces.size() == outs.size() && scales.size() == outs.size(),
                     "outs: expected as many tensors as keys, nonces and scales");
+    for (const Tensor& out : outs) {
+        check_float(out, "outs");
+        STD_TORCH_CHECK(out.is_contiguous(), "outs: got other strides, expected contiguous");
+    }
     for (size_t k = 0; k < outs.size(); ++k) {
-        check_float(outs[k], "outs");
-        STD_TORCH_CHECK(outs[k].is_contiguous(), "outs: got other strides, expected contiguous");
         const StreamId id = stream(keys[k], nonces[k]);
         if (normal)
             fill_any(outs[k], id, scales[k], normal_run, normal_run);

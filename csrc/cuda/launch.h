@@ -14,7 +14,7 @@
 // - threadIdx, blockIdx, blockDim, gridDim; __syncthreads, __syncwarp; __shfl_sync, __shfl_up_sync, __shfl_down_sync,
 //   __shfl_xor_sync and __ballot_sync with the mask kAllLanes and all 32 lanes; __popc, __popcll; atomicAdd on
 //   integers, whose result must not depend on the order; <cmath>.
-// - Tables of up to 4 KiB as a parameter, const __grid_constant__ (parameters.cuh, spectra.cuh): no copy, no upload.
+// - Tables of up to 4 KiB as a parameter, const __grid_constant__ (table.h, parameters.cuh): no copy, no upload.
 // - shared_memory<T>(): dynamic shared memory only, a multiple of 16 bytes. It holds anything when a block starts.
 // - Every thread of a block reaches every barrier, at the same line; no thread returns before. Blocks do not wait for
 //   one another and do not read what another block of the launch writes: that takes a second launch.

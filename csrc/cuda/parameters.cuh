@@ -39,6 +39,7 @@ struct Layers {
     uint32_t first_chunk[kLayersAtOnce + 1];
     uint32_t count;
 };
+static_assert(sizeof(Layers) <= 4096);
 
 template <typename T>
 __device__ __forceinline__ void add_element(double* sums, T weight, T grad) {

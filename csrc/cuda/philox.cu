@@ -87,7 +87,6 @@ void philox_fills_(std::vector<Tensor> outs, std::vector<int64_t> keys, std::vec
                    std::vector<double> scales, bool normal) {
     STD_TORCH_CHECK(keys.size() == outs.size() && nonces.size() == outs.size() && scales.size() == outs.size(),
                     "outs: expected as many tensors as keys, nonces and scales");
-    if (outs.empty()) return;
     const gpu::OnDeviceOf device(outs[0]);
     std::vector<gpu::Fill> fills;
     for (size_t k = 0; k < outs.size(); ++k) {

@@ -185,6 +185,7 @@ struct Fills {
     uint32_t first_block[kFillsAtOnce + 1];
     uint32_t count;
 };
+static_assert(sizeof(Fills) <= 4096);
 
 // Elements that block i of the stream makes. Rounded before they are scaled, as on the CPU.
 template <bool kNormal, typename T>
@@ -263,31 +264,18 @@ void philox_uniform_nhwc(T* out, StreamId id, const Images& g, cudaStream_t stre
            id, uint32_t(g.channels), uint32_t(g.pixels()), uint32_t(pieces), uint32_t(threads));
 }
 
-// Whether two tensors share memory, so that what comes later has to be written later.
-inline bool overlap(const std::vector<Fill>& fills) {
-    std::vector<std::pair<const char*, const char*>> spans;
-    for (const Fill& fill : fills) {
-        const char* const begin = static_cast<const char*>(fill.out);
-        if (fill.count > 0) spans.emplace_back(begin, begin + fill.count * (fill.is_double ? 8 : 4));
-    }
-    std::sort(spans.begin(), spans.end());
-    return std::adjacent_find(spans.begin(), spans.end(),
-                              [](const auto& a, const auto& b) { return b.first < a.second; }) != spans.end();
-}
-
-// Fills each tensor with the normals, or uniform numbers, of its stream times its factor, in order.
+// Fills each tensor with the normals, or uniform numbers, of its stream times its factor. No two share memory.
 template <bool kNormal>
 void philox_fills(const std::vector<Fill>& fills, cudaStream_t stream) {
     constexpr int64_t kEach = kNormal ? 2 : 4;
-    const size_t at_once = overlap(fills) ? 1 : kFillsAtOnce;
-    for (size_t first = 0; first < fills.size(); first += at_once) {
+    for (size_t first = 0; first < fills.size(); first += kFillsAtOnce) {
         Fills table = {};
-        table.count = uint32_t(std::min(fills.size() - first, at_once));
+        table.count = uint32_t(std::min<size_t>(fills.size() - first, kFillsAtOnce));
         int64_t blocks = 0;
         for (uint32_t k = 0; k < table.count; ++k) {
             table.list[k] = fills[first + k];
             blocks += blocks_for((int64_t(fills[first + k].count) + kEach - 1) / kEach, kPhiloxThreads);
-            table.first_block[k + 1] = blocks_for(blocks, 1);
+            table.first_block[k + 1] = uint32_t(blocks);
         }
         if (blocks > 0)
             launch(philox_fills_kernel<kNormal>, {unsigned(blocks), unsigned(kPhiloxThreads), 0, stream}, table);

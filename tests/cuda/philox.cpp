@@ -180,21 +180,6 @@ void many(const std::vector<int64_t>& sizes, int64_t launches) {
            long(proof::counters.events[gpu::kPhiloxBlocks]));
 }
 
-// The second is the end of the first: what comes last counts.
-void shared_memory_is_written_in_order() {
-    std::vector<float> memory = proof::unwritten<float>(9);
-    const std::vector<gpu::Fill> fills = {{memory.data(), {1, 1}, 1.0, 9, false},
-                                          {memory.data() + 5, {2, 2}, 1.0, 4, false}};
-    proof::counters = {};
-    gpu::philox_fills<true>(fills, nullptr);
-    EXPECT(proof::counters.launches == 2, "%ld launches", long(proof::counters.launches));
-    for (int i = 0; i < 9; ++i) {
-        const float expected =
-            i < 5 ? expected_of<true, float>(fills[0], i) : expected_of<true, float>(fills[1], i - 5);
-        EXPECT(memory[i] == expected, "element %d", i);
-    }
-}
-
 void cases() {
     normals_are_box_muller();
     many<true>({1}, 1);
@@ -202,7 +187,6 @@ void cases() {
     many<false>({432, 0, 16, 2304, 1, 513, 1025, 9, 0}, 1);
     many<true>({0, 0}, 0);
     many<false>(std::vector<int64_t>(150, 3), 3);
-    shared_memory_is_written_in_order();
     known_answers();
     for (const int64_t count : {1, 2, 3, 4, 70})
         for (const uint64_t first : {uint64_t{0}, uint64_t{5}, ~uint64_t{0} - 3}) bits(count, first);

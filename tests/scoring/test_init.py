@@ -51,6 +51,54 @@ def test_a_weight_of_two_names_is_drawn_by_its_last(first):
     assert torch.equal(zcpipe.initialise(net, init="default", seed=3, scope="a")["linear"].weight, expected)
 
 
+def shares_transposed():
+    encoder, decoder = nn.Linear(6, 5), nn.Linear(5, 6)
+    decoder.weight.data = encoder.weight.data.t()
+    return nn.Sequential(encoder, decoder)
+
+
+def shares_with_a_table():
+    linear, table = nn.Linear(6, 5, bias=False), nn.Embedding(5, 6, padding_idx=0)
+    table.weight.data = linear.weight.data
+    return nn.Sequential(linear, table)
+
+
+def shares_a_column():
+    wide, narrow = nn.Linear(6, 5), nn.Linear(3, 5)
+    narrow.weight.data = wide.weight.data[:, :3]
+    return nn.Sequential(wide, narrow)
+
+
+def shares_with_a_normal():
+    linear, attention = nn.Linear(6, 5, bias=False), nn.MultiheadAttention(6, 2, add_bias_kv=True)
+    attention.bias_k.data = linear.weight.data[:1].unsqueeze(0)
+    return nn.Sequential(linear, attention)
+
+
+@pytest.mark.parametrize("make", [shares_transposed, shares_with_a_table, shares_a_column, shares_with_a_normal])
+def test_of_layers_that_share_memory_the_last_counts(make):
+    net, apart = make(), make()
+    for parameter in apart.parameters():
+        parameter.data = torch.empty(parameter.shape)
+    zcpipe.initialise(net, init="default", scope="s")
+    zcpipe.initialise(apart, init="default", scope="s")
+    assert all(map(torch.equal, net[1].parameters(), apart[1].parameters()))
+
+
+def test_the_parameter_of_a_wrong_dtype_is_named():
+    with pytest.raises(UsageError, match=r"^1\.weight: got torch.float16, expected torch.float32 or torch.float64"):
+        zcpipe.initialise(nn.Sequential(nn.ReLU(), nn.Linear(3, 3).half()))
+
+
+def test_statistics_that_are_no_buffers_are_reset_on_the_meta_device():
+    class Plain(nn.Module):
+        def reset_running_stats(self):
+            self.mean = torch.zeros(3)
+
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, device="meta"), Plain())
+    assert zcpipe.initialise(net)[1].mean.device.type == "cpu"
+
+
 def test_global_random_state_is_untouched():
     before = torch.get_rng_state()
     net = zcpipe.get_space("nasbench201").build(zcpipe.get_space("nasbench201")[5], "cifar10").model

@@ -180,45 +180,39 @@ class Stream:
             return t.copy_(dense)
 
 
-def fill_all(
-    tensors: Sequence[Tensor],
-    streams: Sequence[Stream],
-    scales: Sequence[float],
-    distribution: Distribution,
-) -> None:
+def fill_all(fills: Sequence[tuple[Tensor, Stream, float]], distribution: Distribution) -> None:
     """Fill tensors in place, each from a stream and times a factor of its own.
 
-    The same bits as of ``stream.normal_(tensor).mul_(scale)`` (or `uniform_`) for each, but in one call for those of a
+    The same bits as of ``stream.normal_(tensor).mul_(factor)`` (or `uniform_`) for each, but in one call for those of a
     device that are contiguous: a network's weights are many small tensors.
 
     Args:
-        tensors: float32 or float64, of any strides and on any devices. Autograd does not record the filling.
-        streams: as many.
-        scales: as many.
+        fills: tensors, streams and factors. The tensors are float32 or float64, of any strides and on any devices; no
+            two share memory. Autograd does not record the filling.
         distribution: "normal" or "uniform".
 
     Raises:
-        UsageError: a tensor has another dtype.
+        UsageError: a tensor has another dtype; nothing is filled then.
     """
-    for i, tensor in enumerate(tensors):
+    for i, (tensor, _, _) in enumerate(fills):
         check_float(f"tensors[{i}]", tensor)
-    together: dict[torch.device, list[int]] = {}
-    for i, (tensor, stream, scale) in enumerate(zip(tensors, streams, scales, strict=True)):
+    together: dict[torch.device, list[tuple[Tensor, Stream, float]]] = {}
+    for tensor, stream, factor in fills:
         if _library.available() and tensor.is_contiguous() and _can_fill(tensor, "philox_fills_"):
-            together.setdefault(tensor.device, []).append(i)
+            together.setdefault(tensor.device, []).append((tensor, stream, factor))
             continue
         with torch.no_grad():
-            stream._fill(tensor, distribution).mul_(scale)
+            stream._fill(tensor, distribution).mul_(factor)
     for members in together.values():
-        filled = [tensors[i] for i in members]
+        tensors, streams, factors = zip(*members, strict=True)
         torch.ops.zcpipe.philox_fills_(
-            [tensor.detach() for tensor in filled],
-            [_signed(streams[i].key) for i in members],
-            [_signed(streams[i].nonce) for i in members],
-            [scales[i] for i in members],
+            [tensor.detach() for tensor in tensors],
+            [_signed(stream.key) for stream in streams],
+            [_signed(stream.nonce) for stream in streams],
+            factors,
             distribution == "normal",
         )
-        torch.autograd.graph.increment_version(filled)
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _can_fill(t: Tensor, op: str) -> bool:

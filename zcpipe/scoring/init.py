@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zcpipe.errors import UsageError, unknown_name
+from zcpipe.ops._check import check_float
 from zcpipe.ops.philox import Distribution, Stream, fill_all
 from zcpipe.spaces.layers import Shared
 
@@ -25,6 +26,7 @@ _Filler = Callable[[Stream, Tensor], object]  # fills a parameter from a stream 
 _Fillers = Mapping[str, _Drawn | _Filler | Shared | float]  # by the parameter's name; or the number that fills it
 _Rule = Callable[[Any], _Fillers]  # of a layer
 _Rules = tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...]  # the first that fits a layer counts
+_Random = tuple[Tensor, Stream, _Drawn | _Filler | Shared]  # a parameter and what fills it from which stream
 _Layers = Sequence[tuple[str, nn.Module, _Fillers]]
 
 
@@ -87,12 +89,13 @@ def initialise(
         _refuse_empty_buffers(layers)
         model.to_empty(device=target or "cpu")
     with torch.no_grad():
+        for layer in model.modules() if on_meta else ():
+            if (reset := getattr(layer, "reset_running_stats", None)) is not None:
+                reset()
         for _, layer, fillers in layers:
             for own, fill in fillers.items():
                 if isinstance(fill, float) and (parameter := layer._parameters.get(own)) is not None:
                     parameter.fill_(fill)
-            if on_meta and (reset := getattr(layer, "reset_running_stats", None)) is not None:
-                reset()
         if not on_meta and target is not None and any(parameter.device != target for parameter in parameters):
             _move(model, layers, target)
         _draw(layers, lambda shared, name: Stream.of(seed, space, "" if shared else scope, repeat, name))
@@ -100,26 +103,32 @@ def initialise(
 
 
 def _draw(layers: _Layers, stream_of: Callable[[bool, str], Stream]) -> None:
-    """Fill what is random: independent numbers together, and of a tensor that has several names what its last says."""
-    together: dict[int, tuple[Tensor, Stream, _Drawn]] = {}
+    """Fill what is random: all together, but where memory is shared one after the other, so that the last counts."""
+    random: list[_Random] = []
     for name, layer, fillers in layers:
         for own, fill in fillers.items():
             parameter = layer._parameters.get(own)
-            if parameter is None or isinstance(fill, float):
-                continue
-            stream = stream_of(isinstance(fill, Shared), f"{own}:{name}")
-            together.pop(id(parameter), None)
-            if isinstance(fill, _Drawn):
-                together[id(parameter)] = parameter, stream, fill
-            elif isinstance(fill, Shared):
-                _fill_part(stream, fill, parameter)
-            else:
-                fill(stream, parameter)
+            if parameter is not None and not isinstance(fill, float):
+                check_float(f"{name}.{own}" if name else own, parameter)
+                random.append((parameter, stream_of(isinstance(fill, Shared), f"{own}:{name}"), fill))
+    storages = [parameter.untyped_storage()._cdata for parameter, _, _ in random]
+    for part in [random] if len(set(storages)) == len(storages) else [[one] for one in random]:
+        _draw_together(part)
+
+
+def _draw_together(random: Sequence[_Random]) -> None:
+    for parameter, stream, fill in random:
+        if isinstance(fill, Shared):
+            _fill_part(stream, fill, parameter)
+        elif not isinstance(fill, _Drawn):
+            fill(stream, parameter)
     for distribution in get_args(Distribution):
-        drawn = [one for one in together.values() if one[2].distribution == distribution]
-        tensors, streams, fills = zip(*drawn, strict=True) if drawn else ((), (), ())
-        scales = [fill.scale(tensor) for tensor, fill in zip(tensors, fills, strict=True)]
-        fill_all(tensors, streams, scales, distribution)
+        drawn = [
+            (parameter, stream, fill.scale(parameter))
+            for parameter, stream, fill in random
+            if isinstance(fill, _Drawn) and fill.distribution == distribution
+        ]
+        fill_all(drawn, distribution)
 
 
 def _move(model: nn.Module, layers: _Layers, target: torch.device) -> None:
