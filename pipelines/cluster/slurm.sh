@@ -30,7 +30,15 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 # Five minutes before the time limit: put this job into the queue again. What is committed then stays.
 trap 'scontrol requeue "$SLURM_JOB_ID" || echo "not queued again: submit the same anew" >&2' USR1
 
+# --no-kill keeps the job also when its first node is lost, and this script with it: then another node queues it again.
+watch='while sleep 60 && kill -0 $$; do
+    nodes=$(scontrol show hostnames "$(squeue -h -j "$SLURM_JOB_ID" -t R -o %N)") && [ -n "$nodes" ] || continue
+    grep -qxF "$0" <<< "$nodes" || scontrol requeue "$SLURM_JOB_ID"
+done > /dev/null 2>&1 &
+exec "$@"'
+
 srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --no-kill --kill-on-bad-exit=0 \
+    bash -c "$watch" "${hosts[0]}" \
     ray symmetric-run --address "${hosts[0]}:6379" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus "$SLURM_CPUS_PER_TASK" -- \
     zcpipe run --space nasbench201 --nodes "$SLURM_JOB_NUM_NODES" --address "${hosts[0]}:6379" \

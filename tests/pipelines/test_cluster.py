@@ -10,6 +10,8 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,12 @@ called = dict(program=os.path.basename(sys.argv[0]), arguments=sys.argv[1:], mod
 with open({calls!r}, "a") as file:
     file.write(json.dumps(called) + "\\n")
 if called["program"] == "scontrol" and sys.argv[1:2] == ["show"]:
-    print("one\\ntwo")
+    print(sys.argv[3].strip("[]").replace(",", "\\n"), end="\\n" if sys.argv[3] else "")
+if called["program"] == "squeue":
+    print(os.environ["NODES_LEFT"])
+    sys.exit(int(os.environ["CODE_OF_SQUEUE"]))
+if called["program"] == "ray":
+    time.sleep(float(os.environ.get("SECONDS_OF_RAY", 0)))
 if called["program"] == "srun":
     time.sleep(float(os.environ.get("SECONDS_OF_SRUN", 0)))
     sys.exit(int(os.environ.get("CODE_OF_SRUN", 0)))
@@ -170,6 +177,41 @@ def test_slurm_queues_again_before_the_time_is_over_and_runs_until_it_is(schedul
     programs = [(call["program"], call["arguments"][:2]) for call in calls]
     assert ("scontrol", ["requeue", "7"]) in programs
     assert programs[-1][0] == "zcpipe"  # after srun had ended
+
+
+@pytest.mark.parametrize(
+    ("left", "code", "again"), [("one,two", 0, False), ("two", 0, True), ("", 0, False), ("", 1, False)]
+)
+def test_slurm_queues_again_when_the_first_node_and_the_script_are_lost(scheduler, tmp_path, left, code, again):
+    calls, _, _ = scheduler.finish(scheduler("slurm.sh", OUT=f"{tmp_path}/table", **SLURM))
+    (srun,) = (call for call in calls if call["program"] == "srun")
+    task = srun["arguments"][srun["arguments"].index("bash") :]
+    programs, file = tmp_path / "bin", tmp_path / "calls.jsonl"
+    file.unlink()
+    (programs / "squeue").symlink_to("srun")
+    (programs / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 0.2\n")
+    (programs / "sleep").chmod(0o755)
+    slurm = {**SLURM, "NODES_LEFT": left, "CODE_OF_SQUEUE": str(code), "SECONDS_OF_RAY": "60"}
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
+    process = subprocess.Popen(task, env={**os.environ, **slurm, "PATH": path}, start_new_session=True)
+    try:
+        while not (file.exists() and file.read_text().count('"squeue"') > 1):  # it has acted upon the first answer
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        with pytest.raises(ProcessLookupError):  # nothing outlives the task
+            while time.monotonic() < deadline:
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    called = [(call["program"], call["arguments"][:2]) for call in map(json.loads, file.read_text().splitlines())]
+    assert ("ray", ["symmetric-run", "--address"]) in called
+    assert (("scontrol", ["requeue", "7"]) in called) == again
 
 
 def test_the_ray_job_runs_what_we_take_on_as_many_nodes_as_it_has(monkeypatch, capsys):
