@@ -18,6 +18,7 @@ from torch.autograd.graph import _engine_run_backward
 
 from zcpipe.errors import PrecisionError, UsageError, unknown_name
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
+from zcpipe.scoring.values import values_of
 
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
 ProbeSource = Callable[[str, Tensor], Tensor]
@@ -141,10 +142,11 @@ class _Walk:
         values = {}
         for statistic in self._statistics:
             moments = self._moments[statistic.name]
-            values[statistic.name] = np.full(self._done - isinstance(statistic, JacobianStatistic), np.nan)
+            nodes = self._done - isinstance(statistic, JacobianStatistic)
+            values[statistic.name] = np.full(nodes, np.nan)
             if statistic.name not in self._errors:
                 try:
-                    values[statistic.name][:] = statistic.finish(moments)
+                    values[statistic.name] = values_of(statistic, statistic.finish(moments), nodes)
                 except Exception as error:
                     self._errors[statistic.name] = error
         return BlockResult(values, self._errors)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_of_memory
 from zcpipe.ops.philox import Stream
-from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recipe, Statistic, WeightStatistic
+from zcpipe.proxies.base import (
+    CustomStatistic,
+    Gradients,
+    GradientStatistic,
+    Proxy,
+    Recipe,
+    Statistic,
+    WeightStatistic,
+)
 from zcpipe.scoring.absolute import absolute_gradients
 from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_statistics
@@ -25,6 +33,7 @@ from zcpipe.scoring.plan import Group, Pass, plan
 from zcpipe.scoring.plan import Protocol as PlanProtocol
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.sweeps import sweep
+from zcpipe.scoring.values import values_of
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _run_group(subject: Subject, model: nn.Module, group: Group, result: Measure
 
 def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResult:
     if one.kind == "weights":
-        return _each(one.statistics, lambda s: _of_weights(s, network) if isinstance(s, WeightStatistic) else ())
+        return _each(one.statistics, lambda s: _of_weights(cast(WeightStatistic, s), network))
     # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
     inputs = network.inputs
     with untouched(network.modules, training=one.recipe.norm != "running"), plain_arithmetic(inputs[0].device):
@@ -192,9 +201,9 @@ def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResul
                 )
         if one.kind == "absolute":
             gradients = absolute_gradients(network.model, network.modules, inputs, one.recipe.norm)
-            return _each(one.statistics, lambda s: s.of(gradients) if isinstance(s, GradientStatistic) else ())
+            return _each(one.statistics, lambda s: _of_gradients(cast(GradientStatistic, s), gradients))
         if one.kind == "own":
-            return _each(one.statistics, lambda s: _own(s, network) if isinstance(s, CustomStatistic) else ())
+            return _each(one.statistics, lambda s: _own(cast(CustomStatistic, s), network, len(subject.blocks)))
         return sweep(network, subject.blocks, one.statistics, subject.probe)
 
 
@@ -202,27 +211,26 @@ def _of_weights(statistic: WeightStatistic, network: ScoredNetwork) -> NDArray[n
     """Take a statistic of the weights of live layers; dead ones have 0."""
     live = np.array(network.live, dtype=bool)
     values = np.zeros(len(live))
-    values[live] = statistic.of([w.detach() for w, counts in zip(network.layers.values(), live, strict=True) if counts])
+    weights = [w.detach() for w, counts in zip(network.layers.values(), live, strict=True) if counts]
+    values[live] = values_of(statistic, statistic.of(weights), len(weights))
     return values
 
 
-def _own(statistic: CustomStatistic, network: ScoredNetwork) -> Sequence[float] | NDArray[np.float64]:
-    """Take a custom statistic, and hold it to the number of values that it declares."""
-    values = statistic.measure(network)
-    expected = {"network": 1, "layer": len(network.layers)}.get(statistic.node, len(values))
-    if len(values) != expected:
-        raise ValueError(f"statistic {statistic.name} has {len(values)} values for {expected} nodes ({statistic.node})")
-    return values
+def _of_gradients(statistic: GradientStatistic, gradients: Gradients) -> NDArray[np.float64]:  # [layers]
+    return values_of(statistic, statistic.of(gradients), len(gradients.weights))
 
 
-def _each(
-    statistics: Sequence[Statistic], of: Callable[[Statistic], Sequence[float] | NDArray[np.float64]]
-) -> BlockResult:
+def _own(statistic: CustomStatistic, network: ScoredNetwork, blocks: int) -> NDArray[np.float64]:  # [nodes]
+    nodes = {"network": 1, "layer": len(network.layers), "block": blocks}[statistic.node]
+    return values_of(statistic, statistic.measure(network), nodes)
+
+
+def _each(statistics: Sequence[Statistic], of: Callable[[Statistic], NDArray[np.float64]]) -> BlockResult:
     """Take each statistic by itself; one that fails costs the proxies that read it."""
     values, errors = {}, {}
     for statistic in statistics:
         try:
-            values[statistic.name] = np.asarray(of(statistic), dtype=np.float64)
+            values[statistic.name] = of(statistic)
         except UsageError:
             raise
         except Exception as error:

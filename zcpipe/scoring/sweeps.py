@@ -37,6 +37,7 @@ from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.layers import LAYERS
 from zcpipe.scoring.network import ScoredNetwork
 from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.scoring.values import values_of
 
 
 def sweep(
@@ -250,11 +251,11 @@ class _Sweeps(NoTaps):
         self._network.gradients = Gradients([weight.detach() for weight in weights], known)
         for statistic in self._gradients:
             with self._costing(statistic):
-                self._set(statistic, statistic.of(self._network.gradients))
+                self._set(statistic, statistic.of(self._network.gradients), len(weights))
         used = [name for name, g in zip(self._network.layers, found, strict=True) if g is not None]
         for outputs in self._outputs:
             with self._costing(outputs):
-                self._set(outputs, self._of_outputs(outputs, used))
+                self._set(outputs, self._of_outputs(outputs, used), len(weights))
 
     def _of_outputs(self, statistic: OutputStatistic, used: Sequence[str]) -> list[float]:
         unseen = [name for name in used if name not in self._called]
@@ -272,7 +273,7 @@ class _Sweeps(NoTaps):
         gradient = InputGradient(rows, self._network.targets, output.shape[1] if output.ndim > 1 else 1)
         for statistic in self._inputs:
             with self._costing(statistic):
-                self._set(statistic, [statistic.of(gradient)])
+                self._set(statistic, [statistic.of(gradient)], 1)
 
     def _input_rows(self, output: Tensor, leaves: Sequence[Tensor]) -> Tensor:  # [N, D]
         if not leaves:
@@ -297,15 +298,16 @@ class _Sweeps(NoTaps):
                     moments[statistic.name].append(statistic.moments(g_in, g_out))
         for statistic in self._jacobians:
             with self._costing(statistic):
-                self._set(statistic, statistic.finish(moments[statistic.name][::-1]))
+                given = moments[statistic.name][::-1]
+                self._set(statistic, statistic.finish(given), len(self._features) - 1)
 
     def _finish(self) -> None:
         for statistic in self._maps:
             with self._costing(statistic):
-                self._set(statistic, statistic.finish(self._map_moments[statistic.name]))
+                self._set(statistic, statistic.finish(self._map_moments[statistic.name]), len(self._features))
         for activation in self._relus:
             with self._costing(activation):
-                self._set(activation, [activation.finish(self._total(activation))])
+                self._set(activation, [activation.finish(self._total(activation))], 1)
 
     def _total(self, statistic: ActivationStatistic) -> Tensor:
         total = self._totals[statistic.name]
@@ -313,8 +315,8 @@ class _Sweeps(NoTaps):
             raise UnsupportedError("the network has no ReLU modules")
         return total
 
-    def _set(self, statistic: Statistic, values: Sequence[float] | np.ndarray[Any, Any]) -> None:
-        self._values[statistic.name] = np.asarray(values, dtype=np.float64)
+    def _set(self, statistic: Statistic, found: object, nodes: int) -> None:
+        self._values[statistic.name] = values_of(statistic, found, nodes)
 
     def _array(self, statistic: Statistic) -> np.ndarray[Any, np.dtype[np.float64]]:
         found: np.ndarray[Any, np.dtype[np.float64]] = self._values.get(statistic.name, np.array([np.nan]))

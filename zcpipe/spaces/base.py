@@ -294,7 +294,7 @@ def slot_of(layer: str, slots: Container[str]) -> str:
 
     Args:
         layer: the layer's module path, such as ``cells.3.layers.2.op.1``.
-        slots: those of the layer's space (`Space.layer_slots`); a set or mapping where many layers are looked up.
+        slots: those of its space (`Space.slots`); a set or mapping where many layers are looked up.
 
     Returns:
         The slot, such as ``cells.3.layers.2``.
