@@ -109,6 +109,81 @@ def test_so_do_gradients_of_absolute_weights():
     assert "must give 3 numbers, one for each layer, but gave 1 numbers" in found.failures[0].message
 
 
+def wipes(x, *_):
+    x.mul_(0.0)
+    return x.sum()
+
+
+WRITING = {
+    "map": lambda: MapStatistic("wrong", "", wipes, lambda moments: [0.0] * len(moments)),
+    "jacobian": lambda: JacobianStatistic("wrong", "", wipes, lambda moments: [0.0] * len(moments)),
+    "activation": lambda: ActivationStatistic("wrong", "", wipes, lambda total: 0.0),
+    "map that fails": lambda: MapStatistic("wrong", "", lambda x: wipes(x) + "a", lambda moments: []),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone"),
+    [(kind, alone) for kind in WRITING for alone in (True, False) if not (alone and kind == "activation")],
+)
+def test_one_that_writes_to_what_it_reads_costs_its_pass(kind, alone):
+    if alone:  # with nothing but blocks: a pass of its own
+        beside = MapStatistic("beside", "", torch.sum, lambda moments: [1.0] * len(moments))
+        proxies = [Proxy.of(s, recipe=BATCH, formula="", paper="") for s in (WRITING[kind](), beside)]
+        found = measure(Subject(), proxies)
+    else:
+        found = measured(WRITING[kind]())
+    assert found.scores == {"wrong": None, "beside": None}
+    assert {f.message for f in found.failures} == {"WrittenError: statistic wrong wrote to what it was given to read"}
+
+
+def fills(network):
+    for parameter in network.parameters:
+        parameter.data.fill_(2.0)  # which autograd's versions do not count
+    return [1.0]
+
+
+def swaps(network):
+    network.model[0].weight.data = torch.zeros(4, 3, 1, 1)
+    return [1.0]
+
+
+def hooks(network):
+    network.model[2].register_forward_hook(lambda *given: given[2] * 0)
+    return [1.0]
+
+
+@pytest.mark.parametrize(("does", "what"), [(fills, "weights"), (swaps, "weights"), (hooks, "hooks")])
+def test_one_that_leaves_the_network_changed_fails_alone_and_the_network_is_as_before(does, what):
+    def output_of(network):
+        return [float(torch.as_tensor(network.run(network.inputs)).abs().sum())]
+
+    def proxies(*statistics):
+        return [Proxy.of(s, recipe=BATCH, formula="", paper="") for s in statistics]
+
+    honest = CustomStatistic("honest", "", "network", output_of)
+    subject = Subject()
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    expected = measure(subject, proxies(honest)).scores["honest"]
+    found = measure(subject, proxies(CustomStatistic("wrong", "", "network", does), honest))
+    assert found.scores == {"wrong": None, "honest": expected}
+    assert found.failures[0].message == (
+        f"ValueError: statistic wrong left {what} of the network changed; undo what is done to it"
+    )
+    for name, value in subject.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(module._forward_hooks for module in subject.model.modules())
+
+
+def test_one_that_leaves_what_is_not_a_number_alone_has_left_it_alone():
+    subject = Subject()
+    with torch.no_grad():
+        subject.model[2].bias[0] = torch.nan
+    blind = CustomStatistic("blind", "", "network", lambda network: [1.0])
+    found = measure(subject, [Proxy.of(blind, recipe=BATCH, formula="", paper="")])
+    assert found.scores == {"blind": 1.0} and not found.failures
+
+
 def test_numbers_of_any_kind_become_float64():
     statistic = KINDS["gradient"](None)
     for found in ([1, 2], (1.0, 2.0), np.array([1, 2], dtype=np.float32), torch.tensor([1.0, 2.0])):

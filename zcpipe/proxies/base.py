@@ -101,9 +101,9 @@ class InputGradient:
 class MapStatistic:
     """One number per block from its feature map, in two steps, so that the second one serves all blocks at once.
 
-    ``moments`` takes the map, images [N, C, H, W] as they are, tokens and vectors as rows [positions, C], and returns
-    a small tensor. ``finish`` takes those of all blocks and returns their numbers: -inf where the definition calls a
-    block degenerate, NaN where its map holds non-finite values.
+    ``moments`` takes the map, images [N, C, H, W] as they are, tokens and vectors as rows [positions, C], to read and
+    not to write to, and returns a small tensor. ``finish`` takes those of all blocks and returns their numbers: -inf
+    where the definition calls a block degenerate, NaN where its map holds non-finite values.
     """
 
     name: str
@@ -203,7 +203,8 @@ OnNorm = Callable[[nn.BatchNorm2d, Tensor, int], None]
 class Network(Protocol):
     """A network in the state of its pass, as a `CustomStatistic` gets it: frozen, out of place, nothing hooked.
 
-    What is done to it (gradients asked for, hooks, modes) must be undone.
+    What is done to it (gradients asked for, hooks, weights) must be undone. A statistic that leaves weights or hooks
+    changed fails, and they are put back.
     """
 
     model: nn.Module

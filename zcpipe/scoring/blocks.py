@@ -18,7 +18,7 @@ from torch.autograd.graph import _engine_run_backward
 
 from zcpipe.errors import PrecisionError, UsageError, unknown_name
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
-from zcpipe.scoring.values import values_of
+from zcpipe.scoring.values import WrittenError, moments_of, values_of
 
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
 ProbeSource = Callable[[str, Tensor], Tensor]
@@ -129,8 +129,8 @@ class _Walk:
         if statistic.name in self._errors:
             return
         try:
-            self._moments[statistic.name].append(statistic.moments(*tensors))
-        except PrecisionError:
+            self._moments[statistic.name].append(moments_of(statistic, *tensors))
+        except (PrecisionError, WrittenError):
             raise  # the network's, whatever reads its maps
         except Exception as error:
             self._errors[statistic.name] = error

@@ -11,6 +11,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from zcpipe.errors import UsageError
 
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 _INHERITED = object()  # stands for a flag that the module's class has and the module has not
 _Attribute = tuple[nn.Module, str, object]
 
@@ -58,6 +59,59 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
             module._buffers.update(held)
         torch.set_rng_state(random_state)
         contents.put_back()
+
+
+@contextmanager
+def left_as_it_was(modules: Mapping[str, nn.Module], who: str) -> Iterator[None]:
+    """Hold whoever is given a model in the state of a pass to undo what is done to its weights and hooks.
+
+    Args:
+        modules: the model and all that is in it.
+        who: is given it, for the message.
+
+    Raises:
+        ValueError: weights or hooks are not what they were. They are again then.
+    """
+    parameters = {id(p): p for module in modules.values() for p in module._parameters.values() if p is not None}
+    weights = [(p, p.detach().clone()) for p in parameters.values() if not p.is_meta]
+    hooks = [(held, dict(held)) for module in modules.values() for name, held in vars(module).items() if name in _HOOKS]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        changed = [
+            part for part, restored in (("weights", _restored(weights)), ("hooks", _unhooked(hooks))) if restored
+        ]
+        if changed and done:
+            raise ValueError(f"{who} left {' and '.join(changed)} of the network changed; undo what is done to it")
+
+
+@torch.no_grad()
+def _restored(weights: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Put weights back, and say whether any had to be."""
+    changed = [(weight, was) for weight, was in weights if not _same_bits(weight, was)]
+    for weight, was in changed:
+        if weight.shape == was.shape and weight.dtype == was.dtype and weight.device == was.device:
+            weight.copy_(was)
+        else:
+            weight.data = was
+    return bool(changed)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # what is not a number equals nothing
+
+
+def _unhooked(hooks: Iterable[tuple[dict[int, object], dict[int, object]]]) -> bool:
+    """Put hooks back, and say whether any had to be."""
+    changed = [(held, was) for held, was in hooks if held.keys() != was.keys()]
+    for held, was in changed:
+        held.clear()
+        held.update(was)
+    return bool(changed)
 
 
 class _Contents:

@@ -27,7 +27,7 @@ from zcpipe.proxies.base import (
 from zcpipe.scoring.absolute import absolute_gradients
 from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_statistics
-from zcpipe.scoring.guard import untouched
+from zcpipe.scoring.guard import left_as_it_was, untouched
 from zcpipe.scoring.network import Loss, ScoredNetwork
 from zcpipe.scoring.plan import Group, Pass, plan
 from zcpipe.scoring.plan import Protocol as PlanProtocol
@@ -222,7 +222,9 @@ def _of_gradients(statistic: GradientStatistic, gradients: Gradients) -> NDArray
 
 def _own(statistic: CustomStatistic, network: ScoredNetwork, blocks: int) -> NDArray[np.float64]:  # [nodes]
     nodes = {"network": 1, "layer": len(network.layers), "block": blocks}[statistic.node]
-    return values_of(statistic, statistic.measure(network), nodes)
+    with left_as_it_was(network.modules, f"statistic {statistic.name}"):
+        found = statistic.measure(network)
+    return values_of(statistic, found, nodes)
 
 
 def _each(statistics: Sequence[Statistic], of: Callable[[Statistic], NDArray[np.float64]]) -> BlockResult:

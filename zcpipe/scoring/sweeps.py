@@ -37,7 +37,7 @@ from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.layers import LAYERS
 from zcpipe.scoring.network import ScoredNetwork
 from zcpipe.scoring.rewrite import fast_operations
-from zcpipe.scoring.values import values_of
+from zcpipe.scoring.values import WrittenError, moments_of, values_of
 
 
 def sweep(
@@ -178,7 +178,7 @@ class _Sweeps(NoTaps):
             feature = positions_of(output.detach())
             for statistic in self._maps:
                 with self._costing(statistic):
-                    self._map_moments[statistic.name].append(statistic.moments(feature))
+                    self._map_moments[statistic.name].append(moments_of(statistic, feature))
             return output.clone() if self._copies else output
 
         return hook
@@ -231,7 +231,8 @@ class _Sweeps(NoTaps):
             return
         for statistic in self._relus:
             with self._costing(statistic):
-                self._totals[statistic.name] = statistic.moments(x, self._totals[statistic.name])
+                total = self._totals[statistic.name]
+                self._totals[statistic.name] = moments_of(statistic, x, total=(total,))
 
     def _sweep_loss(self, output: Tensor, weights: Sequence[nn.Parameter]) -> None:
         if not weights:
@@ -295,7 +296,7 @@ class _Sweeps(NoTaps):
             g_in = local_gradient(output, before, g_out)
             for statistic in self._jacobians:
                 with self._costing(statistic):
-                    moments[statistic.name].append(statistic.moments(g_in, g_out))
+                    moments[statistic.name].append(moments_of(statistic, g_in, g_out))
         for statistic in self._jacobians:
             with self._costing(statistic):
                 given = moments[statistic.name][::-1]
@@ -330,7 +331,7 @@ class _Sweeps(NoTaps):
         """
         try:
             yield
-        except (_OverwrittenError, UsageError):
+        except (_OverwrittenError, UsageError, WrittenError):
             raise
         except Exception as error:
             for statistic in statistics:

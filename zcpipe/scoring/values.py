@@ -1,11 +1,39 @@
-"""The numbers that statistics return, held to one per node."""
+"""What statistics take and give: they may read what they are given, and owe a number for each node."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from zcpipe.proxies.base import Statistic
+from zcpipe.proxies.base import ActivationStatistic, JacobianStatistic, MapStatistic, Statistic
+
+
+class WrittenError(RuntimeError):
+    """A statistic wrote to what it was given to read: what others read there, and the network itself, is lost."""
+
+
+def moments_of(
+    statistic: MapStatistic | JacobianStatistic | ActivationStatistic, *tensors: Tensor, total: tuple[Any, ...] = ()
+) -> Any:  # noqa: ANN401 - a statistic's moments are its own
+    """Return a statistic's moments of tensors that belong to the pass.
+
+    Args:
+        statistic: which.
+        tensors: what it reads.
+        total: what else it is given, which is its own.
+
+    Raises:
+        WrittenError: it changed one of the tensors.
+    """
+    versions = [tensor._version for tensor in tensors]
+    try:
+        return statistic.moments(*tensors, *total)
+    finally:
+        if [tensor._version for tensor in tensors] != versions:
+            raise WrittenError(f"statistic {statistic.name} wrote to what it was given to read")
 
 
 def values_of(statistic: Statistic, found: object, nodes: int) -> NDArray[np.float64]:  # [nodes]
