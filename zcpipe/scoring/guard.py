@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from zcpipe.errors import UsageError
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 _INHERITED = object()  # stands for a flag that the module's class has and the module has not
 _Attribute = tuple[nn.Module, str, object]
@@ -88,21 +89,40 @@ def left_as_it_was(modules: Mapping[str, nn.Module], who: str) -> Iterator[None]
 
 
 @torch.no_grad()
-def _restored(weights: Iterable[tuple[Tensor, Tensor]]) -> bool:
+def _restored(weights: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Put weights back, and say whether any had to be."""
-    changed = [(weight, was) for weight, was in weights if not _same_bits(weight, was)]
+    swapped = [(weight, was) for weight, was in weights if not _are_alike(weight, was)]
+    for weight, was in swapped:
+        weight.data = was
+    changed = [pair for pair, differs in zip(weights, _differences(weights), strict=True) if differs]
     for weight, was in changed:
-        if weight.shape == was.shape and weight.dtype == was.dtype and weight.device == was.device:
-            weight.copy_(was)
-        else:
-            weight.data = was
-    return bool(changed)
+        weight.copy_(was)
+    return bool(swapped or changed)
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # what is not a number equals nothing
+def _are_alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+def _differences(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
+    """Whether tensors differ in any bit, asked of each GPU once: it is waited for."""
+    # Bits, because what is not a number equals nothing.
+    bits = [(_bits(a), _bits(b)) for a, b in pairs]
+    found = [not (a.is_cuda or torch.equal(a, b)) for a, b in bits]
+    places: dict[torch.device, list[int]] = {}
+    for i, (a, _) in enumerate(bits):
+        if a.is_cuda:
+            places.setdefault(a.device, []).append(i)
+    for members in places.values():
+        differ = torch.stack([(bits[i][0] != bits[i][1]).any() for i in members]).tolist()
+        for i, differs in zip(members, differ, strict=True):
+            found[i] = differs
+    return found
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return a tensor as integers of its size; 16 bytes have none."""
+    return tensor.view(_INTEGERS.get(tensor.element_size(), tensor.dtype))
 
 
 def _unhooked(hooks: Iterable[tuple[dict[int, object], dict[int, object]]]) -> bool:
