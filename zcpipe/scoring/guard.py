@@ -75,14 +75,15 @@ def left_as_it_was(modules: Mapping[str, nn.Module], who: str) -> Iterator[None]
     """
     parameters = {id(p): p for module in modules.values() for p in module._parameters.values() if p is not None}
     weights = [(p, p.detach().clone()) for p in parameters.values() if not p.is_meta]
-    hooks = [(held, dict(held)) for module in modules.values() for name, held in vars(module).items() if name in _HOOKS]
+    held = [own[name] for own in map(vars, modules.values()) for name in _HOOKS]
+    hooks = {id(one): one.copy() for one in held if one}
     done = False
     try:
         yield
         done = True
     finally:
         changed = [
-            part for part, restored in (("weights", _restored(weights)), ("hooks", _unhooked(hooks))) if restored
+            part for part, restored in (("weights", _restored(weights)), ("hooks", _unhooked(held, hooks))) if restored
         ]
         if changed and done:
             raise ValueError(f"{who} left {' and '.join(changed)} of the network changed; undo what is done to it")
@@ -125,12 +126,12 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(_INTEGERS.get(tensor.element_size(), tensor.dtype))
 
 
-def _unhooked(hooks: Iterable[tuple[dict[int, object], dict[int, object]]]) -> bool:
-    """Put hooks back, and say whether any had to be."""
-    changed = [(held, was) for held, was in hooks if held.keys() != was.keys()]
-    for held, was in changed:
-        held.clear()
-        held.update(was)
+def _unhooked(held: Iterable[dict[int, object]], hooks: Mapping[int, dict[int, object]]) -> bool:
+    """Put hooks back, and say whether any had to be; `hooks` has what was in those that were not empty."""
+    changed = [one for one in held if (one or id(one) in hooks) and one.keys() != hooks.get(id(one), {}).keys()]
+    for one in changed:
+        one.clear()
+        one.update(hooks.get(id(one), {}))
     return bool(changed)
 
 
