@@ -3,46 +3,77 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from zcpipe.errors import CapabilityError, UsageError
+from zcpipe.errors import CapabilityError, UsageError, reason_of
+
+Check = Callable[[Any], Iterable[str]]
+"""Says what is wrong with a thing that is offered: "its direction must be ..., got ..."; only the first counts."""
 
 
 @lru_cache(maxsize=8)
-def discover(package: str, attribute: str) -> dict[str, Any]:
+def discover(package: str, attribute: str, check: Check) -> dict[str, Any]:
     """Collect every offered object by its ``name``.
 
     A module of ``package`` offers objects through its attribute ``attribute`` (a sequence); another distribution offers
     them through the entry-point group of the package's name (``zcpipe.spaces``, ``zcpipe.proxies``, ``zcpipe.truth``),
     each entry point naming one object or a sequence of them. Adding one is therefore adding one file.
 
+    Args:
+        package: name of the package and of the group.
+        attribute: of its modules.
+        check: finds fault with a thing; a name that is a text is part of what it checks.
+
     Returns:
         Name -> object, sorted by name.
 
     Raises:
         UsageError: two distributions offer the same name.
-        CapabilityError: what a distribution offers cannot be imported.
+        CapabilityError: what a distribution offers cannot be imported, or is not what is offered there.
     """
     offered: dict[str, tuple[Any, str]] = {}
     for module in pkgutil.iter_modules(import_module(package).__path__, prefix=f"{package}."):
         for thing in getattr(import_module(module.name), attribute, ()):
+            _require_sound(thing, check, module.name, module.name)
             _add(offered, thing, module.name)
     for entry in sorted(entry_points(group=package), key=lambda entry: entry.value):
-        try:
-            loaded = entry.load()
-        except Exception as error:  # third-party code: whatever it does must not look like a fault of ours
-            package_name = entry.dist.name if entry.dist else entry.value
-            raise CapabilityError(
-                f"the installed package {package_name!r} offers {entry.name!r} for {package} but cannot be imported "
-                f"({type(error).__name__}: {error}); mend or uninstall it"
-            ) from error
-        for thing in loaded if isinstance(loaded, Iterable) and not hasattr(loaded, "name") else (loaded,):
+        distribution = f"the installed package {(entry.dist.name if entry.dist else entry.value)!r}"
+        for thing in _load(entry, package, distribution):
+            _require_sound(thing, check, distribution, entry.value)
             _add(offered, thing, entry.value)
     return {name: offered[name][0] for name in sorted(offered)}
+
+
+def _load(entry: EntryPoint, package: str, distribution: str) -> Iterable[Any]:
+    try:
+        loaded = entry.load()
+        several = isinstance(loaded, Iterable) and not isinstance(loaded, str | type) and not hasattr(loaded, "name")
+        return tuple(loaded) if several else (loaded,)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # third-party code: whatever it does must not look like a fault of ours
+        raise CapabilityError(
+            f"{distribution} offers {entry.name!r} for {package} but cannot be imported ({reason_of(error)}); "
+            "mend or uninstall it"
+        ) from error
+
+
+def _require_sound(thing: Any, check: Check, distribution: str, origin: str) -> None:  # noqa: ANN401
+    try:
+        name = getattr(thing, "name", None)
+        called = repr(name) if isinstance(name, str) and not isinstance(thing, type) else reprlib.repr(thing)
+        fault = next(iter(check(thing)), None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an attribute may be a property, which may do anything
+        called, fault = f"a {type(thing).__name__}", f"it cannot be examined: {reason_of(error)}"
+    if fault is not None:
+        raise CapabilityError(f"{distribution} offers {called} ({origin}), but {fault}; mend or uninstall the package")
 
 
 def _add(offered: dict[str, tuple[Any, str]], thing: Any, origin: str) -> None:  # noqa: ANN401

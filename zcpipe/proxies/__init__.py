@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import import_module
+from typing import Any
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.proxies.base import Proxy
-from zcpipe.registry import discover
+from zcpipe.proxies.declared import checking
+from zcpipe.registry import Check, discover
 
 __all__ = ["Proxy", "describe", "get_proxy", "groups", "list_proxies", "resolve"]
 
 
 def list_proxies(pattern: str = "*") -> list[str]:
     """Return the names of all installed proxies that match a shell-style pattern, sorted."""
-    return [name for name in discover(__name__, "PROXIES") if fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in _installed() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def get_proxy(name: str) -> Proxy:
@@ -25,7 +28,7 @@ def get_proxy(name: str) -> Proxy:
     Raises:
         UsageError: no proxy has this name; near ones are named.
     """
-    proxies = discover(__name__, "PROXIES")
+    proxies = _installed()
     if name not in proxies:
         raise unknown_name("proxy", name, [*proxies, *groups()])
     proxy: Proxy = proxies[name]
@@ -44,7 +47,8 @@ def describe(proxy: Proxy) -> dict[str, object]:
     return record
 
 
-def groups() -> dict[str, tuple[str, ...]]:
+@cache
+def groups() -> Mapping[str, tuple[str, ...]]:
     """Return the names that stand for several proxies, such as ``aznas``."""
     found: dict[str, tuple[str, ...]] = {}
     for module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
@@ -67,3 +71,12 @@ def resolve(names: str | Iterable[str]) -> tuple[Proxy, ...]:
     if not expanded:
         raise UsageError("no proxies given; name some, or a group such as aznas")
     return tuple(get_proxy(name) for name in dict.fromkeys(expanded))
+
+
+@cache
+def _check() -> Check:
+    return checking(groups())
+
+
+def _installed() -> dict[str, Any]:
+    return discover(__name__, "PROXIES", _check())

@@ -24,6 +24,7 @@ from zcpipe.spaces.base import (
     Verifies,
     slot_of,
 )
+from zcpipe.spaces.declared import faults
 
 __all__ = [
     "Architecture",
@@ -51,7 +52,7 @@ __all__ = [
 
 def list_spaces() -> list[str]:
     """Return the names of all installed spaces, sorted."""
-    return list(discover(__name__, "SPACES"))
+    return list(discover(__name__, "SPACES", faults))
 
 
 def get_space(name: str) -> Space[Architecture]:
@@ -60,7 +61,7 @@ def get_space(name: str) -> Space[Architecture]:
     Raises:
         UsageError: no space has this name; near ones are named.
     """
-    spaces = discover(__name__, "SPACES")
+    spaces = discover(__name__, "SPACES", faults)
     if name not in spaces:
         raise unknown_name("space", name, spaces)
     space: Space[Architecture] = spaces[name]

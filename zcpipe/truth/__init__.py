@@ -10,14 +10,14 @@ from zcpipe.errors import unknown_name
 from zcpipe.registry import discover
 from zcpipe.truth.nats import import_nats, read_nats
 from zcpipe.truth.open import align, read_truth
-from zcpipe.truth.reader import Progress, Reader
+from zcpipe.truth.reader import Progress, Reader, faults
 
 __all__ = ["Progress", "Reader", "align", "import_nats", "read_nats", "read_truth", "reader", "readers"]
 
 
 def readers() -> dict[str, Reader]:
     """Give every known reader by name."""
-    return discover("zcpipe.truth", "READERS")
+    return discover("zcpipe.truth", "READERS", faults)
 
 
 def reader(name: str) -> Reader:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zcpipe.declared import bad_fields, bad_name, bad_text
 from zcpipe.errors import DataError
 from zcpipe.table.files import disk_errors, publish
 
@@ -60,3 +62,13 @@ class Reader:
         pq.write_table(table, file, compression="zstd")
         publish(target, memoryview(file.getvalue()), exclusive=True)
         return table
+
+
+def faults(reader: Any) -> Iterator[str]:  # noqa: ANN401
+    """Find fault with a reader that an installed package offers, as `zcpipe.registry.Check` does."""
+    if not isinstance(reader, Reader):
+        yield "a reader must be a zcpipe.truth.Reader"
+        return
+    yield from bad_name(reader.name)
+    yield from bad_fields(reader)
+    yield from bad_text(reader, "title")

@@ -7,14 +7,14 @@ from typing import Any
 
 from zcpipe.errors import unknown_name
 from zcpipe.registry import discover
-from zcpipe.search.algorithms.base import Algorithm, Method, Setting
+from zcpipe.search.algorithms.base import Algorithm, Method, Setting, faults
 
 __all__ = ["Algorithm", "Method", "Setting", "method", "methods"]
 
 
 def methods() -> dict[str, type[Method]]:
     """Return every known algorithm by name."""
-    return discover(__name__, "METHODS")
+    return discover(__name__, "METHODS", faults)
 
 
 def method(name: str, parameters: Mapping[str, Any] | None = None) -> Method:

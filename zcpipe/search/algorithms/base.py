@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from zcpipe.declared import bad_name, bad_text, lacking_methods
 from zcpipe.search.candidates import Candidates
 from zcpipe.search.features import Features
 from zcpipe.search.moves import Moves
@@ -89,3 +92,16 @@ class Method(Protocol):
             DataError: too few candidates.
         """
         ...
+
+
+def faults(method: Any) -> Iterator[str]:  # noqa: ANN401
+    """Find fault with an algorithm that an installed package offers, as `zcpipe.registry.Check` does."""
+    if not isinstance(method, type):
+        yield "an algorithm must be a class (zcpipe.search.algorithms.Method), not an instance"
+        return
+    yield from bad_name(getattr(method, "name", None))
+    takes = getattr(method, "takes", None)
+    if not isinstance(takes, frozenset) or not takes <= {"warmup", "moves", "features"}:
+        yield f"its takes must be a frozenset of warmup, moves and features, got {reprlib.repr(takes)}"
+    yield from bad_text(method, "paper")
+    yield from lacking_methods(method, Method)
