@@ -112,9 +112,9 @@ def asking(space: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ZcpipeError:
+    except (ZcpipeError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ZcpipeError(
             f"the space {space} cannot give {what}: {reason_of(error)}; mend the space, or choose another"
         ) from error

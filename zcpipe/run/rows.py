@@ -100,7 +100,9 @@ class UnitScorer:
             if self._spec.device != "cpu":
                 torch.cuda.synchronize(self._spec.device)  # what a kernel did wrong is known by now
             rows: list[Row] = [{**frame, **row} for frame, row in zip(self._frame.of(unit), scored, strict=True)]
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a proxy or space that ends the process ends its row
             seconds = time.perf_counter() - started
             if is_device_lost(error):
                 mend = "the GPU is lost to this process: score with --workers, which replaces such processes"
@@ -134,7 +136,9 @@ class UnitScorer:
             size = self._space.size(member, self._spec.dataset)
             counts = {"params": np.array(size.params), "macs": np.array(size.macs)}
             row: dict[str, object] = {p.name: float(p.reduce(counts)) for p in self._static}
-        except Exception:  # a failure of the row that has a reason already, or will have it when it is scored
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # a failure of the row that has a reason already, or will have it when it is scored
             return {}
         if self._spec.repeats > 1:
             row |= {f"{p.name}_sd": 0.0 for p in self._static}

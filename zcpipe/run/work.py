@@ -251,7 +251,9 @@ def key_of(space: Space[Architecture], arch: Architecture) -> str:
     """
     try:
         return space.key(arch)
-    except Exception:  # what was asked for the key before has said why
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # what was asked for the key before has said why
         return text_of(space, arch)
 
 

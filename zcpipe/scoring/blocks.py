@@ -31,7 +31,7 @@ class BlockResult:
     """What a block pass measured; a statistic in ``errors`` failed and holds NaN."""
 
     statistics: dict[str, NDArray[np.float64]]
-    errors: dict[str, Exception]  # why each such statistic failed
+    errors: dict[str, BaseException]  # why each such statistic failed
 
 
 def block_statistics(
@@ -98,7 +98,7 @@ class _Walk:
         self._jacobian_statistics = [s for s in statistics if isinstance(s, JacobianStatistic)]
         self._probe = probe
         self._moments: dict[str, list[Any]] = {s.name: [] for s in statistics}
-        self._errors: dict[str, Exception] = {}
+        self._errors: dict[str, BaseException] = {}
         self._done = 0
         self._leaf: Tensor | None = None
 
@@ -130,9 +130,9 @@ class _Walk:
             return
         try:
             self._moments[statistic.name].append(moments_of(statistic, *tensors))
-        except (PrecisionError, WrittenError):
-            raise  # the network's, whatever reads its maps
-        except Exception as error:
+        except (PrecisionError, WrittenError, KeyboardInterrupt):
+            raise  # the first two are the network's, whatever reads its maps
+        except BaseException as error:
             self._errors[statistic.name] = error
 
     def finish(self) -> BlockResult:
@@ -147,7 +147,9 @@ class _Walk:
             if statistic.name not in self._errors:
                 try:
                     values[statistic.name] = values_of(statistic, statistic.finish(moments), nodes)
-                except Exception as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     self._errors[statistic.name] = error
         return BlockResult(values, self._errors)
 

@@ -68,7 +68,9 @@ def _fault(network: ScoredNetwork, training: bool, with_loss: bool) -> str | Non
     with untouched(network.modules, training=training), plain_arithmetic(network.inputs[0].device):
         try:
             output = network.model(*network.inputs)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if is_out_of_memory(error):
                 return None
             half = any(parameter.dtype in _HALVES for parameter in network.model.parameters())
@@ -79,8 +81,10 @@ def _fault(network: ScoredNetwork, training: bool, with_loss: bool) -> str | Non
         try:
             with torch.no_grad():
                 network.loss(tensor_of(output), network.targets)
+        except KeyboardInterrupt:
+            raise
         except UsageError:
             return None  # it says itself what is wrong, and has been raised if it was met
-        except Exception as error:
+        except BaseException as error:
             return None if is_out_of_memory(error) else f"the loss fails: {reason_of(error)}"
     return None

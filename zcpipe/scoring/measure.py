@@ -130,7 +130,8 @@ def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol =
     Raises:
         UsageError: blocks, probes or targets do not fit the network.
 
-    What goes wrong as the network is made is raised as it is: without a network there is nothing to say of it.
+    What goes wrong as the network is made is raised as it is: without a network there is nothing to say of it. Later
+    everything that is raised is a proxy's failure, also what would end the process (``sys.exit``), but for a Ctrl-C.
     """
     result = Measurement()
     for group in plan(proxies, protocol):
@@ -162,16 +163,16 @@ def status_of(proxies: Sequence[Proxy], scores: Mapping[str, float | None], fail
 
 def _run_group(subject: Subject, model: nn.Module, group: Group, result: Measurement) -> None:
     """Run the passes of one network; one that fails costs its own proxies only."""
-    errors: dict[str, Exception] = {}
+    errors: dict[str, BaseException] = {}
     batch = subject.batch(group.recipe)
     may_be_dead = not (group.full or subject.pruned)
     network = ScoredNetwork(model, batch.inputs, batch.targets, subject.loss, subject.stream, may_be_dead)
     for one in group.passes:
         try:
             measured = _run_pass(one, network, subject)
-        except UsageError:
+        except (UsageError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             errors |= dict.fromkeys((statistic.name for statistic in one.statistics), _kept(error))
             continue
         errors |= measured.errors
@@ -233,14 +234,14 @@ def _each(statistics: Sequence[Statistic], of: Callable[[Statistic], NDArray[np.
     for statistic in statistics:
         try:
             values[statistic.name] = of(statistic)
-        except UsageError:
+        except (UsageError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             errors[statistic.name] = _kept(error)
     return BlockResult(values, errors)
 
 
-def _kept(error: Exception) -> Exception:
+def _kept(error: BaseException) -> BaseException:
     """Return an error without its traceback, whose frames hold what keeps the error, and the network: a circle."""
     return error.with_traceback(None)
 
@@ -272,9 +273,9 @@ def _count(proxies: Sequence[Proxy], size: Callable[[], Counted], result: Measur
 def _reduce(proxy: Proxy, values: Mapping[str, NDArray[np.float64]], result: Measurement) -> None:
     try:
         score = float(proxy.reduce(values))
-    except UsageError:
+    except (UsageError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         result.failures.append(_failure(proxy, error))
         return
     if np.isnan(score):
@@ -292,13 +293,13 @@ def _guarded(proxies: Sequence[Proxy], result: Measurement, compute: Callable[[]
     """
     try:
         compute()
-    except UsageError:
+    except (UsageError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         result.failures.extend(_failure(proxy, error) for proxy in proxies)
 
 
-def _failure(proxy: Proxy, error: Exception) -> Failure:
+def _failure(proxy: Proxy, error: BaseException) -> Failure:
     kind = "memory" if is_out_of_memory(error) else "error"
     reason = (str(error).splitlines() or [""])[0]
     if isinstance(error, UnsupportedError):

@@ -115,7 +115,7 @@ class _Sweeps(NoTaps):
         self._totals: dict[str, Tensor | None] = {s.name: None for s in self._relus}
         self._called: set[str] = set()
         self._values: dict[str, Any] = {}
-        self._errors: dict[str, Exception] = {}
+        self._errors: dict[str, BaseException] = {}
         self._overwritten = False
         self._layers = _modules_of_layers(network)
         self.outputs = bool(self._outputs)
@@ -331,9 +331,9 @@ class _Sweeps(NoTaps):
         """
         try:
             yield
-        except (_OverwrittenError, UsageError, WrittenError):
+        except (_OverwrittenError, UsageError, WrittenError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             for statistic in statistics:
                 self._errors.setdefault(statistic.name, error)
 

@@ -136,6 +136,8 @@ def _act(behaviour: str | None, arch: Member) -> None:
     match behaviour:
         case "exit":
             os._exit(7)
+        case "leave":
+            raise SystemExit(5)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "segv":
