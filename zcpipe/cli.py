@@ -21,7 +21,7 @@ from zcpipe.cli_parser import Commands
 from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
 from zcpipe.cli_table import Json, TableDir, table_app
-from zcpipe.errors import DataError, UsageError, ZcpipeError, unknown_name
+from zcpipe.errors import DataError, UsageError, ZcpipeError, debugging, unknown_name
 from zcpipe.printing import counted, finite, number, print_grid, print_json, print_records, reasons_of
 
 EXIT_CODES = """
@@ -365,7 +365,7 @@ def main() -> None:
         typer.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
         sys.exit(DataError.exit_code)
     except Exception as error:  # the last line of defence: a bug must not look like a traceback
-        if os.environ.get("ZCPIPE_DEBUG"):
+        if debugging():
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         typer.echo(f"internal error: {what}; ZCPIPE_DEBUG=1 shows where; please report it", err=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -99,6 +102,18 @@ def reason_of(error: BaseException) -> str:
     return line.encode(errors="backslashreplace").decode()  # a name of a file may be no text
 
 
+def debugging() -> bool:
+    """Whether the environment variable ZCPIPE_DEBUG asks to be shown where errors come from."""
+    return bool(os.environ.get("ZCPIPE_DEBUG"))
+
+
+def trace(error: BaseException) -> None:
+    """Show on stderr where an error comes from that ends as one line or a failure, if that is asked for."""
+    if debugging():
+        traceback.print_exception(error)
+        sys.stderr.flush()  # a worker's goes to its supervisor before its rows do
+
+
 @contextmanager
 def asking(space: str, what: str) -> Iterator[None]:
     """Name a space, which may be anybody's, in whatever it raises that is not an error of ours.
@@ -115,6 +130,7 @@ def asking(space: str, what: str) -> Iterator[None]:
     except (ZcpipeError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        trace(error)
         raise ZcpipeError(
             f"the space {space} cannot give {what}: {reason_of(error)}; mend the space, or choose another"
         ) from error

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from zcpipe.errors import CapabilityError, UsageError, reason_of
+from zcpipe.errors import CapabilityError, UsageError, reason_of, trace
 
 Check = Callable[[Any], Iterable[str]]
 """Says what is wrong with a thing that is offered: "its direction must be ..., got ..."; only the first counts."""
@@ -57,6 +57,7 @@ def _load(entry: EntryPoint, package: str, distribution: str) -> Iterable[Any]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # third-party code: whatever it does must not look like a fault of ours
+        trace(error)
         raise CapabilityError(
             f"{distribution} offers {entry.name!r} for {package} but cannot be imported ({reason_of(error)}); "
             "mend or uninstall it"
@@ -71,6 +72,7 @@ def _require_sound(thing: Any, check: Check, distribution: str, origin: str) -> 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an attribute may be a property, which may do anything
+        trace(error)
         called, fault = f"a {type(thing).__name__}", f"it cannot be examined: {reason_of(error)}"
     if fault is not None:
         raise CapabilityError(f"{distribution} offers {called} ({origin}), but {fault}; mend or uninstall the package")

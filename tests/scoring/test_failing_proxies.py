@@ -128,3 +128,33 @@ def test_a_space_that_exits_ends_as_rows(tmp_path, monkeypatch):
     with plugins_installed():
         assert run(spec, tmp_path).by_status == {"ok": 2, "error": 2}
         assert open_table(tmp_path).to_arrow()["failures"][2].as_py()[0]["message"] == "SystemExit: 5"
+
+
+def test_where_a_failure_comes_from_is_shown_once_if_asked_for(monkeypatch, capsys):
+    shared = get_proxy("expressivity").statistics[0]
+    shared = replace(shared, name="broken", moments=raising(KeyError("other")))
+    readers = [replace(get_proxy("expressivity"), name=name, statistics=(shared,)) for name in ("first", "second")]
+    for name, field, _ in KINDS:
+        chosen = readers if (name, field) == ("expressivity", "moments") else [broken(name, field, KeyError("other"))]
+        monkeypatch.delenv("ZCPIPE_DEBUG", raising=False)
+        assert measured(chosen).failures and capsys.readouterr().err == ""
+        monkeypatch.setenv("ZCPIPE_DEBUG", "1")
+        assert measured(chosen).failures
+        shown = capsys.readouterr().err
+        assert shown.count("Traceback") == 1 and shown.endswith("KeyError: 'other'\n"), (name, field)
+        assert "test_failing_proxies.py" in shown and "in function" in shown
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_run_shows_where_proxies_and_spaces_fail(workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HAZARDS", '{"2": "raise"}')
+    monkeypatch.setenv("ZCPIPE_DEBUG", "1")
+    spec = RunSpec(
+        space="hazards", dataset="tiny", proxies=("leaving",), batch_size=4, selection=Range(start=0, stop=4)
+    )
+    with plugins_installed(), package_installed(tmp_path / "package", "zcpipe.proxies", SOURCE):
+        run(spec, tmp_path / "table", workers=workers)
+    shown = capsys.readouterr().err
+    assert shown.count("Traceback") == 2
+    assert "my_nas.py" in shown and "in leave\n" in shown
+    assert "zcpipe_hazards" in shown and "ValueError: told to raise for member-2" in shown

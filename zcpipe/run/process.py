@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from zcpipe.errors import debugging
 from zcpipe.run.cell import make_cell
 from zcpipe.run.channel import SupervisorEnd
 from zcpipe.run.executor import Lease
@@ -199,6 +200,8 @@ class WorkerProcess:
             if not chunk:
                 self._output.close()
                 return
+            if debugging():
+                print(chunk.decode(errors="replace"), end="", file=sys.stderr, flush=True)
             first, *rest = chunk.split(b"\n")
             self._tail[-1] = (self._tail[-1] + first)[-_LENGTH:]
             self._tail.extend(line[-_LENGTH:] for line in rest)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from zcpipe.errors import CapabilityError, is_device_lost, is_out_of_memory, reason_of
+from zcpipe.errors import CapabilityError, is_device_lost, is_out_of_memory, reason_of, trace
 from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
@@ -103,6 +103,7 @@ class UnitScorer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a proxy or space that ends the process ends its row
+            trace(error)
             seconds = time.perf_counter() - started
             if is_device_lost(error):
                 mend = "the GPU is lost to this process: score with --workers, which replaces such processes"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
-from zcpipe.errors import PrecisionError, UsageError, unknown_name
+from zcpipe.errors import PrecisionError, UsageError, trace, unknown_name
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
 from zcpipe.scoring.values import WrittenError, moments_of, values_of
 
@@ -133,6 +133,7 @@ class _Walk:
         except (PrecisionError, WrittenError, KeyboardInterrupt):
             raise  # the first two are the network's, whatever reads its maps
         except BaseException as error:
+            trace(error)
             self._errors[statistic.name] = error
 
     def finish(self) -> BlockResult:
@@ -150,6 +151,7 @@ class _Walk:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
+                    trace(error)
                     self._errors[statistic.name] = error
         return BlockResult(values, self._errors)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_of_memory
+from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_of_memory, trace
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import (
     CustomStatistic,
@@ -139,6 +139,7 @@ def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol =
             with subject.network(group.recipe, group.full) as model:
                 _guarded(group.proxies, result, partial(_run_group, subject, model, group, result))
         except UnsupportedError as error:  # weights that this recipe cannot draw
+            trace(error)
             result.failures.extend(_failure(proxy, error) for proxy in group.proxies)
     counted = [proxy for proxy in proxies if not proxy.statistics]
     if counted:
@@ -243,6 +244,7 @@ def _each(statistics: Sequence[Statistic], of: Callable[[Statistic], NDArray[np.
 
 def _kept(error: BaseException) -> BaseException:
     """Return an error without its traceback, whose frames hold what keeps the error, and the network: a circle."""
+    trace(error)
     return error.with_traceback(None)
 
 
@@ -276,6 +278,7 @@ def _reduce(proxy: Proxy, values: Mapping[str, NDArray[np.float64]], result: Mea
     except (UsageError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        trace(error)
         result.failures.append(_failure(proxy, error))
         return
     if np.isnan(score):
@@ -296,6 +299,7 @@ def _guarded(proxies: Sequence[Proxy], result: Measurement, compute: Callable[[]
     except (UsageError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        trace(error)
         result.failures.extend(_failure(proxy, error) for proxy in proxies)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zcpipe.errors import UnsupportedError, UsageError, unknown_name
+from zcpipe.errors import UnsupportedError, UsageError, trace, unknown_name
 from zcpipe.ops import product_sums
 from zcpipe.proxies.base import (
     ActivationStatistic,
@@ -334,6 +334,8 @@ class _Sweeps(NoTaps):
         except (_OverwrittenError, UsageError, WrittenError, KeyboardInterrupt):
             raise
         except BaseException as error:
+            if any(statistic.name not in self._errors for statistic in statistics):  # each block may fail likewise
+                trace(error)
             for statistic in statistics:
                 self._errors.setdefault(statistic.name, error)
 
