@@ -456,3 +456,41 @@ def test_options_of_runs_on_nodes_that_do_not_fit(zcpipe, options, said, tmp_pat
     out = tmp_path / "table"
     code, _, err = zcpipe("run", "--space", "nasbench201", "--sample", "1", "--out", str(out), *options)
     assert code in (2, 4) and said in err and not out.exists()
+
+
+class TestSpacesCheck:
+    """What is found of which space is in tests/scoring/test_space_check.py."""
+
+    def test_a_space_that_keeps_its_contract(self, zcpipe):
+        code, text, err = zcpipe("spaces", "check", "nasbenchmacro", "--sample", "2")
+        assert (code, err) == (0, "") and text.startswith("nasbenchmacro on cifar10: 2 architectures and ")
+        assert text.endswith(": no problem found\n")
+        code, text, _ = zcpipe("spaces", "check", "nasbenchmacro", "--sample", "1", "--resolution", "16", "--json")
+        report = json.loads(text)
+        assert code == 0 and (report["problems"], report["resolution"], report["architectures"]) == ([], 16, 1)
+
+    def test_problems_are_lines_and_an_exit_code(self, zcpipe, monkeypatch):
+        monkeypatch.setattr(type(get_space("nasbenchmacro")), "key", lambda self, arch: 7)
+        code, text, _ = zcpipe("spaces", "check", "nasbenchmacro", "--sample", "5")
+        lines = text.splitlines()
+        assert code == 4
+        assert [line.startswith("key: ") and line.endswith(": its key must be a str, got 7") for line in lines[:3]]
+        assert lines[3].startswith("key: ") and lines[3].endswith(" more, which --json has")
+        assert "problems" in lines[-1]
+        code, text, _ = zcpipe("spaces", "check", "nasbenchmacro", "--sample", "1", "--json")
+        first = json.loads(text)["problems"][0]
+        assert code == 4 and (first["kind"], first["message"]) == ("key", "its key must be a str, got 7")
+        assert first["architecture"] == str(get_space("nasbenchmacro").sample(0, 0))
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("nasbench202",), "did you mean nasbench201"),
+            (("nasbench201", "--dataset", "cifar11"), "did you mean cifar10"),
+            (("nasbench201", "--sample", "0"), "sample must be at least 1, got 0"),
+            (("autoformer/tiny", "--resolution", "20"), "20"),
+        ],
+    )
+    def test_what_means_nothing_is_refused(self, zcpipe, arguments, says):
+        code, _, err = zcpipe("spaces", "check", *arguments)
+        assert code == 2 and says in err
