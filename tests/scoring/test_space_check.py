@@ -157,8 +157,8 @@ class TestASpaceThatKeepsItsContract:
         assert (report.space, report.dataset, report.architectures) == ("toy", "tiny", 32)
         assert report.compared == 12, "all that exchange branches, which are not two of a kind"
         assert report.lines() == [
-            f"toy on tiny: 32 architectures and {report.neighbours} neighbours checked, 12 pairs with one key compared: "
-            "no problem found"
+            f"toy on tiny: 32 architectures and {report.neighbours} neighbours checked, "
+            "12 pairs with one key compared: no problem found"
         ]
 
     def test_leaves_the_global_random_states_alone(self):

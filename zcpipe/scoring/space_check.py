@@ -7,10 +7,13 @@ others, a slot in the wrong place names the wrong layer. `check_space` finds wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from zcpipe.errors import UsageError, unknown_name
+import torch
+
+from zcpipe.errors import UsageError, asking, unknown_name
 from zcpipe.scoring.space_findings import Finding, Findings, spread
 from zcpipe.scoring.space_functions import Functions
 from zcpipe.scoring.space_members import Keyed, Member, MemberChecks
@@ -95,40 +98,50 @@ def check_space(
     findings = Findings()
     members = MemberChecks(space, findings)
     name = str(getattr(space, "name", type(space).__name__))
-    if not members.space():
+    whole = False
+    with findings.asking("space", None, "asking for what every space has"):
+        whole = members.space()
+    if not whole:
         return Report(name, dataset or "", resolution, 0, 0, 0, findings.problems, findings.notes)
     dataset = next(iter(space.datasets)) if dataset is None else dataset
     if dataset not in space.datasets:
         raise unknown_name("dataset", dataset, space.datasets)
     if resolution is not None and isinstance(space, LimitsResolution):
-        space.check_resolution(resolution)
-    drawn = members.draws(sample, dataset)
-    members.texts(drawn)
-    members.positions(drawn)
-    start = _initial(space, members, findings)
+        with asking(name, f"whether it takes images of {resolution} pixels"):
+            space.check_resolution(resolution)
     functions = Functions(space, dataset, resolution, findings)
-    networks = NetworkChecks(space, dataset, functions, findings)
-    checks = _Checks(members, networks, functions)
-    everything = [*start, *drawn]
-    for i, member in enumerate(everything):
-        checks.check(member, i)
-        progress(i + 1, len(everything))
-    checks.compare_drawn()
-    whole = None
-    if isinstance(space, EnumerableSpace):
-        with findings.asking("index", None, "len(space)"):
-            whole = len(space)
-    networks.ghosts(whole)
+    checks = _Checks(members, NetworkChecks(space, dataset, functions, findings), functions)
+    drawn: list[Member] = []
+    with _one_thread(), findings.asking("space", None, "a question"):
+        drawn += members.draws(sample, dataset)
+        members.texts(drawn)
+        members.positions(drawn)
+        drawn = [*_initial(space, members, findings), *drawn]
+        for i, member in enumerate(drawn):
+            checks.check(member, i)
+            progress(i + 1, len(drawn))
+        checks.finish(len(space) if isinstance(space, EnumerableSpace) else None)
     return Report(
-        name,
-        dataset,
-        functions.side,
-        len(everything),
-        checks.neighbours,
-        functions.compared,
-        findings.problems,
-        findings.notes,
+        space=name,
+        dataset=dataset,
+        resolution=functions.side,
+        architectures=len(drawn),
+        neighbours=checks.neighbours,
+        compared=functions.compared,
+        problems=findings.problems,
+        notes=findings.notes,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute as a run does: small networks gain nothing from more threads, and lose much beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _initial(space: Space[Architecture], members: MemberChecks, findings: Findings) -> list[Member]:
@@ -175,8 +188,13 @@ class _Checks:
             self._checked[member.text] = self._networks.network(member, compared)
         return self._checked[member.text]
 
-    def compare_drawn(self) -> None:
-        """Compare what shares a key among the draws."""
+    def finish(self, members: int | None) -> None:
+        """Check what only all draws together show.
+
+        Args:
+            members: how many the space has, None where that is not known.
+        """
+        self._networks.ghosts(members)
         pairs = _pairs(self._drawn)
         self._compare([pair for pair in pairs if pair[1] in [p[1] for p in pairs if p[0] is pair[0]][:_CLASS]])
 

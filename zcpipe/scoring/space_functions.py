@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import UsageError, reason_of
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import tensor_of
 from zcpipe.scoring.guard import untouched
@@ -57,6 +57,9 @@ class Functions:
             try:
                 self._space.check_resolution(LARGEST)
             except UsageError:
+                return None
+            except Exception as error:
+                self._findings.problem("space", None, f"check_resolution({LARGEST}) raises {reason_of(error)}")
                 return None
         return LARGEST
 
@@ -179,9 +182,9 @@ def _difference(got: _Outputs, expected: _Outputs, blocks: Sequence[str], tolera
     """Say which of the block maps and the output differs first; None where none does."""
     if len(got.blocks) != len(expected.blocks):
         return f"{len(got.blocks)} block maps, expected {len(expected.blocks)}"
-    places = (
-        [f"block {block!r}" for block in blocks] if len(blocks) == len(got.blocks) else ["a block"] * len(got.blocks)
-    )
+    places = [f"block {block!r}" for block in blocks]
+    if len(places) != len(got.blocks):  # a block that is no module, or runs twice: a problem of its own
+        places = ["a block"] * len(got.blocks)
     maps = zip((*places, "the output"), (*got.blocks, got.output), (*expected.blocks, expected.output), strict=True)
     for place, one, other in maps:
         if one.shape != other.shape:
