@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 import zcpipe
-from zcpipe import cli_search
+from zcpipe import cli_check, cli_search
 from zcpipe.cli_parser import Commands
 from zcpipe.cli_parzc import parzc_app
 from zcpipe.cli_run import EXAMPLES, run
@@ -43,6 +43,7 @@ app.add_typer(truth_app, name="truth")
 app.add_typer(spaces_app, name="spaces")
 app.command(epilog=EXAMPLES)(run)
 app.command(epilog=cli_search.EXAMPLES)(cli_search.search)
+spaces_app.command(epilog=cli_check.EXAMPLES)(cli_check.check)
 app.add_typer(table_app)
 app.add_typer(parzc_app, name="parzc")
 
@@ -271,45 +272,6 @@ def verify(
                 f"{one['file']}, entry {one['entry']}: got {one['got']}, expected {one['expected']}: {one['arch']}"
             )
     if found.mismatches:
-        raise typer.Exit(DataError.exit_code)
-
-
-@spaces_app.command(
-    epilog="Examples:\n\nzcpipe spaces check nasbench201\n\n"
-    "zcpipe spaces check nds/darts --sample 100 --dataset imagenet --json"
-)
-def check(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="An installed space: see zcpipe spaces.")],
-    sample: Annotated[int, typer.Option(help="How many architectures to draw.")] = 20,
-    dataset: Annotated[
-        str | None, typer.Option(help="For which networks are built. (default: the space's first)")
-    ] = None,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the images on which functions are compared. (default: the data set's own, 64 at most)"
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Check on random architectures and their neighbours that a space keeps its contract, before a long run.
-
-    Texts, hashes, draws, positions, moves, counts, slots and networks; and that what shares a key computes the same
-    function. Exit code 4 where any problem is found; notes are not problems.
-    """
-    from zcpipe.progress import networks_done
-    from zcpipe.scoring.space_check import check_space
-    from zcpipe.spaces import get_space
-
-    chosen = get_space(space)
-    with networks_done(f"checking {space}") as progress:
-        found = check_space(chosen, sample, dataset, resolution, progress)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        for line in found.lines():
-            typer.echo(line)
-    if found.problems:
         raise typer.Exit(DataError.exit_code)
 
 

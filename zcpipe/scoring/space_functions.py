@@ -113,7 +113,7 @@ class Functions:
         if set(origins.values()) != set(weights) or len(set(origins.values())) != len(origins):
             strange = next((o for o in origins.values() if o not in weights), None)
             why = "some twice" if strange is None else f"{strange!r}, which is none"
-            return f"correspondence must give each of the layers of {representative} once; it gives {why}"
+            return f"correspondence must give each layer of {representative.text} once; it gives {why}"
         with torch.no_grad():
             for slot, origin in origins.items():
                 for mine, theirs in zip(own[slot], weights[origin], strict=True):

@@ -163,25 +163,19 @@ class MemberChecks:
             return
         found.problem("text", None, f"parse({nonsense!r}) must raise UsageError, got {shown(repr(read))}")
 
-    def _text(self, member: Member) -> bool:
+    def _text(self, member: Member) -> None:
         """Check one member's text, and that what is read from it is the member."""
         found, arch, text = self._findings, member.arch, member.text
-        read = None
         with found.asking("text", text, "parse(str(arch))"):
             read = self._space.parse(text)
-        if read is None:
-            return False
-        fine = True
-        with found.asking("text", text, "str(parse(str(arch)))"):
             said = f"what is read from its text has another: {shown(str(read))}"
-            fine = found.require(str(read) == text, "text", text, said)
-        with found.asking("hash", text, "hash(arch)"):
-            hash(arch)
-            if found.require(bool(read == arch), "text", text, f"parse(str(arch)) does not equal it: {read!r}"):
-                found.require(hash(read) == hash(arch), "hash", text, "it equals parse(str(arch)) with another hash")
-            elif fine:
-                fine = False
-        return fine
+            if found.require(str(read) == text, "text", text, said):
+                said = f"parse(str(arch)) does not equal it: {shown(repr(read))}"
+                found.require(bool(read == arch), "text", text, said)
+                with found.asking("hash", text, "hash(arch)"):
+                    said = "it equals parse(str(arch)) with another hash"
+                    found.require(read != arch or hash(read) == hash(arch), "hash", text, said)
+                    hash(arch)
 
     def positions(self, members: Sequence[Member]) -> None:
         """Check that positions and members of an enumerable space belong together."""

@@ -300,9 +300,8 @@ def _watch(module: nn.Module, ran: list[str], name: str) -> torch.utils.hooks.Re
 def _count(layer: nn.Module, name: str, trace: _Trace) -> torch.utils.hooks.RemovableHandle:
     def hook(module: nn.Module, _: object, output: Tensor) -> None:
         trace.layers.add(name)
-        weight = module.weight
-        assert isinstance(weight, Tensor)  # noqa: S101 - these types of layers have one
-        trace.macs += output.numel() * (weight.numel() // len(weight))
+        if isinstance(weight := module.weight, Tensor):
+            trace.macs += output.numel() * (weight.numel() // len(weight))
 
     return layer.register_forward_hook(hook)
 
