@@ -23,7 +23,7 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit, architectures, key_of, text_of
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
-from zcpipe.spaces import Architecture, get_space
+from zcpipe.spaces import Architecture, asked, get_space
 from zcpipe.table.schema import Header, package_version, to_arrow
 
 Row = Mapping[str, Any]
@@ -134,7 +134,7 @@ class UnitScorer:
 
     def _count(self, member: Architecture) -> Row:
         try:
-            size = self._space.size(member, self._spec.dataset)
+            size = asked.size_of(self._space, member, self._spec.dataset)
             counts = {"params": np.array(size.params), "macs": np.array(size.macs)}
             row: dict[str, object] = {p.name: float(p.reduce(counts)) for p in self._static}
         except KeyboardInterrupt:
@@ -159,7 +159,8 @@ class RowFrame:
         """Return index, architecture, key and space of the rows of a unit."""
         _, members = architectures(self._space, unit)
         return [
-            self._row(index, arch, self._space.key(arch)) for index, arch in zip(unit.members, members, strict=True)
+            self._row(index, arch, asked.key_of(self._space, arch))
+            for index, arch in zip(unit.members, members, strict=True)
         ]
 
     def failed(self, unit: Unit, failed: Failed) -> list[Row]:

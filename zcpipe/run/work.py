@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from zcpipe.errors import UsageError, asking, unknown_name
 from zcpipe.run.spec import All, Archs, Range, RunSpec, Sample
-from zcpipe.spaces import get_space
+from zcpipe.spaces import asked, get_space
 from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, LimitsResolution, Space
 from zcpipe.spaces.classes import key_classes
 
@@ -148,6 +148,8 @@ class DrawList:
             if draw and draw % _TOLD == 0:
                 progress(draw, n)
             digests[draw] = index_of(self._draw(draw)[1])
+        if n:
+            self._key(*self._draw(0))  # a space whose keys are none says so before there is a table
         self.indices, self._draws = np.unique(digests, return_index=True)  # the latter: which draw first met each
 
     def shards(self, present: Indices) -> Iterator[Shard]:
@@ -184,7 +186,7 @@ class DrawList:
 
     def _key(self, arch: Architecture, text: str) -> str:
         with asking(self._space.name, f"the key of {text}"):
-            return self._space.key(arch)
+            return asked.key_of(self._space, arch)
 
 
 class TextList:
@@ -227,7 +229,7 @@ def architectures(space: Space[Architecture], unit: Unit) -> tuple[Architecture,
     with asking(space.name, f"its architectures {', '.join(map(str, (unit.texts or unit.members)[:9]))}"):
         if isinstance(space, EnumerableSpace):
             return space[unit.representative], [space[index] for index in unit.members]
-        representative, *members = (space.parse(text) for text in unit.texts)
+        representative, *members = (asked.parsed(space, text) for text in unit.texts)
         return representative, members
 
 
@@ -250,7 +252,7 @@ def key_of(space: Space[Architecture], arch: Architecture) -> str:
         ZcpipeError: the space raises for the text, too.
     """
     try:
-        return space.key(arch)
+        return asked.key_of(space, arch)
     except KeyboardInterrupt:
         raise
     except BaseException:  # what was asked for the key before has said why
@@ -268,7 +270,7 @@ def sized(spec: RunSpec) -> RunSpec:
         case Archs(texts=texts) if not isinstance(space, EnumerableSpace):
             most = len(texts)
         case _:
-            most = len(space) if isinstance(space, EnumerableSpace) else 0
+            most = asked.length_of(space) if isinstance(space, EnumerableSpace) else 0
     fewest, largest = _CLASSES
     size = 1 << max(0, -(-most // _SHARDS) - 1).bit_length()
     return spec.model_copy(update={"classes_per_shard": min(max(size, fewest), largest)})
@@ -291,14 +293,18 @@ def plan(spec: RunSpec, progress: Progress = silent) -> WorkList:
     if spec.dataset not in space.datasets:
         raise unknown_name("dataset", spec.dataset, space.datasets)
     if spec.resolution is not None and isinstance(space, LimitsResolution):
-        space.check_resolution(spec.resolution)
+        with asking(spec.space, "the sides of images that it takes"):
+            space.check_resolution(spec.resolution)
     if isinstance(space, EnumerableSpace):
-        return ClassList(space, _members(space, spec), per_shard)
+        listed = ClassList(space, _members(space, spec), per_shard)
+        first = int(listed.indices[0])
+        text_of(space, architectures(space, Unit(0, first, (first,)))[0])  # without it there is to be no table
+        return listed
     return _unindexed(space, spec, per_shard, progress)
 
 
 def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
-    selection, length = spec.selection, len(space)
+    selection, length = spec.selection, asked.length_of(space)
     match selection:
         case All():
             return np.arange(length)
@@ -310,12 +316,21 @@ def _members(space: EnumerableSpace[Architecture], spec: RunSpec) -> Indices:
             _check_sample(n)
             if n > length:
                 raise UsageError(f"sample of {n} is larger than {spec.space}, which has {length}; leave --sample out")
-            with asking(space.name, f"the indices of {n} random architectures"):
-                return np.fromiter((space.index(space.sample(spec.seed, i)) for i in range(n)), np.int64, n)
+            return np.fromiter((_drawn_index(space, spec.seed, i) for i in range(n)), np.int64, n)
         case Archs():
             parsed = _parse(space, selection)
-            with asking(space.name, "the indices of the listed architectures"):
-                return np.array([space.index(arch) for arch in parsed], np.int64)
+            return np.array([_index(space, arch) for arch in parsed], np.int64)
+
+
+def _drawn_index(space: EnumerableSpace[Architecture], seed: int, draw: int) -> int:
+    with asking(space.name, f"the index of its random architecture {draw}"):
+        return asked.index_of(space, space.sample(seed, draw))
+
+
+def _index(space: EnumerableSpace[Architecture], arch: Architecture) -> int:
+    text = text_of(space, arch)
+    with asking(space.name, f"the index of {text}"):
+        return asked.index_of(space, arch)
 
 
 def _unindexed(space: Space[Architecture], spec: RunSpec, per_shard: int, progress: Progress) -> WorkList:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from zcpipe.errors import asking
 from zcpipe.proxies import Proxy, get_proxy
 from zcpipe.proxies.base import JacobianStatistic, Statistic
 from zcpipe.scoring.plan import statistics_of
@@ -37,6 +39,10 @@ def columns_of(space: Space[Architecture], dataset: str, proxies: Sequence[Proxy
 
     ``params`` and ``macs`` are in every table, asked for or not: they are the baselines every ranking is held against.
     """
+    with asking(space.name, f"the slots that its networks for {dataset} have in common"):
+        common = space.common_slots(dataset)
+        if not isinstance(common, Slots | None):
+            raise TypeError(f"common_slots returned {reprlib.repr(common)}, neither Slots nor None")
     scored = [_of_proxy(proxy, "proxy") for proxy in proxies if proxy.name not in COUNTS]
     counts = [_of_proxy(get_proxy(name), "count") for name in COUNTS]
     statistics = [
@@ -47,7 +53,7 @@ def columns_of(space: Space[Architecture], dataset: str, proxies: Sequence[Proxy
             direction="none",
             scope=reader.scope,
             paper=reader.paper,
-            slots=_slots(space.common_slots(dataset), statistic),
+            slots=_slots(common, statistic),
         )
         for statistic in statistics_of(proxies)
         if statistic.node != "network"

@@ -21,7 +21,7 @@ from zcpipe.scoring.columns import COUNTS, Column, columns_of
 from zcpipe.scoring.init import initialise
 from zcpipe.scoring.measure import Batch, Failure, Measurement, measure, philox_probes, status_of
 from zcpipe.scoring.network import Loss
-from zcpipe.spaces import get_space
+from zcpipe.spaces import asked, get_space
 from zcpipe.spaces.base import Architecture, Size, slot_of
 
 if TYPE_CHECKING:  # the run is above scoring; its spec is only data here
@@ -88,7 +88,7 @@ class ClassScorer:
         counted = measure(BuiltSubject(self._spec, member, 0, self._batches), self._static)
         function = [p.name for p in self._passed if p.scope == "function"]
         full = [p.name for p in self._own]
-        size = self._space.size(member, self._spec.dataset)
+        size = asked.size_of(self._space, member, self._spec.dataset)
         means, spreads = _over_repeats([{n: m.scores[n] for n in function} for m in shared])
         own_means, own_spreads = _over_repeats([{n: m.scores[n] for n in full} for m in own])
         scores = {**means, **own_means, **counted.scores}
@@ -139,7 +139,7 @@ class BuiltSubject:
         self._repeat = repeat
         self._batches = batches
         self._space = get_space(spec.space)
-        self._key = self._space.key(arch)
+        self._key = asked.key_of(self._space, arch)
         self._models: dict[bool, tuple[nn.Module, str]] = {}  # by whether it is full: and how it was initialised
         self._probe = philox_probes(spec.seed, spec.space, self._key, repeat)
         self.blocks: Sequence[str] = self._space.slots(arch, spec.dataset).blocks

@@ -29,6 +29,7 @@ from zcpipe.search.scores import PREDICTED, Guide, Scores, TableScores, columns_
 from zcpipe.search.simulate import search_seeds
 from zcpipe.search.warmup import WarmUp
 from zcpipe.spaces import get_space
+from zcpipe.spaces.asked import size_of
 from zcpipe.spaces.base import Architecture, Size, Space
 from zcpipe.table import Table
 
@@ -278,8 +279,11 @@ def _identity(scores: Scores | None, guidance: Guidance) -> Record | str:
 def _sizes(outcomes: Sequence[Outcome], space: Space[A], dataset: str) -> dict[str, Size]:
     """Return the sizes of all models that were trained with success, by their texts."""
     texts = dict.fromkeys(trial.arch for outcome in outcomes for trial in outcome.trials if not trial.failure)
-    with asking(space.name, "the sizes of its architectures"):
-        return {text: space.size(space.parse(text), dataset) for text in texts}
+    sizes = {}
+    for text in texts:
+        with asking(space.name, f"the size of {text}"):
+            sizes[text] = size_of(space, space.parse(text), dataset)
+    return sizes
 
 
 def _pick(outcome: Outcome, direction: str, sizes: Mapping[str, Size]) -> Pick | None:

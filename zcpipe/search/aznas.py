@@ -34,6 +34,7 @@ from zcpipe.search.result import PICKS, write_tables
 from zcpipe.search.scored import LookedUp, Scored, Scorer
 from zcpipe.search.scores import TableScores
 from zcpipe.spaces import get_space
+from zcpipe.spaces.asked import length_of
 from zcpipe.spaces.base import Architecture, EnumerableSpace, PublishedFlops
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class AzNasSpec(BaseModel):
             raise UsageError(f"invalid search: {first_fault(error)}") from None
         require_seeds(spec.seeds, spec.seed)
         space = get_space(spec.run.space)
-        if isinstance(space, EnumerableSpace) and spec.budget > len(space):
+        if isinstance(space, EnumerableSpace) and spec.budget > (length := length_of(space)):
             raise UsageError(
-                f"a budget of {spec.budget:,} candidates is beyond {space.name}, which has {len(space):,} "
+                f"a budget of {spec.budget:,} candidates is beyond {space.name}, which has {length:,} "
                 "architectures; each is scored once"
             )
         if spec.run.dataset not in space.datasets:

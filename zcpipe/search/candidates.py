@@ -9,11 +9,12 @@ from typing import Generic, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import DataError, UsageError, asking
 from zcpipe.ops.philox import Stream
 from zcpipe.rank.ranking import Floats
 from zcpipe.search.limits import ANY_SIZE, Limits
 from zcpipe.search.scores import COUNTS, TableScores
+from zcpipe.spaces.asked import key_of, length_of, member, size_of
 from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, Size, Space
 from zcpipe.spaces.permutation import permutation
 
@@ -88,7 +89,7 @@ class TableCandidates(Generic[A]):
                 allowed[row] = limits.allow_size(Size(int(params[row]), int(macs[row])))
         if limits.of_space:
             for row in np.flatnonzero(allowed).tolist():
-                allowed[row] = limits.allow_counts(space, space.parse(scores.texts[row]), dataset)
+                allowed[row] = limits.allow_counts(space, self._parse(scores.texts[row]), dataset)
         first = [scores.row(text) == row for row, text in enumerate(scores.texts)]  # draws may repeat a text
         self._allowed = allowed
         self._rows = np.flatnonzero(allowed & np.array(first, dtype=bool))
@@ -119,11 +120,15 @@ class TableCandidates(Generic[A]):
         """Yield all candidates in a random order."""
         order = permutation(len(self._rows), Stream.of(seed, self.space.name, "", 0, "search draws"))
         for place in order.tolist():
-            yield self.space.parse(self.texts[place])
+            yield self._parse(self.texts[place])
+
+    def _parse(self, text: str) -> A:
+        with asking(self.space.name, f"the architecture of {text}"):
+            return self.space.parse(text)
 
     def neighbours(self, arch: A) -> list[A]:
         """Return the neighbours that are candidates; a table of few architectures may hold none."""
-        return [one for one in self.space.neighbours(arch) if one in self]
+        return [one for one in neighbours_of(self.space, arch) if one in self]
 
     def __contains__(self, arch: object) -> bool:
         row = self._scores.row(arch)
@@ -132,7 +137,7 @@ class TableCandidates(Generic[A]):
     def key(self, arch: A) -> str:
         """Return the key that the table holds."""
         row = self._scores.row(arch)
-        return self.space.key(arch) if row is None else self._scores.keys[row]
+        return _key(self.space, arch) if row is None else self._scores.keys[row]
 
 
 class SpaceCandidates(Generic[A]):
@@ -158,7 +163,7 @@ class SpaceCandidates(Generic[A]):
 
     def models(self) -> int | None:
         """Return how many there are at most: the length of the space, where it has one."""
-        return len(self.space) if isinstance(self.space, EnumerableSpace) else None
+        return length_of(self.space) if isinstance(self.space, EnumerableSpace) else None
 
     def draws(self, seed: int) -> Iterator[A]:
         """Yield random architectures that are within the limits; see `Candidates.draws`."""
@@ -171,7 +176,8 @@ class SpaceCandidates(Generic[A]):
                 beyond, any_yet = [], True
                 yield arch
             else:
-                beyond.append(self.space.size(arch, self._dataset))
+                with asking(self.space.name, f"the size of {arch}"):
+                    beyond.append(size_of(self.space, arch, self._dataset))
         if not any_yet:
             counts = {name: np.array([float(getattr(size, name)) for size in beyond]) for name in COUNTS}
             raise DataError(
@@ -180,15 +186,11 @@ class SpaceCandidates(Generic[A]):
             )
 
     def _draw(self, seed: int, i: int) -> A:
-        space = self.space
-        arch: A = (
-            space.sample_for(self._dataset, seed, i) if isinstance(space, DrawsByDataset) else space.sample(seed, i)
-        )
-        return arch
+        return random_member(self.space, self._dataset, seed, i)
 
     def neighbours(self, arch: A) -> list[A]:
         """Return the neighbours that are within the limits."""
-        return [one for one in self.space.neighbours(arch) if one in self]
+        return [one for one in neighbours_of(self.space, arch) if one in self]
 
     def __contains__(self, arch: object) -> bool:
         return self._limits.allow(self.space, cast(A, arch), self._dataset)
@@ -196,7 +198,7 @@ class SpaceCandidates(Generic[A]):
     def key(self, arch: A) -> str:
         """Return the key that the space gives."""
         if arch not in self._keys:
-            self._keys[arch] = self.space.key(arch)
+            self._keys[arch] = _key(self.space, arch)
         return self._keys[arch]
 
 
@@ -207,9 +209,37 @@ def _spread(counts: Mapping[str, Floats]) -> str:
     return ", ".join(said)
 
 
+def random_member(space: Space[A], dataset: str, seed: int, i: int) -> A:
+    """Return the random architecture of a number that the space draws for a data set.
+
+    Raises:
+        ZcpipeError: the space raises, or draws what is no member.
+    """
+    with asking(space.name, f"its random architecture {i}"):
+        if isinstance(space, DrawsByDataset):
+            drawn: A = member(space, space.sample_for(dataset, seed, i), "sample_for")
+            return drawn
+        return member(space, space.sample(seed, i), "sample")
+
+
+def neighbours_of(space: Space[A], arch: A) -> list[A]:
+    """Return the neighbours that the space gives.
+
+    Raises:
+        ZcpipeError: the space raises.
+    """
+    with asking(space.name, f"the neighbours of {arch}"):
+        return list(space.neighbours(arch))
+
+
+def _key(space: Space[A], arch: A) -> str:
+    with asking(space.name, f"the key of {arch}"):
+        return key_of(space, arch)
+
+
 def random_neighbour(candidates: Candidates[A], arch: A, rng: np.random.Generator) -> A | None:
     """Return a random one of `Candidates.neighbours`, None where there is none; few of them are held to the limits."""
-    neighbours = candidates.space.neighbours(arch)
+    neighbours = neighbours_of(candidates.space, arch)
     for place in map(int, rng.permutation(len(neighbours))):
         if neighbours[place] in candidates:
             return neighbours[place]

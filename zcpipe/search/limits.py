@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from zcpipe.errors import UsageError, asking
+from zcpipe.spaces.asked import size_of
 from zcpipe.spaces.base import Architecture, MovesFromNetwork, PublishedFlops, Size, Space
 
 A = TypeVar("A", bound=Architecture)
@@ -80,7 +81,7 @@ class Limits:
         if self.max_macs is None and self.max_params is None and self.min_params is None:
             return True
         with asking(space.name, f"the size of {arch}"):
-            return self.allow_size(space.size(arch, dataset))
+            return self.allow_size(size_of(space, arch, dataset))
 
     def allow_counts(self, space: Space[A], arch: A, dataset: str) -> bool:
         """Whether an architecture is within those `of_space`.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zcpipe.errors import DataError, unknown_name
+from zcpipe.errors import DataError, asking, unknown_name
 from zcpipe.proxies import resolve
 from zcpipe.rank.population import EVERYTHING
 from zcpipe.rank.ranking import DIRECTIONS, Floats
@@ -26,7 +26,8 @@ from zcpipe.scoring.columns import columns_of
 from zcpipe.search.journal import Journal, Record
 from zcpipe.search.scored import Scored
 from zcpipe.spaces import get_space
-from zcpipe.spaces.base import Architecture
+from zcpipe.spaces.asked import index_of, parsed
+from zcpipe.spaces.base import Architecture, EnumerableSpace
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
@@ -134,6 +135,8 @@ class LiveScores:
 
     def _compute(self, texts: Sequence[str]) -> Record:
         """Compute a batch and return its record: columns, in the order of the texts."""
+        for text in texts:
+            self._require_member(text)
         work = plan(self.spec.model_copy(update={"selection": Archs(texts=tuple(texts))}))
         shards = work.shards(np.empty(0, np.int64))
         units = tuple(replace(unit, shard=0) for shard in shards for unit in shard.units)
@@ -152,6 +155,15 @@ class LiveScores:
             "seconds": [row["seconds"] for row in rows],
             "builds": sorted(sink.builds - {""}),  # what ended its workers has none
         }
+
+    def _require_member(self, text: str) -> None:
+        """Refuse a text that the space does not lead back to itself: its row would never come."""
+        with asking(self.space.name, f"the architecture of {text}"):
+            arch = parsed(self.space, text)
+            if isinstance(self.space, EnumerableSpace):
+                index = index_of(self.space, arch)
+                if (there := str(self.space[index])) != text:
+                    raise ValueError(f"index returned {index}, where {there} is")
 
     def _take(self, batch: Record) -> None:
         """Take in a batch as the journal holds it."""

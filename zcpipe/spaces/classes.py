@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import asking
+from zcpipe.spaces.asked import key_of, length_of, sound_key
 from zcpipe.spaces.base import Architecture, EnumerableSpace, KeyedAtOnce
 
 
@@ -30,8 +31,9 @@ def key_classes(space: EnumerableSpace[Architecture]) -> KeyClasses:
     """
     numbers: dict[str, int] = {}
     representative: list[int] = []
-    class_of = np.empty(len(space), np.int32)
-    for index, key in enumerate(_keys(space)):
+    length = length_of(space)
+    class_of = np.empty(length, np.int32)
+    for index, key in enumerate(_keys(space, length)):
         number = numbers.setdefault(key, len(numbers))
         if number == len(representative):
             representative.append(index)
@@ -39,13 +41,15 @@ def key_classes(space: EnumerableSpace[Architecture]) -> KeyClasses:
     return KeyClasses(class_of, np.array(representative, np.int32))
 
 
-def _keys(space: EnumerableSpace[Architecture]) -> Iterator[str]:
+def _keys(space: EnumerableSpace[Architecture], length: int) -> Iterator[str]:
     if isinstance(space, KeyedAtOnce):
         with asking(space.name, "all its keys"):
-            keys = space.all_keys()
+            keys = [sound_key(key) for key in space.all_keys()]
+            if len(keys) != length:
+                raise ValueError(f"all_keys returned {len(keys)} for {length} architectures")
         yield from keys
         return
-    for index in range(len(space)):
+    for index in range(length):
         with asking(space.name, f"the key of its architecture {index}"):
-            key = space.key(space[index])
+            key = key_of(space, space[index])
         yield key

@@ -19,10 +19,11 @@ from zcpipe.errors import DataError, asking
 from zcpipe.ops.philox import Stream
 from zcpipe.rank.ranking import Floats
 from zcpipe.rank.selection import Positions
-from zcpipe.search.candidates import TableCandidates
+from zcpipe.search.candidates import TableCandidates, random_member
 from zcpipe.search.incremental import History
 from zcpipe.search.limits import ANY_SIZE, Limits
-from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, MovesFromNetwork, Space
+from zcpipe.spaces.asked import member
+from zcpipe.spaces.base import Architecture, EnumerableSpace, MovesFromNetwork, Space
 
 A = TypeVar("A", bound=Architecture)
 
@@ -129,14 +130,9 @@ class AzNas(Generic[A]):
         return self._length is not None and drawn >= self._length
 
     def _random(self) -> A:
-        space = self._space
         if self._draws is not None:
             return next(self._draws)  # of as many as there are
-        with asking(space.name, f"its random architecture {self.tries}"):
-            if isinstance(space, DrawsByDataset):
-                arch: A = space.sample_for(self._dataset, self._seed, self.tries)
-                return arch
-            return space.sample(self._seed, self.tries)
+        return random_member(self._space, self._dataset, self._seed, self.tries)
 
     def _mutant(self) -> A:
         count = len(self.archs)
@@ -153,10 +149,10 @@ class AzNas(Generic[A]):
     def _mutated(self, arch: A, places: int) -> A:
         with asking(self._space.name, f"a mutation of {arch}"):
             if self._moves is not None:
-                return self._moves.mutate(arch, self._seed, self.tries, places)
+                return member(self._space, self._moves.mutate(arch, self._seed, self.tries, places), "mutate")
             for place in range(places):
                 arch = self._space.mutate(arch, self._seed, 2 * self.tries + place)
-            return arch
+            return member(self._space, arch, "mutate")
 
     def _pick(self, n: int) -> int:
         return int(Stream.of(self._seed, self._space.name, "", self.tries, "parent").integers(1, n)[0])
