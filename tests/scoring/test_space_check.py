@@ -177,7 +177,7 @@ class TestASpaceThatKeepsItsContract:
         def refuse(self, *arguments):
             raise NotImplementedError
 
-        report = check_space(broken(mutate=None, neighbours=refuse), 2)
+        report = check_space(broken(mutate=refuse, neighbours=refuse), 2)
         assert report.problems == ()
         assert ["not searched by moves" in note.message for note in report.notes] == [True, True]
 
@@ -307,7 +307,7 @@ class TestHashes:
         assert_found(as_class(__hash__=None), "hash", "hash(arch) raises TypeError: unhashable type")
 
     def test_of_spaces_exist(self):
-        assert_found(broken(__hash__=None), "hash", "hash(space) raises TypeError: unhashable type")
+        assert_found(broken(__hash__=None), "space", "it must be hashable, got TypeError: unhashable type")
 
     def test_belong_to_equality(self):
         assert_found(as_class(__hash__=lambda self: id(self)), "hash", "with another hash")
@@ -548,7 +548,9 @@ class TestWhatIsAskedFor:
         assert [one.kind for one in problems(broken(datasets=datasets))] == ["space"]
 
     def test_methods_exist(self):
-        assert_found(broken(key=None), "space", "it has no method key")
+        assert_found(broken(key=None), "space", "it must have a method key")
+        assert_found(broken(mutate=None), "space", "it must have a method mutate")
+        assert_found(broken(index=None), "space", "it must have all of __len__, __getitem__, index to be enumerated")
 
     @pytest.mark.parametrize(
         "options", [{"sample": 0}, {"resolution": 0}, {"dataset": "tinny"}], ids=lambda options: next(iter(options))
@@ -561,13 +563,14 @@ class TestWhatIsAskedFor:
         "method",
         ["parse", "sample", "mutate", "neighbours", "key", "size", "slots", "common_slots", "correspondence", "build"],
     )
-    def test_whatever_raises_is_a_problem(self, method):
+    @pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+    def test_whatever_raises_is_a_problem(self, method, kind):
         def strange(self, *arguments, **options):
-            raise RuntimeError("told to\nraise")
+            raise kind("told to\nraise")
 
         found = problems(broken(**{method: strange}), 2)
         assert found and all("\n" not in str(one) for one in found)
-        assert any("RuntimeError: told to" in one.message for one in found)
+        assert any(f"{kind.__name__}: told to" in one.message for one in found)
 
     @pytest.mark.parametrize(
         "method",

@@ -92,7 +92,9 @@ class Findings:
         """
         try:
             yield
-        except Exception as error:  # a space is anybody's code: a fault in it is what we look for
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a space is anybody's code: a fault in it, sys.exit too, is what we look for
             self.problem(kind, architecture, f"{what} raises {reason_of(error)}")
 
 

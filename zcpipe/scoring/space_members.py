@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 from zcpipe.errors import UsageError, reason_of
 from zcpipe.scoring.space_findings import Findings, Kind, drawn_from, other_random_states, random_states, shown, spread
-from zcpipe.spaces.base import Architecture, Dataset, DrawsByDataset, EnumerableSpace, KeyedAtOnce, Space
+from zcpipe.spaces.base import Architecture, DrawsByDataset, EnumerableSpace, KeyedAtOnce, Space
+from zcpipe.spaces.declared import faults
 
-_METHODS = ("parse", "sample", "key", "size", "slots", "common_slots", "correspondence", "build")
-_MOVES = ("mutate", "neighbours")
-_ENUMERABLE = ("__len__", "__getitem__", "index")
 _DRAWS_AT_LEAST = 200  # that are looked through for repeats, where they can be counted
 _POSITIONS = 50  # that are looked at in a space's own order
 _MEMBERS = 50  # of the neighbours of one architecture that are looked at as members
@@ -47,44 +46,15 @@ class MemberChecks:
         self._asked_all_keys = False
 
     def space(self) -> bool:
-        """Check what every space has; return whether it has enough for further questions."""
-        found, space = self._findings, self._space
-        lacking = [name for name in _METHODS if not callable(getattr(space, name, None))]
-        for name in lacking:
-            found.problem("space", None, f"it has no method {name}")
-        for name in _MOVES:
-            if not callable(getattr(space, name, None)):
-                found.note("moves", None, f"it has no method {name}: it can be scored, not searched by moves")
-        offered = [name for name in _ENUMERABLE if hasattr(space, name)]
-        if offered and len(offered) < len(_ENUMERABLE):
-            absent = ", ".join(name for name in _ENUMERABLE if name not in offered)
-            found.problem("index", None, f"it has {', '.join(offered)} and no {absent}: it counts as not enumerable")
-        found.require(isinstance(getattr(space, "paper", None), str), "space", None, "its paper is no text")
-        with found.asking("hash", None, "hash(space)"):
-            hash(space)
-        return self._datasets() and not lacking
-
-    def _datasets(self) -> bool:
-        found = self._findings
-        datasets = getattr(self._space, "datasets", None)
-        if not isinstance(datasets, Mapping) or not datasets:
-            found.problem("space", None, f"its datasets must map names to Dataset, got {shown(repr(datasets))}")
+        """Check what every space has, as is done where a package offers one; return whether it has all."""
+        fault = next(faults(self._space), None)
+        if fault is not None:
+            self._findings.problem("space", None, fault)
             return False
-        fine = True
-        for name, dataset in datasets.items():
-            if not isinstance(dataset, Dataset):
-                fine = found.require(False, "space", None, f"data set {name!r} is no Dataset: {shown(repr(dataset))}")
-                continue
-            shape = dataset.input_shape
-            positive = isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
-            said = f"data set {name!r} must have an input_shape of three positive numbers C, H, W, got {shape!r}"
-            fine &= found.require(positive, "space", None, said)
-            counted = type(dataset.classes) is int and dataset.classes > 0
-            said = f"data set {name!r} must have a positive number of classes, got {dataset.classes!r}"
-            fine &= found.require(counted, "space", None, said)
-            named = dataset.name == name
-            found.require(named, "space", None, f"data set {name!r} calls itself {dataset.name!r}")
-        return fine
+        for name, dataset in self._space.datasets.items():
+            said = f"data set {name!r} calls itself {dataset.name!r}"
+            self._findings.require(dataset.name == name, "space", None, said)
+        return True
 
     def draws(self, n: int, dataset: str) -> list[Member]:
         """Draw members under seed 0, twice; return the distinct ones."""
@@ -229,23 +199,26 @@ class MemberChecks:
         Returns:
             Some of its random neighbours, and those of all neighbours whose keys are to be looked at.
         """
-        mutated = self._mutated(member, turn) if callable(getattr(self._space, "mutate", None)) else []
-        listed = self._listed(member, turn) if callable(getattr(self._space, "neighbours", None)) else []
-        return mutated, listed
+        return self._mutated(member), self._listed(member, turn)
 
-    def _mutated(self, member: Member, turn: int) -> list[Member]:
+    @contextmanager
+    def _moving(self, method: str, text: str) -> Iterator[None]:
+        """A space without moves says so by NotImplementedError; whatever else it raises is a problem."""
+        with self._findings.asking("moves", text, method):
+            try:
+                yield
+            except NotImplementedError:
+                said = f"{method} is not implemented: the space can be scored, not searched by moves"
+                self._findings.note("moves", None, said)
+
+    def _mutated(self, member: Member) -> list[Member]:
         found, text = self._findings, member.text
+        moved: list[Architecture] = []
         chosen: list[Member] = []
-        try:
+        with self._moving("mutate(arch, 0, i)", text):
             before = random_states()
             moved = [self._space.mutate(member.arch, 0, i) for i in range(2)]
             self._no_global_draws(before, "moves", text, "mutate")
-        except NotImplementedError:
-            found.note("moves", None, "mutate is not implemented: the space can be scored, not searched by moves")
-            return []
-        except Exception as error:
-            found.problem("moves", text, f"mutate(arch, 0, i) raises {reason_of(error)}")
-            return []
         for i, arch in enumerate(moved):
             neighbour = self.member(arch)
             if neighbour is None:
@@ -262,18 +235,15 @@ class MemberChecks:
 
     def _listed(self, member: Member, turn: int) -> list[Member]:
         found, text = self._findings, member.text
-        try:
+        listed: list[Architecture] = []
+        again: list[str] = []
+        with self._moving("neighbours(arch)", text):
             before = random_states()
-            listed = list(self._space.neighbours(member.arch))
+            once = list(self._space.neighbours(member.arch))
             self._no_global_draws(before, "moves", text, "neighbours")
             with other_random_states(3):
                 again = list(map(str, self._space.neighbours(member.arch)))
-        except NotImplementedError:
-            found.note("moves", None, "neighbours is not implemented: the space can be scored, not searched by moves")
-            return []
-        except Exception as error:
-            found.problem("moves", text, f"neighbours(arch) raises {reason_of(error)}")
-            return []
+            listed = once
         known = [neighbour for neighbour in map(self.member, listed) if neighbour is not None]
         texts = [neighbour.text for neighbour in known]
         found.require(again == texts, "moves", text, "neighbours(arch) differ, or their order, when asked for twice")

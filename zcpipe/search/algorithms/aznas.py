@@ -34,8 +34,6 @@ TRIES = 10_000
 
 _FIRST = 10  # after so many candidates and one more the start is left
 
-_FEW_HOLD = "scores of a few architectures hold hardly any mutations"
-
 
 class AzNas(Generic[A]):
     """One search: `propose` and `tell` alternate, and what it proposes depends on what it was told alone.
@@ -111,7 +109,7 @@ class AzNas(Generic[A]):
         if not self.archs:
             demands = str(self._limits) or "scores"
             few = self._among is not None and self._evolution
-            hint = f"; {_FEW_HOLD}: let it propose at random (--proposals random)" if few else ""
+            hint = ": scores of a few hold hardly any mutations; propose at random (--proposals random)" if few else ""
             raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}{hint}")
         return batch
 
