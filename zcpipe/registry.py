@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import reprlib
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -47,6 +49,11 @@ def discover(package: str, attribute: str, check: Check) -> dict[str, Any]:
             _require_sound(thing, check, distribution, entry.value)
             _add(offered, thing, entry.value)
     return {name: offered[name][0] for name in sorted(offered)}
+
+
+def import_path() -> str:
+    """Return the PYTHONPATH with which a child process finds what this one does."""
+    return os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - a text is wanted
 
 
 def _load(entry: EntryPoint, package: str, distribution: str) -> Iterable[Any]:

@@ -10,7 +10,8 @@ import pytest
 from small_runs import assert_like, content, outcomes, spec
 
 from zcpipe.errors import CapabilityError, ZcpipeError
-from zcpipe.run import Archs, Range, RunSummary, Sample, run
+from zcpipe.run import Archs, Event, Range, RunSummary, Sample, run
+from zcpipe.run.events import Scored, Warned
 from zcpipe.run.process import WorkerProcess
 from zcpipe.spaces.classes import key_classes
 from zcpipe.table import open_table
@@ -46,6 +47,29 @@ def test_exceptions_end_as_rows_in_this_process_too(
     monkeypatch.setenv("HAZARDS", json.dumps({"14": "raise", "16": "greedy"}))
     assert run(spec(), tmp_path).by_status == {"ok": 20, "error": 2, "memory": 2}
     assert_like(content(tmp_path), undisturbed, {14, 15, 16, 17})
+
+
+@pytest.mark.parametrize(
+    ("told", "warned"),
+    [
+        ("{}", "none of the first 20 networks is ok; the last has *: ValueError: told to raise for member-"),
+        ('{"0": "nap", "30": "nap"}', None),
+    ],
+)
+@pytest.mark.parametrize("workers", [None, 1])
+def test_that_nothing_succeeds_is_said_once_and_early(
+    workers: int | None, told: str, warned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", told)
+    monkeypatch.setenv("HAZARD_ELSE", "raise")
+    monkeypatch.setenv("CROWD", "90")
+    events = list[Event]()
+    networks = spec(space="crowd", selection=Range(start=0, stop=90))
+    assert run(networks, tmp_path, workers=workers, on_event=events.append).by_status["error"] >= 84
+    said = [event.message for event in events if isinstance(event, Warned)]
+    assert len(said) == (warned is not None) and all(one.startswith(str(warned)) for one in said)
+    scored = [event for event in events if isinstance(event, Scored | Warned)]
+    assert warned is None or isinstance(scored[-1], Scored), "before all rows are in"
 
 
 def test_a_lost_device_costs_the_process_and_only_who_lost_it(

@@ -21,6 +21,7 @@ from zcpipe.run.workers import WorkersExecutor
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
 
+_FIRST = 20  # networks, none of which is ok
 TIMEOUT = 600.0  # seconds that an architecture may take in a worker process, unless it is told otherwise
 
 
@@ -103,13 +104,14 @@ def drive(
         sink: takes their rows.
         blame: decides what becomes of units that ended their workers.
         builds: what computed the rows that are there; those of the new ones are added.
-        on_event: warned of rows of another build.
+        on_event: warned of rows of another build, and where none of the first architectures is ok.
 
     Raises:
         UsageError: nothing ends within the timeout.
         CapabilityError: nothing can compute, or every unit ends its worker.
         ZcpipeError: the executor refuses the spec, or the space raises.
     """
+    first = _FirstRows(on_event)
     while True:
         while executor.wants() and (following := leases.next(executor.capacity)):
             shard, lease = following
@@ -122,12 +124,35 @@ def drive(
                 leases.learn(len(outcome.units), outcome.seconds)
                 blame.acquit(outcome.units)
                 _compare(builds, outcome.build, on_event)
+                first.look(outcome)
                 sink.add(outcome)
             elif isinstance(judged := blame.judge(outcome), Lease):
                 executor.submit(judged)
             else:
                 sink.fail(outcome.unit, judged)
         sink.commit_finished()
+
+
+class _FirstRows:
+    """Warns, once, where something must be wrong with all: a run of days goes on, but whoever looks sees it now."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self._on_event = on_event
+        self._units = 0
+
+    def look(self, done: Done) -> None:
+        """Take note of rows, until one is ok or enough are not."""
+        if self._units >= _FIRST:
+            return
+        statuses, failures = done.rows["status"].to_pylist(), done.rows["failures"].to_pylist()
+        if "ok" in statuses:
+            self._units = _FIRST
+            return
+        self._units += len(done.units)
+        if self._units >= _FIRST:
+            reason, *others = (f"{one['proxy']}: {one['message']}" for one in failures[-1])
+            more = f", and {len(others)} more" if others else ""
+            self._on_event(Warned(f"none of the first {self._units} networks is ok; the last has {reason}{more}"))
 
 
 def _compare(builds: set[str], build: str, on_event: Callable[[Event], None]) -> None:

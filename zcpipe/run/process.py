@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from zcpipe.errors import debugging
+from zcpipe.registry import import_path
 from zcpipe.run.cell import make_cell
 from zcpipe.run.channel import SupervisorEnd
 from zcpipe.run.executor import Lease
@@ -209,5 +210,4 @@ class WorkerProcess:
 
 def worker_environment() -> dict[str, str]:
     """Return an environment in which the child imports what this process does, with one thread each."""
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - a text is wanted
-    return {**_ALLOCATOR, **_ONE_ORDER, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
+    return {**_ALLOCATOR, **_ONE_ORDER, **os.environ, **_ONE_THREAD, "PYTHONPATH": import_path()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from zcpipe.errors import UsageError, asking, unknown_name
+from zcpipe.scoring.space_elsewhere import compare_processes
 from zcpipe.scoring.space_findings import Finding, Findings, spread
 from zcpipe.scoring.space_functions import Functions
 from zcpipe.scoring.space_members import Keyed, Member, MemberChecks
@@ -121,6 +122,7 @@ def check_space(
             checks.check(member, i)
             progress(i + 1, len(drawn))
         checks.finish(len(space) if isinstance(space, EnumerableSpace) else None)
+        compare_processes(space, dataset, [member.text for member in drawn], findings)
     return Report(
         space=name,
         dataset=dataset,
