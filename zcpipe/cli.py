@@ -226,6 +226,7 @@ def import_truth(
 def spaces(context: typer.Context, as_json: Json = False) -> None:
     """List the search spaces that are installed."""
     from zcpipe.spaces import EnumerableSpace, get_space, list_spaces
+    from zcpipe.spaces.asked import length_of
 
     if context.invoked_subcommand is not None:
         return
@@ -233,7 +234,7 @@ def spaces(context: typer.Context, as_json: Json = False) -> None:
     records = [
         {
             "name": space.name,
-            "architectures": len(space) if isinstance(space, EnumerableSpace) else None,
+            "architectures": length_of(space) if isinstance(space, EnumerableSpace) else None,
             "datasets": list(space.datasets),
             "paper": space.paper,
         }

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from zcpipe.ops import covariance
 from zcpipe.proxies.aznas import RECIPE
-from zcpipe.proxies.base import CustomStatistic, MapStatistic, Proxy, Recipe
+from zcpipe.proxies.base import CustomStatistic, GradientStatistic, MapStatistic, Proxy, Recipe
 
 energy = MapStatistic("energy", "", covariance, lambda moments: [float(m.trace()) for m in moments])
+slope = GradientStatistic("slope", "", lambda found: found.sums.gradient_norms)
 sound = Proxy.of(energy, recipe=RECIPE, formula="sum of the maps' variances", paper="mine")
 """
 
@@ -54,6 +55,22 @@ sound = Proxy.of(energy, recipe=RECIPE, formula="sum of the maps' variances", pa
             "absolute of its recipe must be True or .*, got 1",
         ),
         ("replace(sound, recipe=replace(RECIPE, absolute=True))", "of the kinds GradientStatistic, .*, got 'energy'"),
+        *(
+            (
+                f"replace(sound, recipe=replace(RECIPE, {part}))",
+                f"under its recipe's {part} its statistics must be .*'energy'",
+            )
+            for part in ("norm='sample'", "inputs='none'")
+        ),
+        ("replace(sound, recipe=replace(RECIPE, norm='drop'))", "norm='drop' goes with absolute=True alone"),
+        ("replace(sound, recipe=replace(RECIPE, inputs='ones'))", "inputs='ones' goes with absolute=True alone"),
+        *(
+            (
+                f"replace(sound, statistics=(slope,), recipe=Recipe('default', '{inputs}', '{norm}', absolute=True))",
+                f"absolute=True goes with inputs='ones' and .* got inputs='{inputs}' and norm='{norm}'",
+            )
+            for inputs, norm in (("data", "batch"), ("none", "drop"), ("ones", "running"), ("ones", "sample"))
+        ),
         ("replace(sound, statistics=energy)", "its statistics must be a tuple, got MapStatistic"),
         ("replace(sound, statistics=(energy, 3))", "its statistics must be of the kinds MapStatistic, .*, got 3"),
         ("replace(sound, statistics=(energy, energy))", "must have different names, got 'energy' twice"),

@@ -48,10 +48,13 @@ class Recipe:
         init: how the weights are drawn; see `zcpipe.scoring.init`. "kaiming_normal": AZ-NAS; "default": as torch's own
             layers do; "normal": standard normals.
         inputs: "noise": i.i.d. standard normal images and random labels; "data": the run's images and labels (noise
-            and random labels unless the run says otherwise); "ones": one image of ones; "none": no pass at all.
-        norm: "batch": train mode, normalisation by the batch's statistics; "sample": the same for each sample alone;
-            "running": eval mode; "drop": normalisation layers are left out.
-        absolute: parameters and buffers are replaced by their absolute values and everything is computed in float64.
+            and random labels unless the run says otherwise); "ones": one image of ones, with ``absolute`` alone;
+            "none": no pass at all, for a `WeightStatistic`.
+        norm: "batch": train mode, normalisation by the batch's statistics; "sample": the same for each sample alone,
+            which a `CustomStatistic` that gives the model one sample after the other takes care of; "running": eval
+            mode; "drop": normalisation layers are left out, with ``absolute`` alone.
+        absolute: parameters and buffers are replaced by their absolute values and everything is computed in float64,
+            for gradients and weights (or by `Network.absolute_gradients`).
         redraws: the definition itself draws the weights: also `zcpipe.score` does, and puts the model's own back.
     """
 

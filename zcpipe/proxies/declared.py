@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, get_args
 
 from zcpipe.declared import bad_fields, bad_name, bad_text
@@ -12,7 +12,12 @@ from zcpipe.proxies.base import CustomStatistic, GradientStatistic, Proxy, Recip
 COLUMNS = ("index", "arch", "key", "space", "seconds", "status", "failures")
 """Those of every table (`zcpipe.table.schema`), which no proxy can be called."""
 
-_ABSOLUTE = (GradientStatistic, WeightStatistic, CustomStatistic)  # what is read off a pass of absolute weights
+# What can be read off under a part of a recipe.
+_READABLE: Mapping[tuple[str, object], tuple[type[Statistic], ...]] = {
+    ("absolute", True): (GradientStatistic, WeightStatistic, CustomStatistic),
+    ("norm", "sample"): (CustomStatistic,),
+    ("inputs", "none"): (WeightStatistic,),
+}
 
 
 def checking(groups: Collection[str]) -> Callable[[Any], Iterator[str]]:
@@ -63,7 +68,16 @@ def _bad_recipe(proxy: Proxy) -> Iterator[str]:
     yield from bad_fields(recipe, "its recipe")
     if not proxy.statistics:
         yield "its recipe must be None, since it reads no statistics, got a Recipe"
-    foreign = next((s for s in proxy.statistics if recipe.absolute and not isinstance(s, _ABSOLUTE)), None)
-    if foreign is not None:
-        kinds = ", ".join(kind.__name__ for kind in _ABSOLUTE)
-        yield f"under its recipe's absolute=True its statistics must be of the kinds {kinds}, got {foreign.name!r}"
+    for (part, value), kinds in _READABLE.items():
+        foreign = next((one for one in proxy.statistics if not isinstance(one, kinds)), None)
+        if getattr(recipe, part) == value and foreign is not None:
+            named = ", ".join(kind.__name__ for kind in kinds)
+            under = f"under its recipe's {part}={value!r}"
+            yield f"{under} its statistics must be of the kinds {named}, got {foreign.name!r}"
+    if recipe.absolute and (recipe.inputs != "ones" or recipe.norm not in ("batch", "drop")):
+        had = f"inputs={recipe.inputs!r} and norm={recipe.norm!r}"
+        yield f"its recipe's absolute=True goes with inputs='ones' and norm='batch' or 'drop', got {had}"
+    if not recipe.absolute and recipe.inputs == "ones":
+        yield "its recipe's inputs='ones' goes with absolute=True alone, got absolute=False"
+    if not recipe.absolute and recipe.norm == "drop":
+        yield "its recipe's norm='drop' goes with absolute=True alone, got absolute=False"
