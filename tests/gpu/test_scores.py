@@ -234,3 +234,14 @@ def test_memory_that_runs_out_is_known_as_such(device):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
         torch.cuda.empty_cache()
+
+
+def test_dropout_draws_the_same_in_every_call_and_leaves_the_random_state(device):
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(768, 64), nn.Dropout(0.5), nn.ReLU(), nn.Linear(64, 4)
+    model = nn.Sequential(*layers).to(device)
+    x, labels = torch.randn(8, 3, 16, 16, device=device), (torch.arange(8) % 4).to(device)
+    before = torch.cuda.get_rng_state(device), torch.get_rng_state()
+    first, second = (dict(zcpipe.score(model, x, labels, "snip,grasp,zen,jacob_cov")) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.cuda.get_rng_state(device), before[0]) and torch.equal(torch.get_rng_state(), before[1])

@@ -69,7 +69,7 @@ sound = Proxy.of(energy, recipe=RECIPE, formula="sum of the maps' variances", pa
                 f"replace(sound, statistics=(slope,), recipe=Recipe('default', '{inputs}', '{norm}', absolute=True))",
                 f"absolute=True goes with inputs='ones' and .* got inputs='{inputs}' and norm='{norm}'",
             )
-            for inputs, norm in (("data", "batch"), ("none", "drop"), ("ones", "running"), ("ones", "sample"))
+            for inputs, norm in (("data", "batch"), ("noise", "drop"), ("ones", "running"))
         ),
         ("replace(sound, statistics=energy)", "its statistics must be a tuple, got MapStatistic"),
         ("replace(sound, statistics=(energy, 3))", "its statistics must be of the kinds MapStatistic, .*, got 3"),

@@ -116,6 +116,14 @@ def test_features_are_what_they_were_when_they_entered():
     assert scores[1] == scores[0]
 
 
+def test_dropout_drops_the_same_from_both_inputs():
+    model = Network()
+    x = torch.randn(8, 3, 16, 16)
+    plain = score(model, x)
+    model.body.append(nn.Dropout(0.2))
+    assert score(model, x) == pytest.approx(plain, abs=0.2), "not nats higher, as where the two drop differently"
+
+
 def test_a_layer_may_be_called_by_keyword():
     class Keyword(Network):
         def forward(self, x):

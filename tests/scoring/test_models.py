@@ -326,3 +326,41 @@ def test_parameters_are_counted_where_no_forward_can_count_the_rest():
     scores = zcpipe.score(OwnTensor(), images(), proxies="params,macs")
     assert scores["params"] == 768 * 4 + 4
     assert scores["macs"] is None
+
+
+class OnGraph(nn.Module):
+    """A layer over a sparse matrix, as graph networks have."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.register_buffer("edges", torch.eye(8).to_sparse())
+        self.head, self.writes = nn.Linear(5, 4), writes
+
+    def forward(self, x):
+        if self.writes:
+            self.edges.mul_(2)
+        return torch.sparse.mm(self.edges, self.head(x))
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_sparse_buffers_are_kept_and_put_back(writes):
+    model, x = OnGraph(writes), torch.randn(8, 5)
+    scores = zcpipe.score(model, x, LABELS, "snip,jacob_cov")
+    dense = nn.Sequential(nn.Linear(5, 4))
+    dense[0].load_state_dict(model.head.state_dict())
+    if not writes:
+        assert dict(scores) == pytest.approx(dict(zcpipe.score(dense, x, LABELS, "snip,jacob_cov")))
+    assert torch.equal(model.edges.to_dense(), torch.eye(8))
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(8, 3, 8, 8))])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torchscript_is_refused_and_left_as_it_was(make):
+    model = make(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    for proxies in ("jacob_cov", "macs"):
+        with pytest.raises(UsageError, match=r"the model is TorchScript, .*; score what it was made from"):
+            zcpipe.score(model, torch.ones(8, 3, 8, 8), proxies=proxies)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -270,6 +270,8 @@ class Network(Protocol):
     def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:
         """Run the model forward without gradients, with the native operations, and return what it returns.
 
+        What it draws (dropout) is the same each time.
+
         ``on_norm`` is told of every train-mode ``BatchNorm2d`` that runs, dead layers' included: the module, the
         (biased) variances of its channels over the batch, and the number of values that they were taken over.
         """

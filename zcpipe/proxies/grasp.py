@@ -27,7 +27,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from zcpipe.errors import UnsupportedError, is_out_of_memory
-from zcpipe.ops import available, avg_pool3x3, product_sums
+from zcpipe.ops import available, avg_pool3x3, generators, product_sums
 from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, tensor_of, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
 from zcpipe.spaces.layers import is_avg_pool3x3, is_batch_norm
@@ -348,7 +348,7 @@ def _twice_backward(network: Network, weights: Sequence[Tensor], gradients: Sequ
 
 def _output(network: Network) -> Tensor:
     # The state in which the pass of the first gradient began: what dropout drops must be the same.
-    torch.default_generator.manual_seed(0)
+    generators.restart()
     return tensor_of(network.model(*network.inputs))
 
 

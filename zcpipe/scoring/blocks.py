@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
 from zcpipe.errors import PrecisionError, UsageError, trace, unknown_name
+from zcpipe.ops import generators
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
 from zcpipe.scoring.values import WrittenError, moments_of, values_of
 
@@ -70,7 +71,7 @@ def block_statistics(
 def _walk(
     model: nn.Module, modules: Mapping[str, nn.Module], inputs: Sequence[Tensor], blocks: Sequence[str], walk: _Walk
 ) -> BlockResult:
-    torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
+    generators.restart()  # what a forward draws is the same in all of them
     handles = []
     try:
         for name in blocks:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from zcpipe.errors import UsageError
+from zcpipe.ops import generators
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
@@ -22,17 +23,19 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     """Put a model in the state of a pass without parameter gradients, and back.
 
     Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
-    running statistics, no parameter asks for gradients, and the CPU's global random state (which dropout draws from) is
-    the same every time. Afterwards modes, flags, ``requires_grad``, buffers and the random state are what they were.
+    running statistics, no parameter asks for gradients, and torch's global random states (which dropout draws from) are
+    the same every time. Afterwards modes, flags, ``requires_grad``, buffers and random states are what they were.
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
         training: False for eval mode, in which batch norms use the running statistics that they have.
 
     Raises:
-        UsageError: the model has lazy parameters that no forward has made yet.
+        UsageError: the model has lazy parameters that no forward has made yet, or is TorchScript.
     """
     parts = modules.values()
+    if any(issubclass(kind, torch.jit.ScriptModule) for kind in set(map(type, parts))):
+        raise UsageError("the model is TorchScript, which cannot be looked into; score what it was made from")
     parameters = [p for module in parts for p in module._parameters.values() if p is not None]
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
@@ -42,15 +45,16 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     # Forwards write to buffers, and put others in their place.
     buffers = [(module, dict(module._buffers)) for module in parts if module._buffers]
     contents = _Contents([b for _, held in buffers for b in held.values() if b is not None])
-    random_state = torch.get_rng_state()
+    random_states = generators.states()
     try:
-        torch.default_generator.manual_seed(0)
+        generators.restart()
         _set((module, name, training) for module, name, _ in modes)
         _set((module, name, False) for module, name, _ in flags)
         for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
+        generators.put_back(random_states)
         _set(modes)
         _set(flags)
         for parameter, value in wanted:
@@ -58,7 +62,6 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
         for module, held in buffers:
             module._buffers.clear()
             module._buffers.update(held)
-        torch.set_rng_state(random_state)
         contents.put_back()
 
 
@@ -139,12 +142,16 @@ class _Contents:
     """What tensors hold, to be put back where it has changed.
 
     A network has a few small buffers for each batch norm; vectors, and scalars, are copied and compared as one. Their
-    versions would not tell: batch norm writes to its running statistics without counting that.
+    versions would not tell: batch norm writes to its running statistics without counting that. Those of sparse tensors
+    do, which cannot be compared.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._sparse = [(one, one.clone(), _version(one)) for one in tensors if one.layout != torch.strided]
         kinds: dict[tuple[int, torch.dtype, torch.device, bool], list[Tensor]] = {}
         for tensor in tensors:
+            if tensor.layout != torch.strided:
+                continue
             kinds.setdefault((tensor.ndim, tensor.dtype, tensor.device, _rather_written(tensor)), []).append(tensor)
         self._saved = [
             (part, _joined(part), written)
@@ -156,6 +163,9 @@ class _Contents:
     @torch.no_grad()
     def put_back(self) -> None:
         """Write what was there to the tensors that hold something else."""
+        for tensor, held, version in self._sparse:
+            if _version(tensor) != version:
+                tensor.copy_(held)
         for tensors, saved, written in self._saved:
             if not written and torch.equal(_joined(tensors), saved):
                 continue
@@ -168,6 +178,10 @@ class _Contents:
             for tensor, content in zip(tensors, contents, strict=True):
                 if not torch.equal(tensor, content):
                     tensor.copy_(content)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # those of inference mode have none
 
 
 def _rather_written(tensor: Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, UsageError
+from zcpipe.ops import generators
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Gradients, OnNorm, PairForward, asking, tensor_of
 from zcpipe.proxies.samples import require_gradient
@@ -100,7 +101,7 @@ class ScoredNetwork:
         self, parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Tensor | None
     ) -> list[Tensor]:
         """Return the gradients of the loss of a batch; see `zcpipe.proxies.base.Network.loss_gradients`."""
-        torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
+        generators.restart()  # what a forward draws is the same in all of them
         with asking(parameters), fast_operations(self.modules, taps=_GradientTaps()):
             loss = self.loss(tensor_of(self.model(*inputs)), targets)
             found = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
@@ -113,6 +114,7 @@ class ScoredNetwork:
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:
         """Run the model forward with the native operations; see `zcpipe.proxies.base.Network.run`."""
+        generators.restart()  # what a forward draws is the same in all of them
         if on_norm is None:
             with fast_operations(self.modules):
                 return self.model(*inputs)

@@ -104,9 +104,12 @@ def _answers(space: Space[Architecture], dataset: str, texts: Sequence[str]) -> 
 
 
 def _answers_of(space: Space[Architecture], dataset: str, text: str) -> Answers:
+    def ask(question: _Question) -> Iterable[str]:
+        return question(space, space.parse(text), dataset)
+
     answers: Answers = {}
     for what, (_, question) in _QUESTIONS.items():
-        answers |= _answer(what, lambda question=question: question(space, space.parse(text), dataset))
+        answers |= _answer(what, partial(ask, question))
     return answers
 
 

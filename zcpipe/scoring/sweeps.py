@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, UsageError, trace, unknown_name
-from zcpipe.ops import product_sums
+from zcpipe.ops import generators, product_sums
 from zcpipe.proxies.base import (
     ActivationStatistic,
     Gradients,
@@ -123,7 +123,7 @@ class _Sweeps(NoTaps):
 
     def run(self) -> BlockResult:
         weights = list(self._network.layers.values()) if self._gradients or self._outputs else []
-        torch.default_generator.manual_seed(0)  # what a forward draws is the same in all of them
+        generators.restart()  # what a forward draws is the same in all of them
         inputs = [self._as_leaf(tensor) for tensor in self._network.inputs]
         modules = self._network.modules
         with asking(weights), fast_operations(modules, self._blocks, self):
