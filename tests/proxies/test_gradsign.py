@@ -117,9 +117,23 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
 
-def standardised():
+class Inside(nn.Conv2d):
+    """The same, in the method that its class's forward calls."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+def standardised(kind=Standardised):
     model = Convnet(2, True, True)
-    model.stem = Standardised(3, 4, 3, 2, 1)
+    model.stem = kind(3, 4, 3, 2, 1)
+    return model
+
+
+def tiling():
+    model = Convnet(2, True, True)
+    stem = model.stem
+    stem._conv_forward = lambda x, w, b: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), w, b, stem.stride)
     return model
 
 
@@ -131,6 +145,8 @@ def standardised():
         lambda: Tied(2, True, True),
         BatchLast,
         standardised,
+        lambda: standardised(Inside),
+        tiling,
         lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(243, 4)),
     ],
 )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from zcpipe.scoring import rewrite
@@ -197,6 +198,8 @@ ALTERATIONS = {
     "an integer stride": lambda m: setattr(m.layers["d"][1], "stride", 1),
     "an integer padding": lambda m: setattr(m.layers["a"].op[1], "padding", 1),
     "another kind of convolution": lambda m: m.layers["d"].__setitem__(1, Doubled(4, 4, 3, padding=1, bias=False)),
+    "another way of its convolutions": lambda m: m.layers["d"].__setitem__(1, Centred(4, 4, 3, padding=1, bias=False)),
+    "a convolution patched inside": lambda m: setattr(m.layers["d"][1], "_conv_forward", circular),
     "another kind of cell": lambda m: setattr(m, "__class__", Negative),
     "a divisor": lambda m: setattr(m.layers["b"], "divisor_override", 4),
     "a stride of three": lambda m: (setattr(m.layers["b"], "stride", 1), setattr(m.layers["b"], "ceil_mode", True)),
@@ -206,6 +209,18 @@ ALTERATIONS = {
 class Doubled(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+class Centred(nn.Conv2d):
+    """Weight standardisation, but for the scale."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+def circular(x, weight, bias):
+    """Tiles images, as Stable Diffusion is patched to."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
 
 
 class Negative(Dag):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zcpipe.proxies.base import Network, asking, tensor_of
 from zcpipe.proxies.samples import part, require_gradient, weights_of
+from zcpipe.spaces.layers import computes_as
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -91,16 +92,14 @@ def _layers(network: Network) -> list[_Layer]:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether a module is a layer that computes what its class says."""
-    if "forward" in vars(module):
-        return False
     if isinstance(module, _CONVOLUTIONS):
-        own = any(type(module).forward is kind.forward for kind in _CONVOLUTIONS)
-        return own and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        stock = computes_as(module, *_CONVOLUTIONS)
+        return stock and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return computes_as(module, nn.Linear)
 
 
 def _is_batch_norm(norm: _Norm) -> bool:
-    return norm.training and type(norm).forward is nn.BatchNorm2d.forward and "forward" not in vars(norm)
+    return norm.training and computes_as(norm, *_NORMS)
 
 
 class _Layer:

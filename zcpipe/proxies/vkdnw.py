@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, asking, tensor_of
 from zcpipe.proxies.samples import gradients_of, part, require_gradient
+from zcpipe.spaces.layers import computes_as
 
 PAPER = (
     "Tybl & Neumann, Training-free Neural Architecture Search through Variance of Knowledge of Deep Network Weights, "
@@ -162,8 +163,7 @@ class _Effect:
 
 def _effect(module: nn.Module, name: str) -> _Effect | None:
     """Return the effect of a parameter of a module that we know."""
-    kind = type(module)
-    if kind.forward not in (nn.Conv2d.forward, nn.Linear.forward, nn.BatchNorm2d.forward, nn.LayerNorm.forward):
+    if not computes_as(module, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm):
         return None
     channels = -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
     dimensions = 4 if isinstance(module, nn.Conv2d) else 2

@@ -24,7 +24,7 @@ from zcpipe.scoring.cells import (
     makes_output,
     useful_steps,
 )
-from zcpipe.spaces.layers import Dag, Op, has_hooks, is_avg_pool3x3, is_batch_norm
+from zcpipe.spaces.layers import Dag, Op, computes_as, has_hooks, is_avg_pool3x3, is_batch_norm
 
 _FLOATS = (torch.float32, torch.float64)
 _MAY_BE_SWAPPED = (nn.Sequential, Op, Dag, nn.AvgPool2d, nn.BatchNorm2d)  # about half of all modules are
@@ -236,7 +236,7 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a module is a square, bias-free convolution without dilation and groups, padded with zeros."""
     return (
         isinstance(module, nn.Conv2d)
-        and type(module).forward is nn.Conv2d.forward
+        and computes_as(module, nn.Conv2d)
         and module.bias is None
         and module.groups == 1
         and module.dilation == (1, 1)

@@ -20,6 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 # The attributes in which every module keeps its tensors, children and hooks.
 _CONTAINERS = tuple(name for name, part in vars(nn.Module()).items() if isinstance(part, (dict, set)))
 
+# The methods in which torch's layers compute.
+_COMPUTING = ("forward", "_conv_forward")
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -200,6 +203,19 @@ class Dag(nn.Module):
                 total = add_to(None if target in live else nodes.get(target), layer, nodes[source])
                 if target not in live:
                     nodes[target] = total
+
+
+def computes_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what one of torch's classes does: neither its own class nor itself overrides that.
+
+    A convolution's forward calls another method, which overrides what it computes as well.
+    """
+    own, kind = vars(module), type(module)
+    return not any(name in own for name in _COMPUTING) and any(
+        isinstance(module, stock)
+        and all(getattr(kind, name, None) is getattr(stock, name, None) for name in _COMPUTING)
+        for stock in kinds
+    )
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
