@@ -89,6 +89,22 @@ def test_meco_of_a_cell_is_its_definition():
     assert score(model, torch.randn(2, 3, 32, 32)) == pytest.approx(by_definition(model, image()), rel=1e-4)
 
 
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_a_norm_with_an_activation_in_it_is_measured(patched):
+    class Activated(nn.BatchNorm2d):
+        def forward(self, x):
+            return nn.functional.relu6(super().forward(x))
+
+    model = network()
+    if patched:
+        forward = model[0][1].forward
+        model[0][1].forward = lambda x: nn.functional.relu6(forward(x))
+    else:
+        model[0][1].__class__ = Activated
+    assert score(model, torch.randn(2, 3, 8, 8)) == pytest.approx(by_definition(model, image()), rel=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_norm_that_silences_a_channel_counts_for_itself():
     model = network()

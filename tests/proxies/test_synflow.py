@@ -185,6 +185,81 @@ def test_norm_layers_are_left_out_or_kept():
         assert math.exp(flows(model, x, norm="batch")[0]) == pytest.approx(float((weight * gradient).abs().sum()))
 
 
+class Activated(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.relu6(super().forward(x), inplace=True)
+
+
+class ActivatedGroups(nn.GroupNorm):
+    """As timm writes it."""
+
+    def forward(self, x):
+        return F.relu6(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
+
+
+class Gained(nn.LayerNorm):
+    """Channels last, in float32, with a gain of its own."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gain = nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, x):
+        y = super().forward(x.permute(0, 2, 3, 1).float()) * self.gain
+        return y.to(x.dtype).permute(0, 3, 1, 2)
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def patched(norm):
+    forward = norm.forward
+    norm.forward = lambda x: F.relu6(forward(x))
+    return norm
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "left"),
+    [
+        (lambda: Activated(4), nn.ReLU6),
+        (lambda: ActivatedGroups(2, 4), nn.ReLU6),
+        (lambda: patched(nn.InstanceNorm2d(4)), nn.ReLU6),
+        (lambda: Gained(4), lambda: Times(3)),
+    ],
+)
+def test_what_else_a_norm_does_stays(monkeypatch, norm, left, forced):
+    if forced:
+        monkeypatch.setattr(absolute, "_LARGEST", 0.0)
+    torch.manual_seed(0)
+    first, head, x = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        first.weight.mul_(10)  # beyond 6
+    model = nn.Sequential(first, norm(), head)
+    before = dict(vars(model[1]))
+    found = flows(model, x)
+    assert found == pytest.approx(flows(nn.Sequential(first, left(), head), x), rel=1e-12)
+    assert found != pytest.approx(flows(nn.Sequential(first, head), x), rel=1e-3)
+    assert vars(model[1]) == before
+
+
+def test_a_norm_that_cannot_be_left_out_is_unsupported():
+    class ByHand(nn.LayerNorm):
+        def forward(self, x):
+            return F.relu((x - x.mean(-1, keepdim=True)) * self.weight)
+
+    model, x = nn.Sequential(nn.Linear(3, 4), ByHand(4), nn.Linear(4, 2)), torch.randn(5, 3)
+    with pytest.raises(UnsupportedError, match=r"'synflow': norm layer 1 \(ByHand\) cannot be left out"):
+        score(model, x)
+    assert "forward" not in vars(model[1]) and score(model, x, "synflow_bn").status == "ok"
+
+
 def test_negative_activations_count_by_magnitude_not_by_sign():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2))

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import covariance, image_format, symmetric_eigenvalues
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, only
+from zcpipe.spaces.layers import computes_as
 
 _PIXELS = 64  # of the noise image's rows and columns, whatever the data set's
 
@@ -111,7 +113,9 @@ def _version(tensor: Tensor) -> int:
 
 def _only_rescales(module: nn.Module) -> bool:
     """Whether a module scales and shifts each channel: the eigenvalues of the correlation matrix stay the same."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.training:
+    if not isinstance(module, _BatchNorm) or not module.training:
+        return False
+    if not computes_as(module, _BatchNorm, nn.SyncBatchNorm):  # there may be an activation in it
         return False
     return module.weight is None or bool((module.weight != 0).all())
 

@@ -15,14 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import Gradients, tensor_of
 from zcpipe.scoring.layers import weights_of
+from zcpipe.spaces.layers import computes_as
 
 # Without these a network is what its layers make it; `nn.modules.batchnorm._NormBase` has all batch and instance norms.
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# Those that do nothing but normalise; a subclass may have a forward that does more, such as an activation.
+_STOCK_NORMS = (_BatchNorm, nn.SyncBatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # The plain pass counts where all outputs of layers lie between: then so do gradients, with room to spare.
 _SMALLEST, _LARGEST = 1e-120, 1e120
 
@@ -39,10 +44,15 @@ def absolute_gradients(
         modules: all that is in it, as ``dict(model.named_modules())``.
         inputs: positional inputs, [N, ...] each, which give the shapes. Floats are replaced by one sample of ones;
             integers, such as tokens, have no ones of that kind: their first sample stays.
-        norm: "drop": normalisation layers do nothing; "batch": they normalise by the statistics of the one sample.
+        norm: "drop": normalisation layers do nothing, but for what else a forward of their own does, such as an
+            activation; "batch": they normalise by the statistics of the one sample.
 
     Returns:
         Float64 weights and gradients in the order of ``modules()``, zero where the output does not depend on a weight.
+
+    Raises:
+        UnsupportedError: there is no layer; or norms are to be dropped, and one has a forward of its own that does not
+            normalise by a function of torch's, such as ``F.batch_norm``.
     """
     first = [x[:1] if not x.is_floating_point() else torch.ones_like(x[:1], dtype=torch.float64) for x in inputs]
     layers = list(weights_of(modules).values())
@@ -114,11 +124,14 @@ def _absolute(modules: Mapping[str, nn.Module], drop_norms: bool) -> Iterator[di
         return replaced[id(tensor)]
 
     try:
-        for module in modules.values():
+        for name, module in modules.items():
             if drop_norms and isinstance(module, _NORMS):
+                stock = computes_as(module, *_STOCK_NORMS)
+                forward = _unchanged if stock else _not_normalised(name, module)
                 held.append((vars(module), {"forward": vars(module).get("forward")}))
-                vars(module)["forward"] = _unchanged
-                continue
+                vars(module)["forward"] = forward
+                if stock:
+                    continue
             containers: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for container in containers:
                 if container:
@@ -137,6 +150,51 @@ def _absolute(modules: Mapping[str, nn.Module], drop_norms: bool) -> Iterator[di
 
 def _unchanged(x: Tensor, *_: object) -> Tensor:
     return x
+
+
+def _not_normalised(name: str, norm: nn.Module) -> Callable[..., Any]:
+    """Return the forward that a norm has of its own, without the normalisation in it."""
+    original = norm.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with _WithoutNorms() as mode:
+            output = original(*args, **kwargs)
+        if not mode.met:
+            raise UnsupportedError(
+                f"norm layer {name or 'the model itself'} ({type(norm).__name__}) cannot be left out: its forward is "
+                "its own and does not normalise by a function of torch's"
+            )
+        return output
+
+    return forward
+
+
+class _WithoutNorms(TorchFunctionMode):
+    """Inside, torch's functions that normalise do nothing."""
+
+    met = False  # whether there was one
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run a function that does not normalise."""
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in _NORMALISING:
+            self.met = True
+            x: Tensor = args[0] if args else kwargs["input"]
+            return x.clone()  # the forward may go on to compute in it
+        result = func(*args, **kwargs)
+        if name in _CASTS and isinstance(result, Tensor) and result.is_floating_point():
+            return args[0] if args[0].is_floating_point() else result.double()  # norms of half precision use float32
+        return result
+
+
+_NORMALISING = frozenset(("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"))
+_CASTS = frozenset(("bfloat16", "float", "half", "to", "type", "type_as"))
 
 
 class _Scaled(Tensor):
