@@ -46,6 +46,21 @@ def test_leaves_model_and_random_state_untouched_and_repeats(proxy, protocol, pa
     same(first, score(model, proxy, protocol=protocol))
 
 
+@pytest.mark.parametrize("protocol", ["paper", "fused"])
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_backward_that_the_caller_has_yet_to_run_is_right_after_it(proxy, protocol):
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    model.names = ["0", "3"]
+    parameters, x = list(model.parameters()), torch.randn(3, 3, 9, 9)
+    expected = torch.autograd.grad(model(x).square().sum(), parameters)
+    loss = model(x).square().sum()
+    score(model, proxy, protocol=protocol)
+    for a, b in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("proxy", PROXIES)
 @PER_CASE
 @given(parts=networks)

@@ -79,7 +79,7 @@ def initialise(
         raise unknown_name("init", init, _RECIPES)
     layers = _with_fillers(model, init)
     parameters = [p for _, layer, _ in layers for p in layer._parameters.values() if p is not None]
-    if not torch.is_inference_mode_enabled() and any(map(_is_of_inference_mode, parameters)):
+    if not torch.is_inference_mode_enabled() and any(map(is_of_inference_mode, parameters)):
         raise UsageError("parameters made in torch.inference_mode() cannot be drawn anew; make the model outside it")
     target = None if device is None else torch.empty(0, device=device).device  # with its number
     on_meta = any(parameter.is_meta for parameter in parameters)
@@ -190,7 +190,8 @@ def _fill_part(stream: Stream, shared: Shared, parameter: Tensor) -> None:
     parameter.copy_(rows[tuple(slice(size) for size in parameter.shape)])
 
 
-def _is_of_inference_mode(parameter: Tensor) -> bool:
+def is_of_inference_mode(parameter: Tensor) -> bool:
+    """Whether a parameter was made in ``torch.inference_mode``, so that autograd does not count its changes."""
     try:
         _ = parameter._version  # what `is_inference` says changes with the parameter's data, this does not
     except RuntimeError:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from zcpipe.errors import PrecisionError, UnsupportedError, UsageError
 from zcpipe.ops import as_images
@@ -21,7 +22,7 @@ from zcpipe.proxies import resolve
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
 from zcpipe.scoring.blocks import ProbeSource
 from zcpipe.scoring.faults import measure_given
-from zcpipe.scoring.init import initialise, without_rule
+from zcpipe.scoring.init import initialise, is_of_inference_mode, without_rule
 from zcpipe.scoring.layers import unknown_layers
 from zcpipe.scoring.measure import Batch, Counted, Failure, Measurement, philox_probes, status_of
 from zcpipe.scoring.network import Loss, ScoredNetwork
@@ -188,19 +189,22 @@ class _Given:
             raise UnsupportedError(f"its definition draws all weights anew, and has no rule for {lacking}")
         parameters = list(self._model.parameters())
         own = [parameter.data for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.data = parameter.data.clone()
+        # What is written lies elsewhere: a backward that the caller has not run yet finds the weights of its forward.
+        counted = tuple(parameter for parameter in parameters if not is_of_inference_mode(parameter))
+        with _unsafe_preserve_version_counter(counted):
             try:
-                initialise(self._model, seed=self._seed, init=recipe.init, strict=True)
-            except PrecisionError:
-                raise
-            except UsageError as error:
-                raise UnsupportedError(str(error)) from error
-            yield self._model
-        finally:
-            for parameter, data in zip(parameters, own, strict=True):
-                parameter.data = data
+                for parameter in parameters:
+                    parameter.data = parameter.data.clone()
+                try:
+                    initialise(self._model, seed=self._seed, init=recipe.init, strict=True)
+                except PrecisionError:
+                    raise
+                except UsageError as error:
+                    raise UnsupportedError(str(error)) from error
+                yield self._model
+            finally:
+                for parameter, data in zip(parameters, own, strict=True):
+                    parameter.data = data
 
     def batch(self, recipe: Recipe) -> Batch:
         """Return the batch given."""
