@@ -61,6 +61,28 @@ def test_a_backward_that_the_caller_has_yet_to_run_is_right_after_it(proxy, prot
         assert torch.equal(a, b)
 
 
+class Recurrent(nn.Module):
+    names = ("embed", "head")
+
+    def __init__(self, kind):
+        super().__init__()
+        self.embed, self.cells, self.head = nn.Linear(4, 4), kind(4, 4, batch_first=True), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.head(self.cells(self.embed(x))[0].mean(1))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_recurrent_layers_keep_their_list_of_weights(proxy, kind):
+    torch.manual_seed(0)
+    model = Recurrent(kind)
+    own = list(model.cells.parameters())
+    zcpipe.score(model, torch.randn(4, 3, 4), torch.arange(4), proxy, blocks=model.names, unsupported="skip")
+    listed = zip(model.cells._flat_weights, model.cells._flat_weight_refs, own, strict=True)
+    assert all(weight is reference() is parameter for weight, reference, parameter in listed)
+
+
 @pytest.mark.parametrize("proxy", PROXIES)
 @PER_CASE
 @given(parts=networks)

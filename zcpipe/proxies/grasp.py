@@ -30,7 +30,7 @@ from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import available, avg_pool3x3, generators, product_sums
 from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, tensor_of, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
-from zcpipe.spaces.layers import is_avg_pool3x3, is_batch_norm
+from zcpipe.spaces.layers import is_avg_pool3x3, is_batch_norm, recurrent_weights_kept
 
 _CONVOLUTIONS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
@@ -90,7 +90,8 @@ class _Tangents:
 
     def run(self) -> list[float] | None:
         """Return <w, (H g)> of each layer; None if a tangent got lost."""
-        with forward_ad.dual_level(), self._swapped(), _known_operations():
+        recurrent = recurrent_weights_kept(self._network.model.modules())
+        with recurrent, forward_ad.dual_level(), self._swapped(), _known_operations():
             output, tangent = _pair(_output(self._network))
             if tangent is None:
                 return None

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import Gradients, tensor_of
 from zcpipe.scoring.layers import weights_of
-from zcpipe.spaces.layers import computes_as
+from zcpipe.spaces.layers import computes_as, recurrent_weights_kept
 
 # Without these a network is what its layers make it; `nn.modules.batchnorm._NormBase` has all batch and instance norms.
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -58,7 +58,8 @@ def absolute_gradients(
     layers = list(weights_of(modules).values())
     if not layers:
         raise UnsupportedError("the network has no convolution or linear layer")
-    with _absolute(modules, drop_norms=norm == "drop") as replaced, torch.enable_grad():
+    recurrent = recurrent_weights_kept(modules.values())
+    with recurrent, _absolute(modules, drop_norms=norm == "drop") as replaced, torch.enable_grad():
         weights = [replaced[id(weight)].requires_grad_() for weight in layers]
         outputs: list[Tensor] = []
         total = _run(model, modules, first, outputs.append).sum()
@@ -137,9 +138,6 @@ def _absolute(modules: Mapping[str, nn.Module], drop_norms: bool) -> Iterator[di
                 if container:
                     held.append((container, dict(container)))
                     container.update({name: absolute(tensor) for name, tensor in container.items()})
-            if isinstance(module, nn.RNNBase):
-                held.append((vars(module), {"_flat_weights": module._flat_weights}))
-                vars(module)["_flat_weights"] = [absolute(weight) for weight in module._flat_weights]
         yield replaced
     finally:
         for container, before in reversed(held):

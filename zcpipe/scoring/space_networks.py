@@ -21,6 +21,7 @@ from zcpipe.scoring.space_findings import Findings, drawn_from, other_random_sta
 from zcpipe.scoring.space_functions import LARGEST, Functions
 from zcpipe.scoring.space_members import Member
 from zcpipe.spaces.base import Architecture, Built, Size, Slots, Space, slot_of
+from zcpipe.spaces.layers import recurrent_weights_kept
 
 _RECIPES = ("kaiming_normal", "default")
 _IMAGES = 2  # of a forward that computes nothing
@@ -179,7 +180,8 @@ class NetworkChecks:
             if max(self._dataset.input_shape[1:]) > LARGEST:
                 state = {name: tensor.to("meta") for name, tensor in model.state_dict(keep_vars=True).items()}
                 try:
-                    torch.func.functional_call(model, state, (images.to("meta"),))
+                    with recurrent_weights_kept(modules.values()):
+                        torch.func.functional_call(model, state, (images.to("meta"),))
                     return
                 except Exception:  # a forward may need numbers, or make tensors on the CPU
                     trace.blocks.clear()

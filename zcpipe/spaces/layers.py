@@ -7,7 +7,8 @@ occurs many times is constructed once and copied (`replica`, `made`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeGuard, TypeVar
@@ -221,6 +222,20 @@ def computes_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
 def is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether a module normalises images by the statistics of the batch and keeps none."""
     return type(module) is nn.BatchNorm2d and module.training and not module.track_running_stats
+
+
+@contextmanager
+def recurrent_weights_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, recurrent modules may run with others in the place of their weights; afterwards they hold their own.
+
+    Such a forward lists what it finds, for itself and for forwards to come.
+    """
+    held = [(one, one._flat_weights, one._flat_weight_refs) for one in modules if isinstance(one, nn.RNNBase)]
+    try:
+        yield
+    finally:
+        for one, weights, references in held:
+            one._flat_weights, one._flat_weight_refs = weights, references
 
 
 def is_avg_pool3x3(module: nn.Module) -> bool:
