@@ -138,6 +138,26 @@ def test_attention_repeats_to_the_bit(device):
     assert first == again
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("proxy", ["num_layers", "vkdnw", "grasp"])
+def test_recurrent_networks_have_what_goes_backward_in_eval_mode_or_twice(device, proxy, kind):
+    """cuDNN has no such gradients."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = kind(6, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.cells(x)[0].mean(1))
+
+    model, x, labels = Recurrent(), torch.randn(8, 5, 6), torch.arange(8) % 4
+    expected = zcpipe.score(model, x, labels, proxy)[proxy]
+    found = zcpipe.score(model.to(device), x.to(device), labels.to(device), proxy)
+    assert found[proxy] == pytest.approx(expected, rel=0.01), found.failures
+    assert torch.backends.cudnn.enabled
+
+
 def test_a_model_comes_back_to_the_cpu_whole(device):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(device)
     model[1].running_mean.uniform_()

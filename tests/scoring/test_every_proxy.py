@@ -2,6 +2,7 @@
 
 import gc
 import resource
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from networks import assert_untouched, fingerprint, networks, small_network
 from torch import nn
 
 import zcpipe
+from zcpipe.proxies import grasp
+from zcpipe.scoring import measure, network
+from zcpipe.spaces.layers import recurrent_gradients
 
 PROXIES = zcpipe.list_proxies()
 PER_CASE = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
@@ -81,6 +85,22 @@ def test_recurrent_layers_keep_their_list_of_weights(proxy, kind):
     zcpipe.score(model, torch.randn(4, 3, 4), torch.arange(4), proxy, blocks=model.names, unsupported="skip")
     listed = zip(model.cells._flat_weights, model.cells._flat_weight_refs, own, strict=True)
     assert all(weight is reference() is parameter for weight, reference, parameter in listed)
+
+
+@pytest.mark.parametrize("proxy", ["num_layers", "vkdnw", "grasp", "snip"])
+def test_a_gpus_recurrent_layers_run_where_cudnn_has_no_gradient_of_them_without_it(monkeypatch, proxy):
+    for module in (network, measure, grasp):
+        on_gpu = partial(recurrent_gradients, device=torch.device("cuda"))
+        monkeypatch.setattr(module, "recurrent_gradients", lambda modules, _, on_gpu=on_gpu: on_gpu(modules))
+    seen = set()
+    model = Recurrent(nn.LSTM)
+    model.cells.register_forward_hook(
+        lambda *_: seen.add((model.training, torch.is_grad_enabled(), torch._C._get_cudnn_enabled()))
+    )
+    score = zcpipe.score(model, torch.randn(4, 3, 4), torch.arange(4), proxy)[proxy]
+    assert score is not None and not any(grad and cudnn for training, grad, cudnn in seen if not training)
+    assert torch._C._get_cudnn_enabled() and ((True, True, True) in seen) == (proxy not in ("num_layers", "vkdnw"))
+    assert ((True, True, False) in seen) == (proxy == "grasp")
 
 
 @pytest.mark.parametrize("proxy", PROXIES)

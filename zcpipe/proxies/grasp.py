@@ -30,7 +30,7 @@ from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import available, avg_pool3x3, generators, product_sums
 from zcpipe.proxies.base import CustomStatistic, Network, PairForward, Proxy, tensor_of, total
 from zcpipe.proxies.saliency import PAPER, RECIPE
-from zcpipe.spaces.layers import is_avg_pool3x3, is_batch_norm, recurrent_weights_kept
+from zcpipe.spaces.layers import is_avg_pool3x3, is_batch_norm, recurrent_gradients, recurrent_weights_kept
 
 _CONVOLUTIONS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 _NORMS = (_AnyBatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
@@ -64,7 +64,8 @@ def curvatures(network: Network) -> list[float]:
         raise UnsupportedError("the network has no convolution or linear layer")
     gradients = [gradient.detach() for gradient in network.gradients.gradients]
     found = None
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivatives
+    recurrent = recurrent_gradients(network.model.modules(), weights[0].device)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), recurrent:  # the others have no second derivatives
         try:
             if all(weight.dtype in _AGREEMENT for weight in weights):
                 found = _Tangents(network, weights, gradients).run()

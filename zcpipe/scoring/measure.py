@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, cast
@@ -34,6 +34,7 @@ from zcpipe.scoring.plan import Protocol as PlanProtocol
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.sweeps import sweep
 from zcpipe.scoring.values import values_of
+from zcpipe.spaces.layers import recurrent_gradients
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,9 @@ def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResul
         return _each(one.statistics, lambda s: _of_weights(cast(WeightStatistic, s), network))
     # Scores are defined in the precision of the inputs, whatever the caller casts automatically.
     inputs = network.inputs
-    with untouched(network.modules, training=one.recipe.norm != "running"), plain_arithmetic(inputs[0].device):
+    training, device = one.recipe.norm != "running", inputs[0].device
+    recurrent = nullcontext() if training else recurrent_gradients(network.modules.values(), device)
+    with untouched(network.modules, training=training), plain_arithmetic(device), recurrent:
         if one.kind == "blocks":
             with fast_operations(network.modules, called=subject.blocks):
                 return block_statistics(

@@ -23,6 +23,7 @@ from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.layers import weights_of
 from zcpipe.scoring.rewrite import fast_operations
 from zcpipe.scoring.tangents import pair_forwards
+from zcpipe.spaces.layers import recurrent_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,7 +80,8 @@ class ScoredNetwork:
             return everything
         asked = [parameter for parameter in everything if parameter.is_floating_point() or parameter.is_complex()]
         plain = plain_arithmetic(asked[0].device) if asked else nullcontext()
-        with untouched(self.modules, training=False), plain, asking(asked):
+        recurrent = recurrent_gradients(self.modules.values(), everything[0].device)
+        with untouched(self.modules, training=False), plain, recurrent, asking(asked):
             output = tensor_of(self.model(*self.inputs))
             require_gradient(output)
             found = torch.autograd.grad(output.sum(), asked, allow_unused=True)

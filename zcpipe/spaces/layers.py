@@ -238,6 +238,25 @@ def recurrent_weights_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             one._flat_weights, one._flat_weight_refs = weights, references
 
 
+@contextmanager
+def recurrent_gradients(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside, recurrent modules on a GPU have the gradients that cuDNN's have not: in eval mode, and of second order.
+
+    torch's own kernels run then, in all modules of a network that has recurrent ones; nothing changes for others. Not
+    for two threads at a time: this is a setting of the process.
+    """
+    if device.type != "cuda" or not any(isinstance(module, nn.RNNBase) for module in modules):
+        yield
+        return
+    # Not through ``torch.backends``, which would set all else of cuDNN, too.
+    enabled = torch._C._get_cudnn_enabled()
+    try:
+        torch._C._set_cudnn_enabled(False)
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(enabled)
+
+
 def is_avg_pool3x3(module: nn.Module) -> bool:
     """Whether a module is the pool of cell spaces: 3x3, stride 1, padding 1, padding not counted."""
     return (
