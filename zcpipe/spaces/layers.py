@@ -21,9 +21,6 @@ M = TypeVar("M", bound=nn.Module)
 # The attributes in which every module keeps its tensors, children and hooks.
 _CONTAINERS = tuple(name for name, part in vars(nn.Module()).items() if isinstance(part, (dict, set)))
 
-# The methods in which torch's layers compute.
-_COMPUTING = ("forward", "_conv_forward")
-
 
 @dataclass(frozen=True)
 class Shared:
@@ -212,11 +209,13 @@ def computes_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     A convolution's forward calls another method, which overrides what it computes as well.
     """
     own, kind = vars(module), type(module)
-    return not any(name in own for name in _COMPUTING) and any(
-        isinstance(module, stock)
-        and all(getattr(kind, name, None) is getattr(stock, name, None) for name in _COMPUTING)
-        for stock in kinds
-    )
+    if "forward" in own or "_conv_forward" in own:
+        return False
+    inner = getattr(kind, "_conv_forward", None)
+    for stock in kinds:
+        if isinstance(module, stock) and kind.forward is stock.forward:
+            return inner is getattr(stock, "_conv_forward", None)
+    return False
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
