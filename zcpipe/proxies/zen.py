@@ -32,8 +32,7 @@ def zen(network: Network) -> list[float]:
         The score; -inf where f does not depend on the input, NaN where the features overflow.
 
     Raises:
-        UnsupportedError: an input is not of floats, no adaptive pool and no linear layer runs on the whole batch, or a
-            batch norm has a forward of its own.
+        UnsupportedError: an input is not of floats, or no adaptive pool and no linear layer runs on the whole batch.
     """
     x = _noise(network, "zen:x")
     other = [tensor + _STEP * step for tensor, step in zip(x, _noise(network, "zen:step"), strict=True)]
