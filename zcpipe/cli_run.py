@@ -125,9 +125,7 @@ def run(
         counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
         typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
     if summary.failed:
-        from zcpipe.table import status as read_status
-
-        for line in reasons_of(read_status(summary.path).reasons):
+        for line in reasons_of(summary.reasons):
             typer.echo(line, err=True)
         raise typer.Exit(3)
 

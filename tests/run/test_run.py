@@ -351,6 +351,14 @@ def test_retrying_touches_only_what_was_selected_and_what_failed(
     assert {index for index in seconds if now[index] != seconds[index]} <= {2, 3}
 
 
+def test_reasons_are_those_of_the_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
+    assert run(spec(), tmp_path).reasons == {f"*: ValueError: told to raise for member-{i}": 2 for i in (2, 14)}
+    again = run(spec(selection=Range(start=2, stop=9)), tmp_path)
+    assert again.reasons == {"*: ValueError: told to raise for member-2": 2}
+    assert run(spec(selection=Range(start=4, stop=9)), tmp_path).reasons == {}
+
+
 def test_a_long_retry_shows_what_it_has_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
 ) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.scoring.columns import Column
-from zcpipe.table import Table, open_table, status
+from zcpipe.table import Table, open_table, status, summary
 from zcpipe.table.files import TEMPORARY, publish
 from zcpipe.table.join import Part
 from zcpipe.table.schema import Header, to_arrow
@@ -74,6 +74,20 @@ def test_rows_come_sorted_by_index(table: Table) -> None:
     assert table.to_pandas(["params"])["params"].tolist() == [0, 1, 2, 4, 7]
     assert table.identity["seed"] == 0 and table.spec == {"proxies": ["x"]}
     assert table.columns == header().columns
+
+
+def test_status_reads_only_files_with_rows_that_are_not_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = ({"proxy": name, "kind": "error", "message": "no"} for name in ("a", "b"))
+    rows = [row(8, status="partial", failures=[one]), row(3, status="error", failures=[two, one]), row(5)]
+    make(tmp_path / "t", [row(i) for i in (4, 1, 7)], rows)
+    read, columns_of = [], summary.read_columns
+    monkeypatch.setattr(
+        summary, "read_columns", lambda path, names: read.append((path.name[:11], names)) or columns_of(path, names)
+    )
+    found = status(tmp_path / "t")
+    assert list(found.by_status.items()) == [("ok", 4), ("partial", 1), ("error", 1)]
+    assert list(found.reasons.items()) == [("a: no", 2), ("b: no", 1)]
+    assert read == [("shard-00001", ["index", "failures"])]
 
 
 def test_lookup_in_the_order_asked(table: Table) -> None:

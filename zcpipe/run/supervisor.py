@@ -28,6 +28,7 @@ from zcpipe.table.join import combine_status, joined_header
 from zcpipe.table.place import Place
 from zcpipe.table.schema import RETRIED, STATUSES, canonical
 from zcpipe.table.store import locked, scan
+from zcpipe.table.summary import count_reasons
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended; ``by_status`` counts all rows of its selection, those that were there before included."""
+    """How a run ended; ``by_status`` and ``reasons`` count all rows of its selection, those that were there before too.
+
+    ``reasons`` are as those of `zcpipe.table.Status`.
+    """
 
     path: Place
     planned: int
@@ -43,6 +47,7 @@ class RunSummary:
     new: int
     by_status: dict[str, int]
     seconds: float
+    reasons: dict[str, int]
 
     @property
     def failed(self) -> int:
@@ -119,8 +124,8 @@ def run(
                 leases = Leases(plan.work.shards(index), planned - had)
                 blame = Blame(known=amended.keys())
                 _compute(executor_for(job.spec), leases, assembly, blame, there.builds, on_event)
-        by_status = _count_by_status(plan)
-    return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started)
+        by_status, reasons = _count(plan)
+    return RunSummary(plan.out, planned, done, planned - done, by_status, time.monotonic() - started, reasons)
 
 
 def describe(
@@ -187,13 +192,14 @@ def _compute(
             assembly.settle()
 
 
-def _count_by_status(plan: Plan) -> dict[str, int]:
-    """Count the rows of a run's selection by what the groups that it computed say together."""
+def _count(plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
+    """Count the rows of a run's selection by what the groups that it computed say together, and why they failed."""
     indices = plan.work.indices
-    parts = []
+    parts, failing = [], dict[Place, None]()
     for job in plan.jobs:
         rows = scan(job.group.directory, job.group.header)
         asked = np.isin(rows.index, indices)
         parts.append((rows.status[asked], np.searchsorted(indices, rows.index[asked])))
+        failing |= dict.fromkeys(rows.holders(asked & (rows.status != "ok")).values())
     found = Counter(combine_status(parts, len(indices)))
-    return {name: found[name] for name in STATUSES if found[name]}
+    return {name: found[name] for name in STATUSES if found[name]}, count_reasons(list(failing), indices)
