@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,8 +26,8 @@ from zcpipe.table import lock, open_table, status
 from zcpipe.table.files import ExistsError, names, publish
 from zcpipe.table.groups import Group, next_group, writing
 from zcpipe.table.place import locate
-from zcpipe.table.schema import Header, to_arrow
-from zcpipe.table.store import Store, find_header, locked, scan
+from zcpipe.table.schema import Header, encode, to_arrow
+from zcpipe.table.store import Store, find_header, locked, read_columns, scan, shard_paths
 
 BUILD = {"native": True, "cpu": "AVX2"}
 FORK = multiprocessing.get_context("forkserver")
@@ -177,6 +178,42 @@ def test_damage_is_named(bucket: str) -> None:
     publish(place, bytes(flipped))
     with pytest.raises(DataError, match="is truncated or damaged"):
         open_table(f"{bucket}/t").to_arrow()
+
+
+@pytest.mark.parametrize("rows", [9_000, 60_000])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_object_that_is_replaced_while_it_is_read_is_not_damaged(
+    bucket: str, at: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by --retry-errors: after its size was asked for, or between two requests for parts of it."""
+    make(f"{bucket}/t", [row(i, a=i / 7) for i in range(40_000)])
+    (file,) = shard_paths(locate(f"{bucket}/t"))
+    new = encode(to_arrow([row(i, a=i / 9) for i in range(rows)], header().file_schema(build=BUILD)))
+    fetch, asked = file.fs.cat_file, []
+
+    def replaced(*args: object, **options: object) -> bytes:
+        asked.append(options)
+        if len(asked) == at:
+            publish(file, new)
+        return fetch(*args, **options)
+
+    monkeypatch.setattr(file.fs, "cat_file", replaced)
+    assert read_columns(file, ["index", "a"])["a"].to_pylist() == [i / 9 for i in range(rows)]
+
+
+def test_an_object_that_is_replaced_all_the_time_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(f"{bucket}/t", [row(i) for i in range(9)])
+    (file,) = shard_paths(locate(f"{bucket}/t"))
+    fetch, rows = file.fs.cat_file, itertools.cycle([9, 9_000])
+
+    def replaced(*args: object, **options: object) -> bytes:
+        content = to_arrow([row(i) for i in range(next(rows))], header().file_schema(build=BUILD))
+        publish(file, encode(content))
+        return fetch(*args, **options)
+
+    monkeypatch.setattr(file.fs, "cat_file", replaced)
+    with pytest.raises(DataError, match=r"shard-.* was replaced while it was read, 3 times; try again"):
+        read_columns(file, ["index", "a"])
 
 
 def test_a_new_file_replaces_none(bucket: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +35,8 @@ _MENDS = {
     errno.ENOLCK: "put --out on a file system that supports locks",
     errno.EOPNOTSUPP: "put --out on a file system that supports locks and hard links",
 }
+_RELAUNCH = "delete it and relaunch the same command: its rows are computed again"
+_READINGS = 3  # of an object that is replaced meanwhile
 _REQUESTS = 16  # to an object store at a time
 
 T = TypeVar("T")
@@ -95,9 +97,7 @@ def _store_mend(error: Exception) -> str:
 
 
 @contextmanager
-def damage(
-    path: Place, mend: str = "delete it and relaunch the same command: its rows are computed again"
-) -> Iterator[None]:
+def damage(path: Place, mend: str = _RELAUNCH) -> Iterator[None]:
     """Turn whatever Parquet says about an unreadable file into a ``DataError`` that names it and the mend."""
     try:
         yield
@@ -143,21 +143,34 @@ def _require_bucket(directory: UPath) -> None:
         raise FileNotFoundError(f"there is no bucket {bucket}") from error
 
 
-def readable(path: Place) -> Path | io.RawIOBase:
-    """Return what pyarrow reads a file by; of an object only what it asks for is fetched.
+def read_parquet(path: Place, use: Callable[[pq.ParquetFile], T], mend: str = _RELAUNCH) -> T:
+    """Read a Parquet file such that every page is checked; what is read of an object is fetched in few requests.
+
+    An object that is replaced while it is read, as by ``--retry-errors``, seems damaged: what is fetched first and last
+    is of two objects. It is read again.
+
+    Args:
+        path: the file.
+        use: returns what is read of it; may be called again.
+        mend: what to do about damage.
 
     Raises:
-        FileNotFoundError: there is no such object.
+        DataError: it is damaged or gone, cannot be read, or is replaced each time.
     """
-    return path if isinstance(path, Path) else _Object(path)
-
-
-def open_parquet(path: Place) -> pq.ParquetFile:
-    """Open a Parquet file such that every page is checked; what is read of an object is fetched in few requests.
-
-    Raises what pyarrow and `readable` raise.
-    """
-    return pq.ParquetFile(readable(path), pre_buffer=not isinstance(path, Path), page_checksum_verification=True)
+    if isinstance(path, Path):
+        with damage(path, mend), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return use(file)
+    for _ in range(_READINGS):
+        with damage(path, mend):
+            source = _Object(path)
+        try:
+            with damage(path, mend), pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as file:
+                return use(file)
+        except DataError:
+            with damage(path, mend):
+                if not source.is_replaced():
+                    raise
+    raise DataError(f"{path} was replaced while it was read, {_READINGS} times; try again")
 
 
 class _Object(io.RawIOBase):
@@ -166,7 +179,12 @@ class _Object(io.RawIOBase):
     def __init__(self, path: UPath) -> None:
         self._path = path
         self._at = 0
-        self._size = int(self._ask(lambda: path.fs.info(path.path))["size"])
+        self._state = self._look()
+        self._size = int(self._state[0])
+
+    def is_replaced(self) -> bool:
+        """Whether another object has the name by now."""
+        return self._look() != self._state
 
     def readable(self) -> bool:
         return True
@@ -188,6 +206,11 @@ class _Object(io.RawIOBase):
         content: bytes = self._ask(lambda: self._path.fs.cat_file(self._path.path, start=self._at, end=stop))
         self._at += len(content)
         return content
+
+    def _look(self) -> tuple[Any, ...]:
+        """Return the size and what a store has to tell contents apart, which each client gives another name."""
+        found = self._ask(lambda: self._path.fs.info(self._path.path))
+        return tuple(found.get(name) for name in ("size", "ETag", "etag", "generation"))
 
     def _ask(self, request: Callable[[], T]) -> T:
         with disk_errors("read", self._path):

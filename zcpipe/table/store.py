@@ -32,14 +32,12 @@ from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.table.files import (
     TEMPORARY,
     ExistsError,
-    damage,
     each,
     exists,
     make_directory,
     names,
-    open_parquet,
     publish,
-    readable,
+    read_parquet,
     remove_unfinished,
 )
 from zcpipe.table.lock import hold
@@ -111,9 +109,7 @@ def _read_header(directory: Place) -> Header | None:
     path = directory / HEADER
     if not exists(path):
         return None
-    with damage(path, _KEEP_MEND):
-        schema = pq.read_schema(readable(path))
-    return read_header(schema, path)
+    return read_header(read_parquet(path, lambda file: file.schema_arrow, _KEEP_MEND), path)
 
 
 def check_identity(directory: Place, present: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -146,8 +142,7 @@ def read_footer(path: Place, identity: Mapping[str, Any]) -> tuple[int, dict[str
     Raises:
         DataError: the file is damaged or belongs to another table.
     """
-    with damage(path):
-        return _own_footer(path, pq.read_metadata(readable(path)), identity)
+    return read_parquet(path, lambda file: _own_footer(path, file.metadata, identity))
 
 
 def _own_footer(path: Place, footer: pq.FileMetaData, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -159,9 +154,9 @@ def _own_footer(path: Place, footer: pq.FileMetaData, identity: Mapping[str, Any
 
 def read_columns(path: Place, columns: Sequence[str]) -> pa.Table:
     """Read columns of a shard file, checking every page against its checksum."""
-    with damage(path), open_parquet(path) as file:
-        several = len(columns) > 1  # Arrow decodes columns beside one another: threads for one would only cost
-        return file.read(columns=list(columns), use_threads=several).replace_schema_metadata(None)
+    several = len(columns) > 1  # Arrow decodes columns beside one another: threads for one would only cost
+    read = read_parquet(path, lambda file: file.read(columns=list(columns), use_threads=several))
+    return read.replace_schema_metadata(None)
 
 
 def scan(directory: Place, header: Header) -> Rows:
@@ -183,9 +178,11 @@ def scan(directory: Place, header: Header) -> Rows:
 
 
 def _scan_file(path: Place, header: Header) -> tuple[list[Mapping[str, Any]], pa.Table]:
-    with damage(path), open_parquet(path) as file:
+    def read(file: pq.ParquetFile) -> tuple[list[Mapping[str, Any]], pa.Table]:
         _, metadata = _own_footer(path, file.metadata, header.identity)
         return builds_of(metadata), file.read(["index", "status"])
+
+    return read_parquet(path, read)
 
 
 def outcomes(path: Place, identity: Mapping[str, Any]) -> dict[str, int]:
@@ -194,12 +191,15 @@ def outcomes(path: Place, identity: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         DataError: the file is damaged or belongs to another table.
     """
-    with damage(path), open_parquet(path) as file:
+
+    def read(file: pq.ParquetFile) -> dict[str, int]:
         _, metadata = _own_footer(path, file.metadata, identity)
         if "statuses" in metadata:
             counted: dict[str, int] = metadata["statuses"]
             return counted
         return dict(Counter(file.read(["status"])["status"].to_pylist()))
+
+    return read_parquet(path, read)
 
 
 def builds_of(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -240,8 +240,8 @@ def latest_run(directory: Place) -> dict[str, Any]:
     path = directory / _RUN
     if not exists(path):
         return {}
-    with damage(path, "delete it: it only notes what the latest run was asked for"):
-        schema = pq.read_schema(readable(path))
+    mend = "delete it: it only notes what the latest run was asked for"
+    schema = read_parquet(path, lambda file: file.schema_arrow, mend)
     noted: dict[str, Any] = read_metadata(schema, path).get("run", {})
     return noted
 
