@@ -62,6 +62,15 @@ def test_run_reports_resumes_and_grows(zcpipe, tmp_path):
     assert json.loads(text)["complete"] is True
 
 
+def test_dry_run_passes_retry_errors_on(zcpipe, monkeypatch):
+    """What the plan says then is tested with the runs."""
+    seen = []
+    monkeypatch.setattr("zcpipe.run.describe", lambda *given, **named: seen.append(named["retry_errors"]) or {})
+    for more in ((), ("--retry-errors",)):
+        assert zcpipe("run", *RUN, "--dry-run", "--json", *more)[0] == 0
+    assert seen == [False, True]
+
+
 def test_further_proxies_join_a_table(zcpipe, tmp_path):
     out = tmp_path / "t"
     grow = ("run", *RUN[:2], "--batch-size", "2", "--range", "0:4", "--out", out, "--proxies")

@@ -96,7 +96,7 @@ def run(
         names = ", ".join(spec.proxies)
         typer.echo(f"note: none of {names} reads --inputs; zcpipe proxies --plan says what each pass sees", err=True)
     if dry_run:
-        described = runs.describe(spec, out, workers, patience, cluster=cluster)
+        described = runs.describe(spec, out, workers, patience, cluster=cluster, retry_errors=retry_errors)
         print_json(described) if as_json else print_plan(described)
         return
     try:

@@ -351,6 +351,24 @@ def test_retrying_touches_only_what_was_selected_and_what_failed(
     assert {index for index in seconds if now[index] != seconds[index]} <= {2, 3}
 
 
+def test_dry_run_counts_what_would_be_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
+    run(spec(selection=Range(start=0, stop=20)), tmp_path)
+    for fields, retry, done, classes, shards in (
+        ({}, False, 20, 2, 1),
+        ({}, True, 16, 4, 3),
+        ({"selection": Range(start=0, stop=8)}, True, 6, 1, 1),
+        ({"selection": Range(start=4, stop=8)}, True, 4, 0, 0),
+    ):
+        planned = describe(spec(**fields), tmp_path, retry_errors=retry)
+        left = planned["architectures"] - done
+        assert planned["done"] == planned["groups"][0]["done"] == done
+        assert planned["todo"] == {"architectures": left, "classes": classes, "shards": shards}
+        assert planned["groups"][0]["todo"] == planned["todo"]
+    monkeypatch.delenv("HAZARDS")
+    assert run(spec(), tmp_path, retry_errors=True).new == 8
+
+
 def test_reasons_are_those_of_the_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "14": "raise"}))
     assert run(spec(), tmp_path).reasons == {f"*: ValueError: told to raise for member-{i}": 2 for i in (2, 14)}

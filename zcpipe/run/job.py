@@ -29,9 +29,11 @@ class Job:
     group: Group
     exists: bool
 
-    def present(self) -> NDArray[np.int64]:
-        """Return the indices of the rows that are there."""
-        return scan(self.group.directory, self.group.header).index if self.exists else np.empty(0, np.int64)
+    def kept(self, retry_errors: bool) -> NDArray[np.int64]:
+        """Return the indices of the rows that are there and not computed again."""
+        if not self.exists:
+            return np.empty(0, np.int64)
+        return scan(self.group.directory, self.group.header).kept(retry_errors)
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Plan:
         """The table and its groups, as they will be."""
         return [*self.found, *(job.group for job in self.jobs if not job.exists)]
 
-    def done(self) -> NDArray[np.int64]:
-        """Return the indices of the rows of the selection that lack nothing."""
-        return reduce(np.intersect1d, [job.present() for job in self.jobs], self.work.indices)
+    def done(self, retry_errors: bool) -> NDArray[np.int64]:
+        """Return the indices of the rows of the selection of which nothing is to be computed."""
+        return reduce(np.intersect1d, [job.kept(retry_errors) for job in self.jobs], self.work.indices)
 
 
 def prepare(spec: RunSpec, out: str | Place | None, progress: Progress = silent) -> Plan:

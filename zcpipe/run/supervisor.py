@@ -97,14 +97,14 @@ def run(
         on_event(Drawn(done, total))
 
     plan = prepare(spec, out, drawn)
-    if cluster is not None and not retry_errors and len(plan.done()) == len(plan.work.indices):
+    if cluster is not None and len(plan.done(retry_errors)) == len(plan.work.indices):
         cluster = None  # nothing to connect for
     ready = executors(workers, timeout, cluster, memory, on_event)
     with ready as executor_for, locked(plan.out, plan.base) as store:
         if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
             plan = prepare(spec, plan.out, drawn)
         rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]
-        kept = [there.index[~np.isin(there.status, RETRIED)] if retry_errors else there.index for there in rows]
+        kept = [there.kept(retry_errors) for there in rows]
         planned = len(plan.work.indices)
         present = [int(np.isin(plan.work.indices, index).sum()) for index in kept]
         done = len(reduce(np.intersect1d, kept, plan.work.indices))
@@ -135,6 +135,7 @@ def describe(
     timeout: float = TIMEOUT,
     *,
     cluster: Cluster | None = None,
+    retry_errors: bool = False,
 ) -> dict[str, Any]:
     """Say what :func:`run` would do with the same arguments, touching nothing.
 
@@ -142,7 +143,7 @@ def describe(
     """
     check_options(spec, workers, timeout, cluster)
     plan = prepare(spec, out)
-    done = plan.done()
+    done = plan.done(retry_errors)
     proxies = dict.fromkeys(name for job in plan.jobs for name in job.spec.proxies)
     whole, left = plan.work.size(np.empty(0, np.int64)), plan.work.size(done)
     return {
@@ -155,7 +156,7 @@ def describe(
         "shards": whole.shards,
         "done": len(done),
         "todo": _counts(left),
-        "groups": [_describe_job(job, plan.work) for job in plan.jobs],
+        "groups": [_describe_job(job, plan.work, retry_errors) for job in plan.jobs],
         "schema": {field.name: str(field.type) for field in joined_header([g.header for g in plan.groups]).schema},
     }
 
@@ -164,8 +165,8 @@ def _counts(size: Size) -> dict[str, int | None]:
     return {"architectures": size.rows, "classes": size.classes, "shards": size.shards}
 
 
-def _describe_job(job: Job, work: WorkList) -> dict[str, Any]:
-    present = np.intersect1d(work.indices, job.present())
+def _describe_job(job: Job, work: WorkList, retry_errors: bool) -> dict[str, Any]:
+    present = np.intersect1d(work.indices, job.kept(retry_errors))
     left = work.size(present)
     return {
         "directory": str(job.group.directory),

@@ -42,7 +42,7 @@ from zcpipe.table.files import (
 )
 from zcpipe.table.lock import hold
 from zcpipe.table.place import Place
-from zcpipe.table.schema import Header, canonical, encode, encode_empty, in_order, read_header, read_metadata
+from zcpipe.table.schema import RETRIED, Header, canonical, encode, encode_empty, in_order, read_header, read_metadata
 
 HEADER = "_zcpipe.parquet"
 _RUN = "_run.parquet"
@@ -57,6 +57,10 @@ class Rows:
     status: NDArray[np.str_]
     builds: tuple[Mapping[str, Any], ...]  # the different builds that computed them
     files: tuple[tuple[Place, int], ...]  # with how many rows each has
+
+    def kept(self, retry_errors: bool) -> NDArray[np.int64]:
+        """Return the indices of the rows that a run does not compute again."""
+        return self.index[~np.isin(self.status, RETRIED)] if retry_errors else self.index
 
     def holders(self, chosen: NDArray[np.bool_]) -> dict[int, Place]:
         """Return which file holds each of the chosen rows, by index."""
