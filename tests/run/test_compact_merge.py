@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from zcpipe.cli import app
 from zcpipe.cli_table import compact as compact_command
-from zcpipe.run import All, Range, RunSpec, Sample, describe, run
+from zcpipe.run import All, Event, Range, RunSpec, Sample, describe, run
+from zcpipe.run.events import Committed
 from zcpipe.table import compact, merge, status
 from zcpipe.table.groups import find_groups
 from zcpipe.table.rewrite import ROWS_PER_FILE
@@ -74,6 +75,39 @@ def test_rows_that_lack_columns_are_still_computed(tmp_path: Path, at_once: pa.T
     summary = run(spec(), tmp_path / "new")
     assert (summary.present, summary.new) == (7, 17)
     assert content(tmp_path / "new").equals(at_once)
+
+
+def test_what_each_group_still_has_to_do_is_known(tmp_path: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Committed):
+            raise KeyboardInterrupt
+
+    base, joining = EVERYTHING[:2], EVERYTHING[2:]
+    run(spec(base), tmp_path / "old")
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(joining), tmp_path / "old", on_event=interrupt)
+    left = status(tmp_path / "old").missing
+    compact(tmp_path / "old", tmp_path / "new")
+    assert left and status(tmp_path / "new").missing == left and not status(tmp_path / "new").complete
+
+    run(spec(base, selection=Range(start=0, stop=8)), tmp_path / "narrow")
+    run(spec(joining), tmp_path / "narrow")
+    compact(tmp_path / "narrow", tmp_path / "wide")
+    assert status(tmp_path / "narrow").complete and status(tmp_path / "wide").complete
+
+
+def test_a_statistic_is_the_same_whichever_proxy_read_it_first(tmp_path: Path) -> None:
+    for name, proxies in (("a", ("expressivity", "stage_expressivity")), ("b", ("stage_expressivity", "expressivity"))):
+        run(
+            spec(proxies, selection=Range(start=0, stop=12) if name == "a" else Range(start=12, stop=24)),
+            tmp_path / name,
+        )
+    assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both").rows == 24
+    for proxies in ("expressivity", "stage_expressivity"):
+        run(spec((proxies,)), tmp_path / "one")
+    compact(tmp_path / "one", tmp_path / "new")
+    columns = content(tmp_path / "both").column_names
+    assert content(tmp_path / "new").select(columns).to_pylist() == content(tmp_path / "both").to_pylist()
 
 
 def test_the_commands(tmp_path: Path) -> None:

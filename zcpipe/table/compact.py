@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zcpipe.table.groups import require_groups
 from zcpipe.table.place import Place, locate
 from zcpipe.table.rewrite import ROWS_PER_FILE, Rewritten, rewrite
-from zcpipe.table.store import latest_run
 
 
 def compact(
@@ -30,8 +28,4 @@ def compact(
 
     Raises what `zcpipe.table.rewrite.rewrite` raises.
     """
-    place = locate(path)
-    latest = [latest_run(group.directory) for group in require_groups(place)]
-    planned = [noted["planned"] for noted in latest if "planned" in noted]
-    noted = {"planned": max(planned)} if planned else {}
-    return rewrite([place], locate(out), rows_per_file, noted, progress)
+    return rewrite([locate(path)], locate(out), rows_per_file, progress, planned=True)

@@ -34,4 +34,4 @@ def merge(
     places = [locate(path) for path in paths]
     if len(places) < 2:
         raise UsageError(f"merge needs at least two tables, got {len(places)}; zcpipe compact rewrites one")
-    return rewrite(places, locate(out), rows_per_file, {}, progress)
+    return rewrite(places, locate(out), rows_per_file, progress)

@@ -29,7 +29,7 @@ from zcpipe.table.join import Part, join, joined_header
 from zcpipe.table.place import Place
 from zcpipe.table.same import differing
 from zcpipe.table.schema import Header, canonical
-from zcpipe.table.store import Store, builds_of, differences, read_columns, read_footer, shard_paths
+from zcpipe.table.store import Store, builds_of, differences, latest_run, read_columns, read_footer, shard_paths
 
 ROWS_PER_FILE = 250_000  # 130 MB of 30 proxies and 6 statistics
 _DEALT = 100_000  # rows that are read at a time
@@ -156,8 +156,9 @@ def rewrite(
     tables: Sequence[Place],
     out: Place,
     rows_per_file: int,
-    noted: Mapping[str, object],
     progress: Callable[[int, int], None],
+    *,
+    planned: bool = False,
 ) -> Rewritten:
     """Write a new table with the rows and columns of tables of one identity.
 
@@ -165,8 +166,8 @@ def rewrite(
         tables: at least one; what they hold is left as it is.
         out: where the new one goes; there must be nothing.
         rows_per_file: how many rows a file has at most.
-        noted: what the new table says about the latest run on it, if anything.
         progress: told again and again how many rows are done, of how many; each is read and written.
+        planned: note in each group of the new table how many rows the latest run was to make of its columns.
 
     Raises:
         UsageError: ``rows_per_file`` is not positive.
@@ -192,10 +193,14 @@ def rewrite(
         for rows in _write(groups, stores, len(starts) + 1, spill):
             files += 1
             progress(done := done + rows, total)
-        joined = {"groups": len(groups) - 1} if len(groups) > 1 else {}
-        if noted or joined:
-            stores[0].note_run(**noted, **joined)
-        for store in reversed(stores):  # the table itself last: with its header it appears
+        noted = [_planned(group) if planned else {} for group in groups]
+        if len(groups) > 1:
+            noted[0]["groups"] = len(groups) - 1
+        for store, fields in reversed(
+            list(zip(stores, noted, strict=True))
+        ):  # the table itself last, which then appears
+            if fields:
+                store.note_run(**fields)
             store.write_header()
     return Rewritten(out, len(index), files, len(groups), sum(len(source.files) for source in sources))
 
@@ -211,6 +216,13 @@ def _write(groups: Sequence[_Group], stores: Sequence[Store], count: int, spill:
             if len(part.rows):
                 store.write_rows(file, part.rows, _builds(group))
                 yield len(part.rows)
+
+
+def _planned(group: _Group) -> dict[str, int]:
+    """Return what the latest runs on what becomes a group were to make of it, if they say so."""
+    found = [latest_run(source.directory).get("planned") for source in group.sources]
+    known = [planned for planned in found if planned is not None]
+    return {"planned": max(known)} if known else {}
 
 
 # -- what goes with what
@@ -283,6 +295,8 @@ def _check_columns(sources: Sequence[_Source]) -> None:
     for source in sources:
         for column in source.header.columns:
             own = asdict(column)
+            if column.kind == "statistic":  # it has its paper from whichever proxy reads it first
+                own["paper"] = ""
             known, where = described.setdefault(column.name, (own, source.directory))
             for name in (name for name, value in own.items() if known[name] != value):
                 raise DataError(
