@@ -318,6 +318,55 @@ def test_a_holder_that_cannot_renew_regards_the_lock_as_lost(bucket: str, monkey
             commit(store, 0, [row(1)], BUILD)
 
 
+@pytest.fixture
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Put the machine to sleep: the clock that goes on meanwhile is ahead afterwards, the monotonic one is not."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        pytest.skip("this system has no clock of this name")
+    tell, slept = time.clock_gettime, list[float]()
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: tell(clock) + sum(slept) * (clock == time.CLOCK_BOOTTIME))
+    return slept.append
+
+
+def test_a_holder_whose_machine_slept_regards_the_lock_as_lost(bucket: str, sleep: Callable[[float], None]) -> None:
+    with locked(locate(f"{bucket}/t"), header()) as store:
+        sleep(60)
+        commit(store, 0, [row(1)], BUILD)
+        sleep(60)
+        with pytest.raises(DataError, match="could not be renewed in time; relaunch"):
+            commit(store, 1, [row(2)], BUILD)
+    assert len(open_table(f"{bucket}/t")) == 1
+
+
+def test_a_machine_that_sleeps_in_the_middle_of_a_renewal(
+    bucket: str, sleep: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it saw that nobody took the lock over, and before it announces itself."""
+    renewed = threading.Event()
+
+    monkeypatch.setattr(lock, "RENEWAL", 0.5)
+    with locked(locate(f"{bucket}/t"), header()) as store:
+        monkeypatch.setattr(lock, "exists", lambda path: sleep(300) or True)
+        monkeypatch.setattr(lock, "publish", lambda *args: publish(*args) or renewed.set())
+        assert renewed.wait(60)
+        with pytest.raises(DataError, match="could not be renewed in time; relaunch"):
+            commit(store, 0, [row(1)], BUILD)
+
+
+def test_a_machine_that_sleeps_while_it_takes_the_lock(
+    bucket: str, sleep: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(f"{bucket}/t", [row(1)])
+    look = lock.listing
+    monkeypatch.setattr(lock, "listing", lambda path: [look(path), sleep(300)][0])
+    with (
+        pytest.raises(DataError, match="could not be renewed in time; relaunch"),
+        locked(locate(f"{bucket}/t"), header()) as store,
+    ):
+        commit(store, 1, [row(2)], BUILD)
+    assert len(open_table(f"{bucket}/t")) == 1
+
+
 def test_clocks_need_not_agree() -> None:
     claim, now = lock._Claim("t", "h", "", 1, "s"), datetime(2001, 1, 1, tzinfo=UTC)
     assert not lock._Seen(locate("x"), claim, now).lives(now + timedelta(seconds=lock.STALE))

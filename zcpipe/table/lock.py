@@ -5,7 +5,8 @@ in ``<table>.lock/``, and then looks who else is there. Of two that announce the
 sees the other, so they cannot both go on: whoever sees another that lives withdraws. Who holds the lock announces
 itself anew every `RENEWAL` seconds; who was not heard of for `STALE` seconds is dead and its announcement removed.
 Times are those of the store, which dates both announcements that are compared, so clocks need not agree. A holder that
-could not renew for most of that time regards the lock as lost by itself, and writes nothing more.
+could not renew for most of that time, be it because its machine slept, regards the lock as lost by itself, and writes
+nothing more.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 RENEWAL = 20.0
 STALE = 120.0
+# Goes on while the machine sleeps, which time.monotonic does not; on macOS CLOCK_MONOTONIC does and has no other name.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _ATTEMPTS = 6  # when several announce themselves at once
 
 
@@ -161,20 +164,25 @@ class _Announcement:
 
     def _acquire(self) -> None:
         for attempt in range(_ATTEMPTS):
-            self._announce()
+            begun = _now()
+            self._announce(begun)
             living, dead, now = self._look()
             if not living:
                 each(remove, [seen.path for seen in dead])
                 self._claim = replace(self._claim, holds=True)
-                self._announce()
+                self._announce(begun)
                 return
             remove(self._own)
             if any(seen.claim.holds for seen in living) or attempt == _ATTEMPTS - 1:
                 raise self._refused(living, now)
             time.sleep(random.uniform(0.0, 0.1 * 2**attempt))  # noqa: S311 - so that rivals look at different times
 
-    def _announce(self) -> None:
-        begun = time.monotonic()
+    def _announce(self, begun: float) -> None:
+        """Announce this process (anew).
+
+        Args:
+            begun: when it was about to see that nobody else holds the lock; the machine may have slept since.
+        """
         publish(self._own, json.dumps(asdict(self._claim)).encode())
         self._renewed = begun
 
@@ -201,6 +209,7 @@ class _Announcement:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEWAL):
+            begun = _now()
             if self._overdue():
                 self._lost = self._lost or "it could not be renewed in time"
                 return
@@ -208,18 +217,22 @@ class _Announcement:
                 if not exists(self._own):
                     self._lost = "another run took it over"
                     return
-                self._announce()
+                self._announce(begun)
             except DataError:  # tried again until it is overdue
                 continue
 
     def _overdue(self) -> bool:
-        return time.monotonic() - self._renewed > 0.75 * STALE
+        return _now() - self._renewed > 0.75 * STALE
 
     def _check(self) -> None:
         if self._overdue():
             self._lost = self._lost or "it could not be renewed in time"
         if self._lost:
             raise DataError(f"lost the lock of {self._directory}: {self._lost}; relaunch the same command")
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
 
 
 def _read(path: UPath) -> _Claim | None:

@@ -281,8 +281,9 @@ class Store:
         name = self.header.content_hash(table["index"].to_numpy())
         path = self.directory / f"shard-{shard:05d}-{name}.parquet"
         if not exists(path):
-            self._check()
-            publish(path, self._file(table, builds, shard=shard))
+            content = self._file(table, builds, shard=shard)
+            self._check()  # as late as can be: encoding takes a while, and a machine may sleep
+            publish(path, content)
         return path
 
     def amend(self, path: Place, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
@@ -302,8 +303,9 @@ class Store:
             both = {canonical(build): build for build in [*builds_of(metadata), *builds]}
             own = {"shard": metadata["shard"]} if "shard" in metadata else {}
             table = in_order(pa.concat_tables([kept, rows]))
+            content = self._file(table, list(both.values()), **own)
             self._check()
-            publish(path, self._file(table, list(both.values()), **own))
+            publish(path, content)
         return path
 
     def write_rows(self, number: int, rows: pa.Table, builds: Sequence[Mapping[str, Any]]) -> Place:
