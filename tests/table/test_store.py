@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.scoring.columns import Column
-from zcpipe.table import Table, open_table, status, summary
+from zcpipe.table import Table, join, open_table, status, summary
 from zcpipe.table.files import TEMPORARY, publish
 from zcpipe.table.join import Part
 from zcpipe.table.schema import Header, to_arrow
@@ -74,6 +74,22 @@ def test_rows_come_sorted_by_index(table: Table) -> None:
     assert table.to_pandas(["params"])["params"].tolist() == [0, 1, 2, 4, 7]
     assert table.identity["seed"] == 0 and table.spec == {"proxies": ["x"]}
     assert table.columns == header().columns
+
+
+def test_columns_that_are_too_large_for_one_piece_come_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond 2 GiB of text Arrow cannot put them together; here beyond 100 bytes."""
+    shards = [[row(i, key="k" * (i % 9)) for i in range(k, 60, 7)] for k in range(7)]
+    table = make(tmp_path / "t", *shards)
+    whole, found = table.to_arrow(), table.lookup(["arch-3", "arch-0", "arch-3"])
+    monkeypatch.setattr(join, "_WHOLE", 100)
+    assert table.to_arrow().equals(whole) and table.to_arrow().column(1).num_chunks > 5
+    assert table.lookup(["arch-3", "arch-0", "arch-3"]).equals(found)
+    assert len(table.lookup([])) == 0
+    first = (pa.chunked_array([["a", None], ["c"]]), np.array([0, 1, 3]))
+    second = (pa.chunked_array([["x" * 150, "y"]]), np.array([1, 3]))
+    assert join._first([first, second], 5).to_pylist() == ["a", "x" * 150, None, "c", None]
 
 
 def test_status_reads_only_files_with_rows_that_are_not_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

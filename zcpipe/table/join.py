@@ -16,6 +16,7 @@ from zcpipe.table.schema import STATUSES, Header
 from zcpipe.table.store import check_distinct, read_columns
 
 _KINDS = ("proxy", "count", "statistic")
+_WHOLE = 2**28  # bytes of a column that are put together, far less than its offsets can count: rows differ in length
 _BY_NAME = np.argsort(STATUSES)
 
 
@@ -54,7 +55,7 @@ class Part:
 
     def read(self, names: Sequence[str]) -> pa.Table:
         """Read columns, sorted by index."""
-        return self._stored(names).take(self._order)
+        return take(self._stored(names), self._order)
 
     @cached_property
     def _stored_index(self) -> NDArray[np.int64]:
@@ -74,6 +75,27 @@ class Part:
         wanted = pa.schema([self.header.schema.field(name) for name in names])
         parts = each(lambda file: read_columns(file, names).cast(wanted), list(self._files))
         return pa.concat_tables([wanted.empty_table(), *parts])
+
+
+def take(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Take rows of a table, piece by piece where a column is large.
+
+    Arrow puts the chunks of each column together first, where beyond 2 GiB of text their 32-bit offsets overflow.
+    """
+    count = max((-(-column.nbytes // _WHOLE) for column in table.columns), default=0)
+    if count <= 1:
+        return table.take(rows)
+    step = -(-len(table) // count)
+    pieces = [table.slice(start, step).combine_chunks() for start in range(0, len(table), step)]
+    taken = []
+    for begin in range(0, len(rows), step):
+        part = rows[begin : begin + step]
+        number = part // step  # which piece each is of
+        held = [piece.take(part[number == k] - k * step) for k, piece in enumerate(pieces)]
+        places = np.empty(len(part), np.int64)
+        places[np.argsort(number, kind="stable")] = np.arange(len(part))
+        taken.append(pa.concat_tables(held).take(places))
+    return pa.concat_tables([table.schema.empty_table(), *taken])
 
 
 def joined_header(headers: Sequence[Header]) -> Header:
@@ -143,8 +165,10 @@ def _first(found: Sequence[tuple[pa.ChunkedArray, NDArray[np.int64]]], count: in
         fresh = column.is_valid().to_numpy() & (chosen[rows] < 0)
         chosen[rows[fresh]] = before + np.flatnonzero(fresh)
         before += len(column)
-    stacked = pa.chunked_array([chunk for column, _ in found for chunk in column.chunks], found[0][0].type)
-    return stacked.take(pa.array(chosen, mask=chosen < 0))
+    kind = found[0][0].type
+    chosen[chosen < 0] = before  # the null behind them all
+    stacked = pa.chunked_array([*(chunk for column, _ in found for chunk in column.chunks), pa.nulls(1, kind)], kind)
+    return take(pa.table({"column": stacked}), chosen)["column"]
 
 
 def _added(found: Sequence[tuple[pa.ChunkedArray, NDArray[np.int64]]], count: int) -> NDArray[np.float64]:

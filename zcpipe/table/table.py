@@ -18,7 +18,7 @@ from zcpipe.rank.aggregate import log_rank
 from zcpipe.rank.selection import top
 from zcpipe.scoring.columns import Column
 from zcpipe.table.groups import count_rows, require_groups
-from zcpipe.table.join import Part, join, joined_header, union
+from zcpipe.table.join import Part, join, joined_header, take, union
 from zcpipe.table.place import Place, locate
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Table:
             absent = wanted.filter(pc.is_null(found)).unique().to_pylist()
             shown = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
             raise DataError(f"{len(absent)} architectures are not in the table: {shown}; score them with --archs")
-        return self.to_arrow(columns).take(found)
+        return take(self.to_arrow(columns), found.to_numpy())
 
     def top(self, k: int, by: str | None = None) -> pa.Table:
         """Return the best rows: index, arch, key, proxies and counts, best first.
@@ -135,10 +135,10 @@ class Table:
             raise UsageError(f"the AZ-NAS aggregate needs the column {lacking[0]}, which the table lacks; pass by=")
         if by is not None:
             direction = self.directions([by])[by]
-            return rows.take(top(self.values([by])[by], k, direction))
+            return take(rows, top(self.values([by])[by], k, direction))
         names = groups()["aznas"]
         rows = rows.append_column("aznas", pa.array(log_rank(self.values(names), self.directions(names))))
-        return rows.take(top(rows["aznas"].to_numpy(), k))
+        return take(rows, top(rows["aznas"].to_numpy(), k))
 
     def values(self, names: Sequence[str]) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
         """Read proxies or counts as float64 in order of index, NaN where they failed.
