@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from zcpipe.cli import app
 from zcpipe.cli_table import compact as compact_command
 from zcpipe.run import All, Event, Range, RunSpec, Sample, describe, run
-from zcpipe.run.events import Committed
+from zcpipe.run.events import Scored
 from zcpipe.table import compact, merge, status
 from zcpipe.table.groups import find_groups
 from zcpipe.table.rewrite import ROWS_PER_FILE
@@ -79,8 +79,11 @@ def test_rows_that_lack_columns_are_still_computed(tmp_path: Path, at_once: pa.T
 
 def test_what_each_group_still_has_to_do_is_known(tmp_path: Path) -> None:
     def interrupt(event: Event) -> None:
-        if isinstance(event, Committed):
+        scored.append(event)
+        if sum(isinstance(event, Scored) for event in scored) == 6:  # the first shard is whole, the second is not
             raise KeyboardInterrupt
+
+    scored: list[Event] = []
 
     base, joining = EVERYTHING[:2], EVERYTHING[2:]
     run(spec(base), tmp_path / "old")

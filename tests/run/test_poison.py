@@ -146,7 +146,7 @@ def test_workers_that_do_not_start_stop_the_run(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_summary_counts_failures() -> None:
-    assert RunSummary(Path("x"), 5, 0, 5, {"ok": 3, "partial": 2}, 1.0).failed == 2
+    assert RunSummary(Path("x"), 5, 0, 5, {"ok": 3, "partial": 2}, 1.0, {}).failed == 2
 
 
 def test_a_worker_that_was_never_heard_of_says_how_it_ended() -> None:
