@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zcpipe.errors import UnsupportedError, is_out_of_memory
 from zcpipe.ops import covariance, image_format, symmetric_eigenvalues
+from zcpipe.ops.layout import needs_other_layout
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, only
 from zcpipe.spaces.layers import computes_as
@@ -46,7 +47,7 @@ def meco(network: Network) -> list[float]:
             network.model(*noise)
     except Exception as error:
         resized = any(a.shape[1:] != b.shape[1:] for a, b in zip(noise, network.inputs, strict=True))
-        if not resized or is_out_of_memory(error):
+        if not resized or is_out_of_memory(error) or needs_other_layout(str(error)):
             raise
         raise UnsupportedError(
             f"meco feeds images of {_PIXELS} x {_PIXELS} pixels, which this network does not take"

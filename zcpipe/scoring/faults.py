@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from zcpipe.errors import UsageError, is_out_of_memory, reason_of
+from zcpipe.ops.layout import contiguous_images, needs_other_layout
 from zcpipe.proxies.base import Proxy, tensor_of
 from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.guard import untouched
@@ -58,6 +59,9 @@ def measure_given(
         how = (proxy.recipe is None or proxy.recipe.norm != "running", proxy.targets)
         if how not in found:
             found[how] = _fault(network, *how)
+            if needs_other_layout(found[how] or ""):
+                with contiguous_images():
+                    found[how] = _fault(network, *how)
         if found[how] is not None:
             result.failures[i] = replace(failure, kind="error", message=str(found[how]))
     return result, next((fault for fault in found.values() if fault is not None), None)

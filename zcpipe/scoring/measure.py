@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zcpipe.errors import NonfiniteError, UnsupportedError, UsageError, is_out_of_memory, trace
+from zcpipe.ops.layout import contiguous_images, needs_other_layout
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import (
     CustomStatistic,
@@ -133,7 +134,23 @@ def measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol =
 
     What goes wrong as the network is made is raised as it is: without a network there is nothing to say of it. Later
     everything that is raised is a proxy's failure, also what would end the process (``sys.exit``), but for a Ctrl-C.
+
+    What fails because the network takes a ``view`` of a map, as if it were contiguous, is measured again with images
+    that are.
     """
+    result = _measure(subject, proxies, protocol)
+    stuck = [f.proxy for f in result.failures if needs_other_layout(f.message)]
+    if stuck:
+        with contiguous_images():
+            again = _measure(subject, [proxy for proxy in proxies if proxy.name in stuck], protocol)
+        result.scores |= again.scores
+        result.statistics |= again.statistics
+        result.layers |= again.layers
+        result.failures = [f for f in result.failures if f.proxy not in stuck] + again.failures
+    return result
+
+
+def _measure(subject: Subject, proxies: Sequence[Proxy], protocol: PlanProtocol) -> Measurement:
     result = Measurement()
     for group in plan(proxies, protocol):
         try:

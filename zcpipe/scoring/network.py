@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError, UsageError
 from zcpipe.ops import generators
+from zcpipe.ops.layout import as_images, in_contiguous_images
 from zcpipe.ops.philox import Stream
 from zcpipe.proxies.base import Gradients, OnNorm, PairForward, asking, tensor_of
 from zcpipe.proxies.samples import require_gradient
@@ -61,8 +62,12 @@ class ScoredNetwork:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """Positional arguments of the forward, first dimension N: a copy, since a forward may write to them."""
-        return [tensor.clone() for tensor in self._inputs]
+        """Positional arguments of the forward, first dimension N: a copy, since a forward may write to them.
+
+        They lie as they are kept, but for `zcpipe.ops.layout.contiguous_images`.
+        """
+        copies = [tensor.clone() for tensor in self._inputs]
+        return [as_images(tensor) for tensor in copies] if in_contiguous_images() else copies
 
     @cached_property
     def layers(self) -> dict[str, nn.Parameter]:
@@ -111,7 +116,7 @@ class ScoredNetwork:
 
     def absolute_gradients(self, norm: Literal["drop", "batch"]) -> Gradients:
         """Return the synflow family's gradients; see `zcpipe.proxies.base.Network.absolute_gradients`."""
-        return absolute_gradients(self.model, self.modules, self._inputs, norm)
+        return absolute_gradients(self.model, self.modules, self.inputs, norm)
 
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor], on_norm: OnNorm | None = None) -> object:

@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from zcpipe.errors import UsageError
 from zcpipe.ops import avg_pool3x3, batch_norm_train, conv_batch_norm_train
+from zcpipe.ops.layout import in_contiguous_images
 from zcpipe.scoring.cells import (
     Convolution,
     Identity,
@@ -44,8 +45,9 @@ def fast_operations(
     one go (see `zcpipe.spaces.layers.add_to`). Cells that are a `Dag` of such layers become one step of autograd each.
 
     Meant for a model already in the state of its pass: what counts is whether a module is in train mode inside. Modules
-    with hooks or a ``forward`` of their own stay as they are, and under hooks on all modules nothing is swapped. Do not
-    copy modules inside: a copy would keep what the original got.
+    with hooks or a ``forward`` of their own stay as they are, and under hooks on all modules nothing is swapped; nor is
+    it in `zcpipe.ops.layout.contiguous_images`, since native convolutions return other ones. Do not copy modules
+    inside: a copy would keep what the original got.
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
@@ -56,7 +58,7 @@ def fast_operations(
     """
     swapped = []
     try:
-        if not torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        if _may_swap():
             rewriter = _Rewriter(modules, called, taps)
             for module in modules.values():
                 if not isinstance(module, _MAY_BE_SWAPPED) or "forward" in vars(module):
@@ -77,11 +79,16 @@ def fused_layers(modules: Mapping[str, nn.Module]) -> dict[nn.Module, tuple[list
 
     Node 0 is the input. Dead edges of cells are left out, and so are cells whose output is not memory of their own.
     """
-    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+    if not _may_swap():
         return {}
     rewriter = _Rewriter(modules, (), None)
     found = {module: rewriter.steps(module) for module in modules.values() if "forward" not in vars(module)}
     return {module: steps for module, steps in found.items() if steps is not None}
+
+
+def _may_swap() -> bool:
+    hooked: bool = torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not (hooked or in_contiguous_images())
 
 
 class _Rewriter:

@@ -99,7 +99,8 @@ def score(
 
     Args:
         model: any module. Its output, or the first of several, is [N, classes] for the default loss.
-        inputs: its positional inputs, [N, ...] each. Images are computed in channels-last layout on the CPU.
+        inputs: its positional inputs, [N, ...] each. Images are computed in channels-last layout on the CPU, but for
+            models that take a ``view`` of a map, as if it were contiguous: theirs are.
         targets: class numbers, for the proxies that need labels.
         proxies: names or groups (``zcpipe.list_proxies()``).
         blocks: names of the modules whose outputs are the block maps, in the order in which they run; by default
@@ -220,7 +221,7 @@ class _Given:
 
     def size(self) -> Counted:
         """Return the model, counted when it is asked."""
-        return _Size(self._model, self._batch.inputs)
+        return _Size(self._model, [as_images(tensor) for tensor in self._batch.inputs])
 
 
 class _Size:
