@@ -19,12 +19,11 @@ from torch.autograd.graph import _engine_run_backward
 from zcpipe.errors import PrecisionError, UsageError, trace, unknown_name
 from zcpipe.ops import generators
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
+from zcpipe.scoring.axes import Axes
 from zcpipe.scoring.values import WrittenError, moments_of, values_of
 
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
 ProbeSource = Callable[[str, Tensor], Tensor]
-
-_SEQUENCES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)  # their maps are [N, C, L], not tokens [N, T, C]
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,19 @@ def block_statistics(
         UsageError: a block does not exist, does not return one map, or the blocks do not run once each in order.
     """
     try:
-        return _walk(model, modules, inputs, blocks, _Walk(blocks, statistics, probe, copies=False))
+        return _walk(model, modules, inputs, blocks, _Walk(modules, blocks, statistics, probe, copies=False))
     except RuntimeError as error:
         if "leaf Variable" not in str(error):
             raise
         # The network goes on in place on what a block returned: again, with copies of it.
-        return _walk(model, modules, inputs, blocks, _Walk(blocks, statistics, probe, copies=True))
+        return _walk(model, modules, inputs, blocks, _Walk(modules, blocks, statistics, probe, copies=True))
 
 
 def _walk(
     model: nn.Module, modules: Mapping[str, nn.Module], inputs: Sequence[Tensor], blocks: Sequence[str], walk: _Walk
 ) -> BlockResult:
     generators.restart()  # what a forward draws is the same in all of them
-    handles = []
+    handles = walk.axes.watch()
     try:
         for name in blocks:
             if name not in modules:
@@ -90,8 +89,14 @@ class _Walk:
     """State of one block pass: the moments taken so far and the leaf the next block starts from."""
 
     def __init__(
-        self, blocks: Sequence[str], statistics: Sequence[Statistic], probe: ProbeSource, copies: bool
+        self,
+        modules: Mapping[str, nn.Module],
+        blocks: Sequence[str],
+        statistics: Sequence[Statistic],
+        probe: ProbeSource,
+        copies: bool,
     ) -> None:
+        self.axes = Axes(modules)
         self._blocks = blocks
         self._copies = copies
         self._statistics = [s for s in statistics if isinstance(s, MapStatistic | JacobianStatistic)]
@@ -107,7 +112,7 @@ class _Walk:
         """Return the forward hook of block ``name``."""
 
         def on_output(module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
-            feature = block_map(name, module, output, self._blocks, self._done)
+            feature = block_map(name, module, output, self._blocks, self._done, self.axes)
             self._measure(name, feature)
             self._done += 1
             self._leaf = feature.detach().requires_grad_()
@@ -157,7 +162,7 @@ class _Walk:
         return BlockResult(values, self._errors)
 
 
-def block_map(name: str, module: nn.Module, output: object, blocks: Sequence[str], done: int) -> Tensor:
+def block_map(name: str, module: nn.Module, output: object, blocks: Sequence[str], done: int, axes: Axes) -> Tensor:
     """Return the map that a block gave, after checking that it is one and that it is this block's turn.
 
     Args:
@@ -166,14 +171,14 @@ def block_map(name: str, module: nn.Module, output: object, blocks: Sequence[str
         output: what it returned.
         blocks: names of all blocks, in order.
         done: how many have run.
+        axes: where channels lie, by the layers that have run.
 
     Raises:
         UsageError: it is no map, or another block was to run.
     """
     if not isinstance(output, Tensor):
         raise UsageError(f"block {name!r} must return one tensor, got {type(output).__name__}")
-    if output.ndim == 3 and any(isinstance(part, _SEQUENCES) for part in module.modules()):
-        raise UsageError(f"block {name!r} returns a 1-d convolution's map [N, C, L]; only tokens [N, T, C] fit")
+    axes.check(name, module, output)
     expected = blocks[done] if done < len(blocks) else "no further block"
     if name != expected:
         raise UsageError(f"blocks must run once each in the order given: expected {expected!r}, got {name!r}")

@@ -32,6 +32,7 @@ from zcpipe.proxies.base import (
     positions_of,
     tensor_of,
 )
+from zcpipe.scoring.axes import Axes
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_map, local_gradient
 from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.layers import LAYERS
@@ -109,6 +110,7 @@ class _Sweeps(NoTaps):
         self._inputs = [s for s in statistics if isinstance(s, InputGradientStatistic)]
         self._relus = [s for s in statistics if isinstance(s, ActivationStatistic)]
         self._blocks = blocks if self._maps or self._jacobians else ()
+        self._axes = Axes(network.modules)
         self._features: list[_Captured] = []
         self._map_moments: dict[str, list[Tensor]] = {s.name: [] for s in self._maps}
         self._output_moments: dict[str, dict[str, list[Tensor]]] = {s.name: {} for s in self._outputs}
@@ -147,7 +149,7 @@ class _Sweeps(NoTaps):
 
     def _forward(self, inputs: Sequence[Tensor]) -> object:
         modules = self._network.modules
-        handles = []
+        handles = self._axes.watch() if self._blocks else []
         try:
             for name in self._blocks:
                 if name not in modules:
@@ -171,7 +173,7 @@ class _Sweeps(NoTaps):
 
     def _on_block(self, name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, _arguments: Any, given: Any) -> Tensor:  # noqa: ANN401
-            output = block_map(name, module, given, self._blocks, len(self._features))
+            output = block_map(name, module, given, self._blocks, len(self._features), self._axes)
             if self._jacobians and not output.requires_grad:  # nothing before it asks for gradients
                 output = output.detach().requires_grad_()
             self._features.append(_Captured(output))
