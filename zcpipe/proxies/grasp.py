@@ -117,7 +117,7 @@ class _Tangents:
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """Give weights their tangents, and layers forwards that use them well."""
+        """Give weights their tangents, and layers forwards that use them well, to be called as torch's are."""
         duals = [_dual(w, g) for w, g in zip(self._weights, self._gradients, strict=True)]
         fused = self._fused()
         held: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -156,7 +156,7 @@ class _Tangents:
         if is_batch_norm(module) and available():
             return _on_images(partial(_batch_norm, module), _composed_norm(module))
         if type(module) is nn.Hardsigmoid:  # torch knows no second derivative of it
-            return lambda x: (x + 3).clamp(0, 6) / 6
+            return lambda input: (input + 3).clamp(0, 6) / 6
         if is_avg_pool3x3(module):
             return _on_images(lambda x, u: (avg_pool3x3(x), avg_pool3x3(u)), module.forward)
         return _composed_norm(module) if _is_plain_norm(module) else None
@@ -170,8 +170,8 @@ class _Tangents:
         if bias is not None and isinstance(module, nn.modules.conv._ConvNd):
             shift = bias.view(-1, *[1] * len(module.kernel_size))
 
-        def forward(x: Tensor) -> Tensor:
-            value, tangent = _pair(x)
+        def forward(input: Tensor) -> Tensor:
+            value, tangent = _pair(input)
             u = None if tangent is None else apply(tangent, weight)
             z, u = _tapped(apply(value, weight), u, self._anchor, self._products[place])
             slope = apply(value, gradient)
@@ -312,17 +312,18 @@ def _on_images(
 ) -> Callable[[Tensor], Tensor]:
     """Return a forward that treats float images and their tangents as a pair, and leaves all else to the original."""
 
-    def forward(x: Tensor) -> Tensor:
-        value, tangent = _pair(x)
-        if tangent is None or x.ndim != 4 or x.dtype not in _AGREEMENT or x.numel() <= x.shape[1]:
-            return original(x)
+    def forward(input: Tensor) -> Tensor:
+        value, tangent = _pair(input)
+        if tangent is None or input.ndim != 4 or input.dtype not in _AGREEMENT or input.numel() <= input.shape[1]:
+            return original(input)
         return _dual(*pair(value, tangent))
 
     return forward
 
 
 def _fused_forward(pair: PairForward, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
+    def forward(*given: Tensor, **named: Tensor) -> Tensor:
+        (x,) = given or named.values()  # chains have torch's name for it, cells their own
         with _disable_current_modes():  # no tangents of torch's go along inside
             found = pair(*_pair(x))
         return original(x) if found is None else _dual(*found)
@@ -370,7 +371,8 @@ def _composed_norm(module: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
     """Return the forward of a normalisation by what it is given, made of operations whose tangents have gradients."""
     eps: float = module.eps
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:
+        x = input
         if isinstance(module, nn.LayerNorm):
             dims = tuple(range(-len(module.normalized_shape), 0))
             y = _normalised(x, dims, eps)

@@ -118,10 +118,10 @@ class _Layer:
         """Get ready for one call with this many samples."""
         self._samples, self._called = samples, False
 
-    def __call__(self, x: Tensor) -> Tensor:  # [N, ...]
-        _require(x.shape[0] == self._samples and not self._called)
+    def __call__(self, input: Tensor) -> Tensor:  # [N, ...], as torch calls it, for callers by keyword
+        _require(input.shape[0] == self._samples and not self._called)
         self._called = True
-        result: Tensor = _Recorded.apply(x, self.anchor, self)  # type: ignore[no-untyped-call]
+        result: Tensor = _Recorded.apply(input, self.anchor, self)  # type: ignore[no-untyped-call]
         return result
 
     def collect(self, x: Tensor, grad: Tensor) -> None:
@@ -175,11 +175,11 @@ class _Recorded(torch.autograd.Function):
 def _normalised_alone(norm: _Norm) -> Callable[[Tensor], Tensor]:
     """Return the forward of a train-mode batch norm for samples that are batches of one each."""
 
-    def forward(x: Tensor) -> Tensor:  # [N, C, ...]
-        _require(x.ndim > 2 and x[0, 0].numel() > 1)  # torch refuses what remains, in its own words
-        shape = (1, -1, *(1 for _ in x.shape[2:]))
+    def forward(input: Tensor) -> Tensor:  # [N, C, ...], as torch calls it, for callers by keyword
+        _require(input.ndim > 2 and input[0, 0].numel() > 1)  # torch refuses what remains, in its own words
+        shape = (1, -1, *(1 for _ in input.shape[2:]))
         scale, shift = (p if p is None else p.view(shape) for p in (norm.weight, norm.bias))
-        result: Tensor = _Alone.apply(x, scale, shift, norm.eps)  # type: ignore[no-untyped-call]
+        result: Tensor = _Alone.apply(input, scale, shift, norm.eps)  # type: ignore[no-untyped-call]
         return result
 
     return forward

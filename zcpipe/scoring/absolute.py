@@ -146,8 +146,8 @@ def _absolute(modules: Mapping[str, nn.Module], drop_norms: bool) -> Iterator[di
                 del container["forward"]
 
 
-def _unchanged(x: Tensor, *_: object) -> Tensor:
-    return x
+def _unchanged(*given: Tensor, **named: Tensor) -> Tensor:
+    return (*given, *named.values())[0]  # norms have no one name for it
 
 
 def _not_normalised(name: str, norm: nn.Module) -> Callable[..., Any]:

@@ -188,9 +188,10 @@ class _Rewriter:
         return isinstance(module, Op) and type(module).forward is Op.forward and self._is_plain(module.op)
 
 
-def _alone(onto: _Onto) -> Callable[[Tensor], Tensor]:
-    def forward(input: Tensor) -> Tensor:  # as torch calls it, for callers by keyword
-        return onto(input, None)
+def _alone(onto: _Onto) -> Callable[..., Tensor]:
+    def forward(*given: Tensor, **named: Tensor) -> Tensor:
+        (x,) = given or named.values()  # for callers by keyword: ``input`` to torch, ``x`` to an `Op`
+        return onto(x, None)
 
     return forward
 
