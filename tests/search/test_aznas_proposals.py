@@ -214,3 +214,21 @@ def test_names_a_space_that_raises():
 
     with pytest.raises(ZcpipeError, match="the space plane cannot give a mutation of 500,500: ValueError: no moves"):
         AzNas(Broken(), "tiny", WAYS).propose(1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_start_without_admissible_neighbours_does_not_end_a_search(seed: int) -> None:
+    # At most 300,000 parameters allow no 3x3 convolution: 4,096 of 15,625 cells, and few changes of most random ones.
+    space = get_space("nasbench201")
+    search = AzNas(space, "cifar10", {"params": "higher"}, seed=seed, limits=Limits(max_params=300_000))
+    found = search.propose(60)
+    assert len(set(found)) == 60
+    assert all(space.size(arch, "cifar10").params <= 300_000 for arch in found)
+
+
+def test_where_no_mutation_is_within_the_limits_another_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aznas, "TRIES", 50)
+    monkeypatch.setattr(aznas, "_VAIN", 20)
+    search = AzNas(MACRO, "cifar10", {"params": "higher"}, limits=Limits(max_params=1))
+    with pytest.raises(DataError, match=r"none of 50 proposals .*: one start has few changes; propose at random"):
+        search.propose(1)

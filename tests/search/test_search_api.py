@@ -324,6 +324,20 @@ def test_what_is_measured_is_measured_here():
         search("nasbenchmacro", "random", quality, 5, pool=Pool(2))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_function_does_not_say_it_took_is_measured_and_spent(fails):
+    def evaluate(arch):
+        time.sleep(0.05)
+        if fails:
+            raise RuntimeError("no memory")
+        return Trained(quality(arch), report=1.0)
+
+    found = search("nasbenchmacro", "random", evaluate, Budget(1000, seconds=0.5), pass_over=True)
+    (outcome,) = found.outcomes
+    assert outcome.ended == "seconds" and 1 <= len(outcome.trials) <= 10
+    assert all(trial.seconds >= 0.05 for trial in outcome.trials)
+
+
 def test_what_to_report_comes_with_the_accuracy():
     found = search("nasbenchmacro", "random", lambda arch: Trained(quality(arch), report=1.0), 5)
     assert (found.report, found.best_accuracy_mean) == ("report", 1.0)

@@ -28,18 +28,22 @@ class Trained:
     Attributes:
         accuracy: the target, which guides the search, in its own unit and direction; finite.
         report: what is only reported, such as the accuracy on the test set; NaN where nothing is.
-        seconds: that the training took; finite, and not negative.
+        seconds: that the training took; finite, and not negative. None where that is to be measured.
     """
 
     accuracy: float
     report: float = math.nan
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 class TrainingError(ZcpipeError):
-    """A training that failed: it is recorded, and the same search again tries it anew (exit code 4)."""
+    """A training that failed: it is recorded, and the same search again tries it anew (exit code 4).
+
+    ``seconds`` is what it took nevertheless.
+    """
 
     exit_code = DataError.exit_code  # of commands, whose accuracies come from files
+    seconds = 0.0
 
 
 class Accuracy(Protocol[A_contra]):
@@ -156,18 +160,26 @@ class Evaluated:
         """
         started = time.perf_counter()
         try:
+            return self._trained(arch, started)
+        except TrainingError as error:
+            error.seconds = time.perf_counter() - started
+            raise
+
+    def _trained(self, arch: Architecture, started: float) -> Trained:
+        try:
             found = self._evaluate(arch)
         except Exception as error:
             raise TrainingError(f"evaluate raised for {arch}: {reason_of(error)}") from error
         took = time.perf_counter() - started
-        given = found if isinstance(found, Trained) else Trained(found, seconds=took)
-        trained = Trained(*(_number(value, found, arch) for value in (given.accuracy, given.report, given.seconds)))
-        if not math.isfinite(trained.accuracy):
-            said = "NaN" if math.isnan(trained.accuracy) else trained.accuracy
-            raise TrainingError(f"evaluate returned {said} for {arch}: raise where a training fails")
-        if not 0 <= trained.seconds < math.inf:
-            raise TrainingError(f"evaluate says that {arch} took {trained.seconds:g} seconds; say how many, or nothing")
-        return trained
+        given = found if isinstance(found, Trained) else Trained(found)
+        said = took if given.seconds is None else given.seconds
+        accuracy, report, seconds = (_number(value, found, arch) for value in (given.accuracy, given.report, said))
+        if not math.isfinite(accuracy):
+            value = "NaN" if math.isnan(accuracy) else accuracy
+            raise TrainingError(f"evaluate returned {value} for {arch}: raise where a training fails")
+        if not 0 <= seconds < math.inf:
+            raise TrainingError(f"evaluate says that {arch} took {seconds:g} seconds; say how many, or nothing")
+        return Trained(accuracy, report, seconds)
 
     def digest(self) -> str:
         """Return nothing: what a function measures has no name."""

@@ -161,12 +161,12 @@ def train(search: Search[A], arch: A, record: Callable[[Trial], None] = lambda t
     try:
         found: Trained = search.accuracy.train(arch)
     except TrainingError as error:
-        trial = Trial(text, key, math.nan, failure=str(error))
+        trial = Trial(text, key, math.nan, seconds=error.seconds, failure=str(error))
         record(trial)
         if search.pass_over:
             return trial
         raise
-    trial = Trial(text, key, found.accuracy, found.report, found.seconds)
+    trial = Trial(text, key, found.accuracy, found.report, found.seconds or 0.0)
     record(trial)
     return trial
 

@@ -1,9 +1,11 @@
 """The searches of AZ-NAS: evolution and random sampling of architectures whose scores are ranked over all so far.
 
-Evolution starts at one network (Lee & Ham, CVPR 2024, and the code that they published). Up to the eleventh, candidates
-are the start changed in one place; then any candidate so far changed in two, until there are as many as a population
-has; from then on one of the best of the whole history, changed in two. Random sampling draws from the space. Nothing is
-ever discarded, and a candidate beyond the limits is none.
+Evolution starts at one network (Lee & Ham, CVPR 2024, and the code that they published): that which a space says, or
+else the first random one that may be a candidate. Up to the eleventh, candidates are the start changed in one place;
+then any candidate so far changed in two, until there are as many as a population has; from then on one of the best of
+the whole history, changed in two. A start of which hardly any change may be a candidate is left once many proposals in
+a row gave nothing new. Random sampling draws from the space. Nothing is ever discarded, and a candidate beyond the
+limits is none.
 
 Proposals come in batches. Only parents among the best depend on scores, and they are taken from the best when the batch
 begins; with batches of one this is the published loop. One thing differs: an architecture is a candidate once, while
@@ -13,6 +15,7 @@ there it would be scored and ranked again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Generic, Literal, TypeVar
 
 from zcpipe.errors import DataError, asking
@@ -33,6 +36,7 @@ TRIES = 10_000
 """Proposals in a row that may be no new candidate before a search ends."""
 
 _FIRST = 10  # after so many candidates and one more the start is left
+_VAIN = 1_000  # and after so many proposals in a row that were no new candidates
 
 
 class AzNas(Generic[A]):
@@ -81,6 +85,8 @@ class AzNas(Generic[A]):
         self._limits = limits
         self._among = among
         self._seen: set[A] = set()
+        self._start: A | None = None
+        self._left = False  # whether the start is
         self._best: Positions = self.history.best(0)
 
     def propose(self, n: int) -> list[A]:
@@ -98,6 +104,7 @@ class AzNas(Generic[A]):
         batch: list[A] = []
         vain = 0
         while len(batch) < n and vain < TRIES and not self._exhausted():
+            self._left = self._left or vain >= _VAIN or len(self.archs) > _FIRST
             arch = self._random() if not self._evolution else self._mutant()
             self.tries += 1
             vain += 1
@@ -108,9 +115,13 @@ class AzNas(Generic[A]):
                 vain = 0
         if not self.archs:
             demands = str(self._limits) or "scores"
-            few = self._among is not None and self._evolution
-            hint = ": scores of a few hold hardly any mutations; propose at random (--proposals random)" if few else ""
-            raise DataError(f"none of {self.tries:,} proposals in {self._space.name} has {demands}{hint}")
+            said = f"none of {self.tries:,} proposals in {self._space.name} has {demands}"
+            if self._evolution:
+                why = (
+                    "one start has few changes" if self._among is None else "scores of a few hold hardly any mutations"
+                )
+                said += f": {why}; propose at random (--proposals random)"
+            raise DataError(said)
         return batch
 
     def tell(self, scores: Mapping[str, Floats]) -> None:
@@ -133,16 +144,26 @@ class AzNas(Generic[A]):
         return random_member(self._space, self._dataset, self._seed, self.tries)
 
     def _mutant(self) -> A:
+        if self._start is None:
+            self._start = self._found_start()
+        if not self._left:
+            return self._mutated(self._start, 1)
         count = len(self.archs)
-        if count <= _FIRST:
-            return self._mutated(self._start(), 1)
+        if not count:
+            return self._mutated(self._start, 2)
         if count < self._population - 1 or not len(self._best):
             return self._mutated(self.archs[self._pick(count)], 2)
         return self._mutated(self.archs[int(self._best[self._pick(len(self._best))])], 2)
 
-    def _start(self) -> A:
-        with asking(self._space.name, "the network that a search starts with"):
-            return self._space.sample(self._seed, 0) if self._moves is None else self._moves.initial()
+    def _found_start(self) -> A:
+        if self._moves is not None:
+            with asking(self._space.name, "the network that a search starts with"):
+                return self._moves.initial()
+        drawn = (random_member(self._space, self._dataset, self._seed, i) for i in range(_VAIN))
+        listed = () if self._among is None else self._among.draws(self._seed)
+        allowed = (arch for arch in chain(drawn, listed) if self._allows(arch))
+        found = next(allowed, None)
+        return random_member(self._space, self._dataset, self._seed, 0) if found is None else found
 
     def _mutated(self, arch: A, places: int) -> A:
         with asking(self._space.name, f"a mutation of {arch}"):
