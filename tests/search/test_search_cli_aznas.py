@@ -247,6 +247,11 @@ def test_an_interruption_is_told_and_the_same_command_goes_on(zcpipe, live, tmp_
         ({"max_flops": "1M"}, 2, "nasbench201 has no published count of FLOPs; limit max_macs"),
         ({"max_layers": 3}, 2, "nasbench201 does not say how many layers"),
         ({"max_macs": "1K"}, 4, "none of all 64 architectures of the table has at most 1,000 multiply-accumulates"),
+        (
+            {"proposals": "evolution", "max_params": "80K"},
+            4,
+            "hold hardly any mutations; propose at random (--proposals random)",
+        ),
         ({"front": "mac"}, 2, "unknown cost 'mac'; did you mean macs"),
         ({"front": "latency"}, 2, "--front latency, --latency FILE and --latency-column COLUMN go together"),
         ({"latency": "nowhere.parquet"}, 2, "--front latency, --latency FILE and --latency-column COLUMN go together"),

@@ -282,7 +282,7 @@ def test_a_row_in_two_files_is_refused(table: Table, tmp_path: Path) -> None:
     (shard,) = (tmp_path / "other").glob("shard-*")
     shard.rename(tmp_path / "t" / shard.name)
     assert len(other) == 3
-    for use in (lambda path: scan(path, header()), lambda path: open_table(path).to_arrow()):
+    for use in (status, lambda path: scan(path, header()), lambda path: open_table(path).to_arrow()):
         with pytest.raises(DataError, match=rf"row 0 is in the table .* twice, in .*{shard.name}.*2 rows are.*; move"):
             use(tmp_path / "t")
 

@@ -196,9 +196,8 @@ def rewrite(
         noted = [_planned(group) if planned else {} for group in groups]
         if len(groups) > 1:
             noted[0]["groups"] = len(groups) - 1
-        for store, fields in reversed(
-            list(zip(stores, noted, strict=True))
-        ):  # the table itself last, which then appears
+        # The table itself last: with its header it appears.
+        for store, fields in zip(reversed(stores), reversed(noted), strict=True):
             if fields:
                 store.note_run(**fields)
             store.write_header()

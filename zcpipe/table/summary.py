@@ -64,17 +64,20 @@ class Status:
 def status(path: str | Place) -> Status:
     """Count a table's rows, also while a run is going on.
 
-    The footers of its files say how many rows ended how. More is read only of files with rows that are not ok, for the
-    reasons; and where columns joined later the index of all files, to see which rows they are of.
+    The footers of its files say how many rows ended how. Where rows are not ok, the reasons are read of the files that
+    have them, and the index of all files; the index also where columns joined later, to see which rows they are of.
 
     Raises:
-        DataError: there is no table at ``path``, or one of its files is damaged.
+        DataError: there is no table at ``path``, one of its files is damaged, or, where the index is read, two of them
+            have the same row.
     """
     directory = locate(path)
     found = require_groups(directory)
     files = [_outcomes(group) for group in found]
     failing = [{path: counted for path, counted in one.items() if counted.keys() - {"ok"}} for one in files]
     by_status = _total(files[0]) if len(found) == 1 else _joined(found, files, failing)
+    if len(found) == 1 and failing[0]:
+        _ = _part(found[0], files[0]).index  # refuses a row that two files have
     rows = by_status.total()
     groups = tuple(_count(group, one) for group, one in zip(found, files, strict=True))
     return Status(
