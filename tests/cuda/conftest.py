@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from programs import BUILD, ENVIRONMENT, MODES, OPS, ROOT, compile_shim, locked
+from programs import ENVIRONMENT, MODES, OPS, ROOT, compile_shim, locked
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +38,14 @@ def run(executables):
 
 
 @pytest.fixture(scope="session")
-def cuda_build():
-    """The folder of the library that holds the CUDA half."""
+def cuda_build(tmp_path_factory):
+    """The folder of the library that holds the CUDA half: this process's own, for every build links it anew."""
     homes = [os.environ.get("CUDA_HOME", ""), *Path(sysconfig.get_path("purelib")).glob("nvidia/*")]
     if shutil.which("nvcc") is None and not any((Path(home) / "bin" / "nvcc").exists() for home in homes):
         pytest.skip("needs nvcc: `make nvcc` installs it from PyPI")
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(BUILD / "lib")]
+    folder = tmp_path_factory.mktemp("library")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder)]
     with locked("library"):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "FORCE_CUDA": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
-    return BUILD / "lib"
+    return folder
