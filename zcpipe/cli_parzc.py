@@ -69,10 +69,11 @@ def train(
     from zcpipe.parzc.model import train as train_model
     from zcpipe.parzc.parameters import read_predictor
     from zcpipe.table import open_table
+    from zcpipe.table.new import require_new
 
     learner = read_predictor(predictor, parameters)
     pool = options.make_pool(workers, nodes, address, simulate_nodes)
-    options.require_new(out)
+    require_new(out)
     start = None if init is None else Model.load(init)
     table = open_table(directory)
     spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
@@ -128,8 +129,9 @@ def predict(
     from zcpipe.parzc.model import Model
     from zcpipe.table import open_table
     from zcpipe.table.files import publish
+    from zcpipe.table.new import require_new
 
-    options.require_new(out)
+    require_new(out)
     rows = Model.load(model).predict(open_table(directory))
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
@@ -248,11 +250,12 @@ def importance(
     from zcpipe.parzc.labels import Labels
     from zcpipe.table import open_table
     from zcpipe.table.files import publish
+    from zcpipe.table.new import require_new
 
     pool = options.make_pool(workers, nodes, address, simulate_nodes)
     for path in (out, figure):
         if path is not None:
-            options.require_new(path)
+            require_new(path)
     if figure is not None:
         require_figure(figure)
         if out is not None and out.resolve() == figure.resolve():
@@ -309,9 +312,10 @@ def tune(
     from zcpipe.parzc.tuning import tune as choose
     from zcpipe.table import open_table
     from zcpipe.table.files import publish
+    from zcpipe.table.new import require_new
 
     if out is not None:
-        options.require_new(out)
+        require_new(out)
     table = open_table(directory)
     spec = options.make_spec(table, statistics, proxies, encoding, alignment, graph)
     labels = Labels.read(table, truth, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zcpipe.errors import DataError, UsageError
+from zcpipe.errors import UsageError
 from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
@@ -108,20 +107,6 @@ def make_pool(workers: int | None, nodes: int | None, address: str | None, simul
             raise UsageError("--address is for trainings on nodes; give --nodes N as well")
         return Pool(workers)
     return Pool(workers, Cluster(count, address, simulated=simulate_nodes is not None))
-
-
-def require_new(path: Path) -> None:
-    """Refuse to overwrite before the work, which may take long; writing decides.
-
-    Raises:
-        DataError: the file is there, or its directory is not or cannot be written to.
-    """
-    if path.exists():
-        raise DataError(f"{path}: exists already and is not overwritten; give another name or remove it")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no directory {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path}: the directory {path.parent} is not writable; choose another")
 
 
 @contextmanager

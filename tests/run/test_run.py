@@ -25,7 +25,9 @@ from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
 from zcpipe.run.rows import build
 from zcpipe.spaces import get_space
 from zcpipe.table import compact, open_table, status
+from zcpipe.table.groups import find_groups, note
 from zcpipe.table.schema import package_version
+from zcpipe.table.store import locked
 
 FORK = multiprocessing.get_context("forkserver")  # a launch costs a fork of a process that has imported torch
 NAPS = {"HAZARD_ELSE": "nap"}
@@ -291,6 +293,15 @@ def test_ctrl_c_commits_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
     assert open_table(tmp_path).to_arrow()["index"].to_pylist() == list(range(8))
     assert status(tmp_path).planned == 24 and not status(tmp_path).complete
     assert run(spec(), tmp_path).present == 8
+
+
+def test_a_smaller_selection_that_is_there_completes_what_a_larger_one_left(tmp_path: Path) -> None:
+    run(spec(selection=Range(start=0, stop=8)), tmp_path)
+    with locked(tmp_path, find_groups(tmp_path)[0].header) as store:
+        note(store, planned=24)  # as a run of all that was interrupted leaves it
+    assert not status(tmp_path).complete
+    assert run(spec(selection=Range(start=2, stop=6)), tmp_path).new == 0
+    assert status(tmp_path).complete and status(tmp_path).planned == 8
 
 
 def test_a_worker_whose_interpreter_is_held_ends_with_its_supervisor(

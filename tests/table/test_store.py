@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+from dataclasses import replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.scoring.columns import Column
-from zcpipe.table import Table, join, open_table, status, summary
+from zcpipe.table import Table, compact, join, open_table, status, summary
 from zcpipe.table.files import TEMPORARY, publish
 from zcpipe.table.join import Part
 from zcpipe.table.schema import Header, to_arrow
@@ -351,6 +352,23 @@ def test_foreign_parquet_in_the_directory_is_named(table: Table, tmp_path: Path)
     other.rename(tmp_path / "t" / other.name)
     with pytest.raises(DataError, match="belongs to a table of another identity"):
         open_table(tmp_path / "t")
+
+
+def test_shards_of_other_columns_are_no_rows_of_the_table(table: Table, tmp_path: Path) -> None:
+    """As after copying what scored further proxies of the same architectures into the directory."""
+    with locked(tmp_path / "other", replace(header(), columns=header().columns[1:])) as store:
+        other = commit(store, 7, [row(700)])
+    (tmp_path / "t" / other.name).write_bytes(other.read_bytes())
+    missing = header().columns[0].name
+    said = rf"{other.name} belongs to a table of other columns \({missing} is only in the table\); .*zcpipe merge"
+    for read in (
+        lambda: open_table(tmp_path / "t"),
+        lambda: status(tmp_path / "t"),
+        lambda: scan(tmp_path / "t", header()),
+        lambda: compact(tmp_path / "t", tmp_path / "new"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read()
 
 
 @pytest.mark.parametrize("small_disk", ["128k"], indirect=True)

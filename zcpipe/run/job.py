@@ -16,6 +16,7 @@ from zcpipe.run.work import Progress, WorkList, plan, silent, sized
 from zcpipe.scoring.columns import COUNTS, Column
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.groups import Group, find_groups, next_group
+from zcpipe.table.new import require_outside
 from zcpipe.table.place import Place, locate
 from zcpipe.table.schema import Header
 from zcpipe.table.store import check_identity, scan
@@ -76,6 +77,7 @@ def prepare(spec: RunSpec, out: str | Place | None, progress: Progress = silent)
     out = locate(spec.default_out() if out is None else out)
     found = find_groups(out)
     if not found:
+        require_outside(out)
         spec = sized(spec)
         group = Group(out, Header(ClassScorer(spec).columns, spec.record(), spec.identity()))
         return Plan(out, found, group.header, [Job(spec, group, exists=False)], plan(spec, progress))

@@ -27,7 +27,7 @@ from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
 from zcpipe.table.place import Place
 from zcpipe.table.schema import RETRIED, STATUSES, canonical
-from zcpipe.table.store import locked, scan
+from zcpipe.table.store import latest_run, locked, scan
 from zcpipe.table.summary import count_reasons
 
 if TYPE_CHECKING:
@@ -112,10 +112,12 @@ def run(
         if done < planned:
             note(store)  # whose process it is that holds the lock
         lacking = [entry for entry in zip(plan.jobs, rows, kept, present, strict=True) if entry[3] < planned]
-        for job, there, _, _ in lacking:  # all of them ahead, so that a run that dies between two is seen to lack one
-            with writing(store, job.group) as own:
-                total = len(np.union1d(there.index, plan.work.indices))
-                note(own, planned=total, selection=job.spec.record()["selection"])
+        # All of them ahead, so that a run that dies between two is seen to lack one.
+        for job, there, had in zip(plan.jobs, rows, present, strict=True):
+            total = len(np.union1d(there.index, plan.work.indices))
+            if had < planned or latest_run(job.group.directory).get("planned", total) != total:
+                with writing(store, job.group) as own:
+                    note(own, planned=total, selection=job.spec.record()["selection"])
         for job, there, index, had in lacking:
             with writing(store, job.group) as own:
                 again = np.isin(there.status, RETRIED) & np.isin(there.index, plan.work.indices)

@@ -19,6 +19,7 @@ from typing import Any
 
 from zcpipe.errors import DataError, IdentityMismatch
 from zcpipe.table.files import disk_errors, make_directory, sync_directory
+from zcpipe.table.new import require_outside
 from zcpipe.table.schema import canonical
 
 NAME = "journal"
@@ -71,14 +72,15 @@ def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
 
     Raises:
         IdentityMismatch: the directory holds another search; every field that differs is named.
-        DataError: it holds something else, another process writes it, or the journal is damaged.
+        DataError: it holds something else or lies in a table, another process writes it, or the journal is damaged.
     """
     if directory is None:
         yield Journal()
         return
-    made = not directory.exists()
+    made, path = not directory.exists(), directory / NAME
+    if not path.exists():
+        require_outside(directory)
     make_directory(directory)
-    path = directory / NAME
     with disk_errors("use", directory):
         if not path.exists() and any(directory.iterdir()):
             raise DataError(f"{directory} is not empty and holds no search; give another --out")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcpipe.errors import DataError
-from zcpipe.table.files import TEMPORARY, disk_errors, names, sync_directory
+from zcpipe.table.files import TEMPORARY, disk_errors, sync_directory
 from zcpipe.table.groups import companion
 from zcpipe.table.lock import announced
+from zcpipe.table.new import require_nothing
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -47,7 +47,7 @@ def draft(out: Place) -> Iterator[Draft]:
     """Let a new table be written. It appears when the block ends; where the block raises nothing remains.
 
     Raises:
-        DataError: there is something already, or the place cannot be written.
+        DataError: there is something already, the place is in a table, or it cannot be written.
     """
     if isinstance(out, Path):
         with _on_disk(out) as new:
@@ -59,7 +59,7 @@ def draft(out: Place) -> Iterator[Draft]:
 
 @contextmanager
 def _on_disk(out: Path) -> Iterator[Draft]:
-    _require_nothing(out)
+    require_nothing(out)
     final = out.resolve()
     absent = [path for path in final.parents if not path.exists()]
     with disk_errors("create", out):
@@ -102,7 +102,7 @@ def _appear(table: Path, final: Path) -> None:
 @contextmanager
 def _in_store(out: UPath) -> Iterator[Draft]:
     with announced(out) as check, tempfile.TemporaryDirectory(prefix="zcpipe-") as scratch:
-        _require_nothing(out)
+        require_nothing(out)
         try:
             yield Draft(out, Path(scratch), check)
         except BaseException:
@@ -112,12 +112,3 @@ def _in_store(out: UPath) -> Iterator[Draft]:
                     for path in out.fs.find(prefix):
                         out.fs.rm_file(path)
             raise
-
-
-def _require_nothing(out: Place) -> None:
-    for place in (out, companion(out)):
-        there = sorted(names(place))
-        if there:
-            raise DataError(
-                f"{place} is not empty (it holds {there[0]}) and nothing is overwritten; choose another --out"
-            )

@@ -82,7 +82,7 @@ def count_rows(group: Group) -> dict[Place, int]:
         DataError: one of them is damaged or foreign.
     """
     files = shard_paths(group.directory)
-    footers = each(lambda file: read_footer(file, group.header.identity), files)
+    footers = each(lambda file: read_footer(file, group.header), files)
     return {file: rows for file, (rows, _) in zip(files, footers, strict=True)}
 
 

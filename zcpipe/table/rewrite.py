@@ -235,7 +235,7 @@ def _sources(tables: Sequence[Place]) -> list[_Source]:
             if first is not None:
                 _check_fits(first, group.directory, group.header)
             files = shard_paths(group.directory)
-            footers = each(lambda file, header=group.header: read_footer(file, header.identity), files)  # type: ignore[misc]
+            footers = each(lambda file, header=group.header: read_footer(file, header), files)  # type: ignore[misc]
             counted = {file: rows for file, (rows, _) in zip(files, footers, strict=True)}
             builds = {canonical(build): build for _, metadata in footers for build in builds_of(metadata)}
             index = Part(group.header, counted).index

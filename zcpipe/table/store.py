@@ -140,19 +140,26 @@ def shard_paths(directory: Place) -> list[Place]:
     return [directory / name for name in sorted(found)]
 
 
-def read_footer(path: Place, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def read_footer(path: Place, header: Header) -> tuple[int, dict[str, Any]]:
     """Return the number of rows and the metadata of a shard file from its footer.
 
     Raises:
-        DataError: the file is damaged or belongs to another table.
+        DataError: the file is damaged or belongs to another table than that of the header.
     """
-    return read_parquet(path, lambda file: _own_footer(path, file.metadata, identity))
+    return read_parquet(path, lambda file: _own_footer(path, file.metadata, header))
 
 
-def _own_footer(path: Place, footer: pq.FileMetaData, identity: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    metadata = read_metadata(footer.schema.to_arrow_schema(), path)
-    if metadata["identity"] != identity:
+def _own_footer(path: Place, footer: pq.FileMetaData, header: Header) -> tuple[int, dict[str, Any]]:
+    schema = footer.schema.to_arrow_schema()
+    metadata = read_metadata(schema, path)
+    if metadata["identity"] != header.identity:
         raise DataError(f"{path} belongs to a table of another identity; move it out of the directory")
+    if differing := set(schema.names).symmetric_difference(header.schema.names):
+        where = "the table" if min(differing) in header.schema.names else "the file"
+        raise DataError(
+            f"{path} belongs to a table of other columns ({min(differing)} is only in {where}); move it out of the "
+            "directory, and put the tables together with zcpipe merge"
+        )
     return footer.num_rows, metadata
 
 
@@ -183,13 +190,13 @@ def scan(directory: Place, header: Header) -> Rows:
 
 def _scan_file(path: Place, header: Header) -> tuple[list[Mapping[str, Any]], pa.Table]:
     def read(file: pq.ParquetFile) -> tuple[list[Mapping[str, Any]], pa.Table]:
-        _, metadata = _own_footer(path, file.metadata, header.identity)
+        _, metadata = _own_footer(path, file.metadata, header)
         return builds_of(metadata), file.read(["index", "status"])
 
     return read_parquet(path, read)
 
 
-def outcomes(path: Place, identity: Mapping[str, Any]) -> dict[str, int]:
+def outcomes(path: Place, header: Header) -> dict[str, int]:
     """Return how many rows of a file ended how, from its footer; the first files did not say it there.
 
     Raises:
@@ -197,7 +204,7 @@ def outcomes(path: Place, identity: Mapping[str, Any]) -> dict[str, int]:
     """
 
     def read(file: pq.ParquetFile) -> dict[str, int]:
-        _, metadata = _own_footer(path, file.metadata, identity)
+        _, metadata = _own_footer(path, file.metadata, header)
         if "statuses" in metadata:
             counted: dict[str, int] = metadata["statuses"]
             return counted
@@ -297,7 +304,7 @@ class Store:
         Raises what `commit` raises.
         """
         with self._amending:
-            _, metadata = read_footer(path, self.header.identity)
+            _, metadata = read_footer(path, self.header)
             there = read_columns(path, self.header.schema.names).cast(self.header.schema)
             kept = there.filter(~np.isin(there["index"].to_numpy(), rows["index"].to_numpy()))
             both = {canonical(build): build for build in [*builds_of(metadata), *builds]}

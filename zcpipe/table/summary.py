@@ -127,7 +127,7 @@ def _failures(path: Place, among: NDArray[np.int64] | None) -> pa.Table:
 
 def _outcomes(group: Group) -> _Outcomes:
     paths = shard_paths(group.directory)
-    found = each(lambda path: outcomes(path, group.header.identity), paths)
+    found = each(lambda path: outcomes(path, group.header), paths)
     return dict(zip(paths, found, strict=True))
 
 

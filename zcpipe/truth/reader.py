@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zcpipe.declared import bad_fields, bad_name, bad_text
-from zcpipe.errors import DataError
-from zcpipe.table.files import disk_errors, publish
+from zcpipe.table.files import publish
+from zcpipe.table.new import require_new
 
 Progress = Callable[[int, int], None]
 """Told how much is done and how much there is in all (bytes of the input files)."""
@@ -51,12 +50,7 @@ class Reader:
             DataError: the input is damaged or foreign, or the output exists or cannot be written.
         """
         target = Path(out)
-        # Seen before the work, which may take minutes; `publish` decides.
-        if os.path.lexists(target):
-            raise DataError(f"{target}: exists already and is not overwritten; give another name or remove it")
-        with disk_errors("write", target):
-            if not target.parent.is_dir():
-                raise DataError(f"{target}: there is no directory {target.parent}; make it first")
+        require_new(target)  # before the work, which may take minutes; `publish` decides
         table = self.read(path, progress)
         file = pa.BufferOutputStream()
         pq.write_table(table, file, compression="zstd")
