@@ -117,8 +117,8 @@ def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
 
 
 def test_a_process_warms_up_before_any_unit_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WARM_UP", "3")
-    made = WorkersExecutor(EXPRESSIVITY, [{}], 1.0, scorer="zcpipe_substitutes:ColdScorer")
+    monkeypatch.setenv("WARM_UP", "9")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 3.0, scorer="zcpipe_substitutes:ColdScorer")
     made.submit(Lease((unit(0),)))
     assert computed(outcomes(made, 1)) == Counter([unit(0)])
     made.close()
