@@ -182,3 +182,15 @@ def test_a_space_without_cells_names_those_that_have_some():
         UsageError, match=r"nds/resnet does not describe its cells.*nasbench101, nasbench201.*nds/darts"
     ):
         graph_of(table({proxy("snip"): [1.0]}, space="nds/resnet"))
+
+
+@pytest.mark.parametrize("code", [[5, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0], [0, 0, 0]])
+def test_a_space_whose_codes_would_name_other_choices_is_refused(code, monkeypatch):
+    from parzc_tables import proxy, table
+
+    from zcpipe.parzc.places import graph_of
+
+    space = get_space("nasbench201")
+    monkeypatch.setattr(type(space), "cell_code", lambda self, arch: code)
+    with pytest.raises(UsageError, match=r"the space nasbench201 gives .* of the cell of .*: see zcpipe spaces check"):
+        graph_of(table({proxy("snip"): [1.0]}, archs=[str(space.sample(0, 0))]))

@@ -233,6 +233,13 @@ def _codes(table: Table) -> Integers:
     space = get_space(table.identity["space"])
     assert isinstance(space, DescribesCells)  # noqa: S101 - asked before
     sizes = [len(symbols) for symbols in space.cell_codes.values()]
-    codes = [space.cell_code(space.parse(arch.as_py())) for arch in table.to_arrow(["arch"])["arch"]]
+    archs = table.to_arrow(["arch"])["arch"].to_pylist()
+    codes = [list(space.cell_code(space.parse(arch))) for arch in archs]
+    for arch, code in zip(archs, codes, strict=True):
+        if len(code) != len(sizes) or not all(0 <= number < size for number, size in zip(code, sizes, strict=True)):
+            raise UsageError(
+                f"the space {space.name} gives {code} for the choices of the cell of {arch}, which have {sizes} "
+                f"options: see zcpipe spaces check {space.name}"
+            )
     found: Integers = np.array(codes, np.int64).reshape(-1, len(sizes)) + np.cumsum([0, *sizes[:-1]])
     return found

@@ -15,6 +15,7 @@ import torch
 
 from zcpipe.errors import UsageError, asking, unknown_name
 from zcpipe.scoring.space_elsewhere import compare_processes
+from zcpipe.scoring.space_extras import ExtraChecks
 from zcpipe.scoring.space_findings import Finding, Findings, spread
 from zcpipe.scoring.space_functions import Functions
 from zcpipe.scoring.space_members import Keyed, Member, MemberChecks
@@ -118,7 +119,9 @@ def check_space(
         members.texts(drawn)
         members.positions(drawn)
         drawn = [*_initial(space, members, findings), *drawn]
+        extras = ExtraChecks(space, dataset, members, findings, sample)
         for i, member in enumerate(drawn):
+            extras.check(member)
             checks.check(member, i)
             progress(i + 1, len(drawn))
         checks.finish(len(space) if isinstance(space, EnumerableSpace) else None)

@@ -20,7 +20,7 @@ from zcpipe.errors import CapabilityError
 from zcpipe.registry import import_path
 from zcpipe.scoring.space_findings import Findings, Kind, shown
 from zcpipe.spaces import get_space, list_spaces
-from zcpipe.spaces.base import Architecture, DrawsByDataset, Slots, Space
+from zcpipe.spaces.base import Architecture, DescribesCells, DrawsByDataset, Slots, Space
 
 _SEEDS = ("1", "2")  # of the hashes of texts
 _START = "from zcpipe.scoring.space_elsewhere import answer; answer()"
@@ -38,12 +38,20 @@ def _names(slots: Slots | None) -> list[str]:
     return [] if slots is None else [*slots.blocks, *slots.layers]
 
 
+def _cells(space: Space[Architecture], arch: Architecture, _: str) -> list[str]:
+    if not isinstance(space, DescribesCells):
+        return []
+    chosen = zip(space.cell_codes.items(), space.cell_code(arch), strict=True)
+    return [f"{choice} {symbols[number]}" for (choice, symbols), number in chosen]
+
+
 _QUESTIONS: Mapping[str, tuple[Kind, _Question]] = {
     "its key": ("key", lambda space, arch, _: [space.key(arch)]),
     "mutate(arch, 0, 0)": ("moves", lambda space, arch, _: [str(space.mutate(arch, 0, 0))]),
     "neighbours(arch)": ("moves", lambda space, arch, _: map(str, space.neighbours(arch))),
     "its slots": ("layers", lambda space, arch, dataset: _names(space.slots(arch, dataset))),
     "its network": ("build", _network),
+    "its cells": ("cells", _cells),
 }
 _DRAWS, _COMMON = "sample(0, i)", "common_slots"
 _KINDS: Mapping[str, Kind] = {_DRAWS: "sample", _COMMON: "layers", **{what: k for what, (k, _) in _QUESTIONS.items()}}

@@ -20,6 +20,8 @@ Kind = Literal[
     "sample",
     "index",  # of enumerable spaces: index, position, length
     "moves",  # mutate and neighbours
+    "choices",  # what options make
+    "cells",  # the options of cells
     "key",  # and the function of what shares one
     "size",
     "build",

@@ -229,7 +229,7 @@ class MemberChecks:
                 found.require(again == neighbour.text, "moves", text, said)
             if neighbour.text == text:
                 found.problem("moves", text, f"mutate(arch, 0, {i}) gives the architecture itself")
-            elif self._is_member(neighbour, f"mutate(arch, 0, {i})", text):
+            elif self.is_member(neighbour, f"mutate(arch, 0, {i})", text, "moves"):
                 chosen.append(neighbour)
         return chosen
 
@@ -254,25 +254,32 @@ class MemberChecks:
         lost = {
             neighbour.text
             for neighbour in spread(others, _MEMBERS, turn)
-            if not self._is_member(neighbour, "neighbours(arch)", text)
+            if not self.is_member(neighbour, "neighbours(arch)", text, "moves")
         }
         return spread([neighbour for neighbour in others if neighbour.text not in lost], _KEYED, turn)
 
-    def _is_member(self, neighbour: Member, source: str, text: str) -> bool:
-        """Whether a neighbour is in the space: its text can be read, and where members have positions it has one."""
+    def is_member(self, given: Member, source: str, text: str | None, kind: Kind) -> bool:
+        """Whether what the space gives is in it: its text can be read, and where members have positions it has one.
+
+        Args:
+            given: what is asked about.
+            source: the call that gave it.
+            text: of the architecture that the call was about, if any.
+            kind: of the problem that it is otherwise.
+        """
         found, space = self._findings, self._space
         try:
-            read = str(space.parse(neighbour.text))
+            read = str(space.parse(given.text))
         except Exception as error:
-            said = f"{source} gives {shown(neighbour.text)}, which parse refuses: {reason_of(error)}"
-            return found.require(False, "moves", text, said)
-        said = f"{source} gives {shown(neighbour.text)}, which parse reads as {shown(read)}"
-        fine = found.require(read == neighbour.text, "moves", text, said)
+            said = f"{source} gives {shown(given.text)}, which parse refuses: {reason_of(error)}"
+            return found.require(False, kind, text, said)
+        said = f"{source} gives {shown(given.text)}, which parse reads as {shown(read)}"
+        fine = found.require(read == given.text, kind, text, said)
         if isinstance(space, EnumerableSpace):
-            with found.asking("moves", text, f"the index of {shown(neighbour.text)} from {source}"):
-                position, whole = space.index(neighbour.arch), len(space)
-                said = f"{source} gives {shown(neighbour.text)}, whose index is {position!r}, not from 0 to {whole - 1}"
-                fine &= found.require(0 <= position < whole, "moves", text, said)
+            with found.asking(kind, text, f"the index of {shown(given.text)} from {source}"):
+                position, whole = space.index(given.arch), len(space)
+                said = f"{source} gives {shown(given.text)}, whose index is {position!r}, not from 0 to {whole - 1}"
+                fine &= found.require(0 <= position < whole, kind, text, said)
         return fine
 
     def key(self, member: Member) -> Keyed | None:
