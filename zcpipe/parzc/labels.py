@@ -129,7 +129,8 @@ def split(keys: NDArray[np.int64], samples: int, seed: int) -> Split:
 
 def keys_of(table: Table) -> NDArray[np.int64]:
     """Return the key of each row of a table as a number."""
-    numbers: NDArray[np.int64] = table.to_arrow(["key"])["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    keys = table.to_arrow(["key"])["key"].cast("large_string")  # one dictionary may hold more than 2 GiB
+    numbers: NDArray[np.int64] = keys.combine_chunks().dictionary_encode().indices.to_numpy()
     return numbers
 
 

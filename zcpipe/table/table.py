@@ -108,7 +108,7 @@ class Table:
         """
         import pyarrow.compute as pc  # slow to import, and every worker imports this module
 
-        wanted = pa.array([str(arch) for arch in archs], pa.string())
+        wanted = pa.array([str(arch) for arch in archs], pa.large_string())
         found = pc.index_in(wanted, value_set=self._archs)
         if found.null_count:
             absent = wanted.filter(pc.is_null(found)).unique().to_pylist()
@@ -163,4 +163,5 @@ class Table:
 
     @cached_property
     def _archs(self) -> pa.ChunkedArray:
-        return self.to_arrow(["arch"])["arch"]
+        """The texts, in a type of which a dictionary may hold more than 2 GiB."""
+        return self.to_arrow(["arch"])["arch"].cast("large_string")
