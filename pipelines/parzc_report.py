@@ -118,7 +118,12 @@ def _elsewhere(stage: dict[str, Any]) -> list[str]:
 def _protocol(stage: dict[str, Any]) -> list[str]:
     sizes = {samples: own[0]["n_test"] for samples, own in learners(stage["rows"], "others")}
     of, most = stage["facts"], max(sizes)
-    easier, harder = (_size(free(stage["rows"], which)[most]) for which in ("published", "others"))
+    harder = free(stage["rows"], "others")[most]
+    (easier,) = (
+        row
+        for row in stage["rows"]
+        if (row["method"], row["samples"], row["split"]) == (harder["method"], most, "published")
+    )
     tested = ", ".join(f"{size} with {samples} labels" for samples, size in sizes.items())
     return [
         "## What is measured",
@@ -131,11 +136,14 @@ def _protocol(stage: dict[str, Any]) -> list[str]:
         "  from. Architectures with one key compute the same function: one of them learnt from gives the others away.",
         f"  NAS-Bench-201's {of['rows']} cells have {of['keys']} keys, and drawing cells at random draws the keys of",
         "  many cells first. So leaving out all cells of the keys drawn leaves a smaller test set of another kind:",
-        f"  {tested} (the fewest of the draws). With {most} labels the best without training has tau {easier:.3f} on",
-        f"  all cells and {harder:.3f} on those: learnt rankings differ between the splits for that reason, too.",
+        f"  {tested} (the fewest of the draws). With {most} labels the best without training,",
+        f"  `{harder['method']}`, has tau {_size(harder):.3f} on those and {_size(easier):.3f} on the",
+        f"  {easier['n_test']} of all cells that it has values of: learnt rankings differ between the splits for that",
+        "  reason, too.",
         '- Split **"published"**: all architectures, those learnt from among them, as ParZC\'s code tests.',
-        "- **No training**: the best of all proxies, counts, aggregates and training-free ParZC, chosen by its tau on",
-        "  the same architectures; so are the best trees and ridge. That favours them. The aggregates `stages` and",
+        "- **No training**: the best of all proxies, counts, aggregates and training-free ParZC that have values of",
+        "  all architectures tested on, chosen by its tau on them; so are the best trees and ridge. That favours them.",
+        "  What lacks values of some is in `parzc.parquet` with the number that it ranks. The aggregates `stages` and",
         "  `stages_and_more` were chosen by labels of 700 cells of NAS-Bench-201 (`nasbench201_proxies.md`).",
         "",
         "How the default was chosen: `parzc`'s members, the encoding and what a learner is shown of the targets were",

@@ -191,8 +191,8 @@ def evaluate(
     Split "others": all architectures whose key is none of those learnt from; "published": all architectures, those
     learnt from among them. Kendall's tau and Spearman's rho are means over the seeds with their standard errors, of raw
     values, signed; "to trees" is the difference of tau to the best of the tree baselines, seed by seed, above 0 where
-    it ranks better; n is the fewest that were tested on. Encodings and aggregates see all architectures of the table,
-    without labels.
+    it ranks better; n is the fewest that were tested on. The best without training is chosen among what has values of
+    all architectures tested on. Encodings and aggregates see all architectures of the table, without labels.
     """
     from zcpipe.parzc.labels import Labels
     from zcpipe.parzc.parameters import read_methods

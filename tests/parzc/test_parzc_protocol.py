@@ -96,6 +96,22 @@ def test_one_is_the_best_of_what_needs_no_training(rows):
     assert not any(r.best_free for r in rows if r.features)
 
 
+def test_what_ranks_fewer_rows_than_the_learners_is_not_the_best(table, labels, monkeypatch):
+    """A column with values of six rows, in the right order, would be called better than all that rank the 48."""
+    test, val = labels
+    few = np.full(48, np.nan)
+    few[:6] = test.values[:6]
+    kept = {"params": table.values(["params"])["params"], "few": few}
+    monkeypatch.setattr("zcpipe.parzc.protocol.training_free", lambda table: (kept, dict.fromkeys(kept, "higher")))
+    found = evaluate(table, test, val, SPEC, METHODS[:1], ["12"], 2)
+    assert of(found, "few", which="published").kendall == pytest.approx(1)
+    assert [r.method for r in found if r.best_free] == ["params", "params"]
+    assert of(found, "few", which="published").n_test == 6
+    del kept["params"]
+    found = evaluate(table, test, val, SPEC, METHODS[:1], ["12"], 2)
+    assert [r.method for r in found if r.best_free] == ["few", "few"]
+
+
 def test_learners_are_compared_with_the_best_trees_seed_by_seed(rows):
     trees = [r for r in rows if r.method == "extra-trees" and r.split == "others"]
     best = max(trees, key=lambda r: r.kendall)

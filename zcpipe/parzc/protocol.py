@@ -7,7 +7,8 @@ It is tested by how it ranks the others by the target, such as the test accuracy
 - "others": all architectures whose key is none of those trained on, for architectures with one key are one network;
 - "published": all architectures, those trained on among them, as ParZC's code does.
 
-All methods of one number of samples and seed have the same rows to train and to test on.
+All methods of one number of samples and seed have the same rows to train and to test on. What needs no training ranks
+those of them that it has values of; the best of it is chosen among what ranks them all.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Row:
         spearman_error: standard error of that mean.
         coverage_68: the mean over the seeds of `Measured.coverage_68`.
         coverage_95: that of `Measured.coverage_95`.
-        best_free: whether it is the best of all that need no training, by the mean and its direction.
+        best_free: whether it is the best of all that need no training, by the mean and its direction. Only what ranks
+            all architectures that learners are tested on takes part, or where nothing does, what ranks the most.
         compared_with: for learners, the best of the trees that are baselines, by the mean.
         difference: the mean over the seeds of Kendall's tau less that of ``compared_with`` under the same seed, or the
             contrary where the target is better higher and what is learnt lower, or vice versa: above 0 is better.
@@ -298,13 +300,20 @@ def _rows(
         for name in directions
     ]
     signs = {name: 1 if of_name == target.direction else -1 for name, of_name in directions.items()}
-    best = max(free, key=lambda row: np.nan_to_num(row.kendall * signs[row.method], nan=-2.0))
+    # What ranks fewer rows may have easier ones than the learners that it is held against.
+    most = max(map(_ranked, free))
+    whole = [row for row in free if _ranked(row) == most]
+    best = max(whole, key=lambda row: np.nan_to_num(row.kendall * signs[row.method], nan=-2.0))
     trees = [row for row in learnt if row.method in TREES and row.features in PARTS[1:]]
     if trees:
         sign = 1 if target.direction == train_target.direction else -1
         strongest = max(trees, key=lambda row: np.nan_to_num(row.kendall * sign, nan=-2.0))
         learnt = [_compared(row, strongest, sign) for row in learnt]
     return learnt + [replace(row, best_free=row is best) for row in free]
+
+
+def _ranked(row: Row) -> int:
+    return sum(one.n for one in row.seeds)
 
 
 def _free(
