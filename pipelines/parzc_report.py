@@ -174,7 +174,9 @@ def _usage() -> list[str]:
         "",
         "`--predictor mabn` trains ParZC's network instead of the default, `mabn-published` the form of its code, and",
         "`--init MODEL` starts a network from another's weights. A model is refused on a table of another recipe or",
-        "one that lacks its features. Without `--samples` all labelled architectures are learnt from.",
+        "one that lacks its features. Where a table has grown by networks with places that none had in training, those",
+        "rows are not predicted, and the column `reason` of the file says so. Without `--samples` all labelled",
+        "architectures are learnt from.",
     ]
 
 

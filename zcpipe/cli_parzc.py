@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from zcpipe import cli_parzc_options as options
 from zcpipe.cli_table import Json, TableDir
 from zcpipe.errors import UsageError
-from zcpipe.printing import finite, print_grid, print_json
+from zcpipe.printing import finite, print_grid, print_json, reasons_of
 
 if TYPE_CHECKING:
     from zcpipe.parzc.protocol import Row
@@ -117,11 +118,11 @@ def predict(
     out: Annotated[Path, typer.Option(help="The Parquet file to make; nothing is overwritten.")],
     as_json: Json = False,
 ) -> None:
-    """Predict every architecture of a table: index, arch, mean, std and rank (1 is best, ties averaged).
+    """Predict every architecture of a table: index, arch, mean, std, rank (1 is best, ties averaged) and reason.
 
     std is the standard deviation that the predictor claims for a training's result: docs/parzc.md tells how far each
-    is right. Boosted trees and ridge claim none: null. Architectures that lack a feature, because it failed, have null
-    for all three.
+    is right. Boosted trees and ridge claim none: null. Architectures that lack a feature, because it failed, or have
+    places that no architecture had when the model was trained, have null for all three, and the reason says so.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -137,10 +138,13 @@ def predict(
     pq.write_table(rows, sink, compression="zstd")
     publish(out, memoryview(sink.getvalue()), exclusive=True)
     predicted = len(rows) - rows["mean"].null_count
+    reasons = Counter(reason for reason in rows["reason"].to_pylist() if reason is not None)
     if as_json:
-        print_json({"out": str(out), "architectures": len(rows), "predicted": predicted})
-    else:
-        typer.echo(f"{out}: {predicted} of {len(rows)} architectures predicted")
+        print_json({"out": str(out), "architectures": len(rows), "predicted": predicted, "reasons": reasons})
+        return
+    typer.echo(f"{out}: {predicted} of {len(rows)} architectures predicted")
+    for line in reasons_of(dict(reasons.most_common()), "unpredicted row", "in the column reason"):
+        typer.echo(line, err=True)
 
 
 @parzc_app.command(

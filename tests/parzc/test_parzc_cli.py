@@ -38,7 +38,7 @@ def test_train_and_predict(zcpipe, directory, truth, small, tmp_path):
     code, said, _ = zcpipe("parzc", "predict", model, directory, "--out", out)
     assert (code, said) == (0, f"{out}: 48 of 48 architectures predicted\n")
     rows = pq.read_table(out)
-    assert rows.column_names == ["index", "arch", "mean", "std", "rank"]
+    assert rows.column_names == ["index", "arch", "mean", "std", "rank", "reason"]
     assert rows["arch"].to_pylist() == open_table(directory).to_arrow(["arch"])["arch"].to_pylist()
     code, _, said = zcpipe("parzc", "predict", model, directory, "--out", out)
     assert code == 4

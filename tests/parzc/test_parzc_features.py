@@ -196,16 +196,33 @@ def test_slots_that_differ_are_aligned_by_name(name, slots):
         np.testing.assert_allclose(row, (expected - low) / (high - low), rtol=1e-6)
 
 
-def test_an_architecture_with_a_slot_that_the_population_has_not():
+@pytest.mark.parametrize("alignment", ["slots", "packed"])
+@pytest.mark.parametrize("encoding", ["minmax", "live-rank"])
+def test_rows_with_places_that_the_population_has_not(alignment, encoding):
+    """They are not usable, and the others are encoded as if they were alone."""
+    slots = [DARTS.slots(arch, "cifar10").layers for arch in ARCHS]
     values, _ = own_slots(lambda arch: DARTS.slots(arch, "cifar10").layers)
+    values[0] = None
     population = table({statistic("snip@layer"): values}, "nds/darts", list(map(str, ARCHS)))
-    encoder = Encoder.fit(some(population, [0]), FeatureSpec(statistics=["snip@layer"]))
-    with pytest.raises(DataError, match=re.escape(str(ARCHS[1])) + ".* has the slot .*, which no"):
-        encoder.encode(population)
-    packed = FeatureSpec(statistics=["snip@layer"], alignment="packed")
-    shortest = int(np.argmin(list(map(len, values))))
-    with pytest.raises(DataError, match=r"values of snip@layer, and no architecture .* more than"):
-        Encoder.fit(some(population, [shortest]), packed).encode(population)
+    spec = FeatureSpec(statistics=["snip@layer"], alignment=alignment, encoding=encoding)
+    first = [1, 2] if alignment == "slots" else np.argsort(list(map(len, slots[1:])))[:3] + 1
+    encoder = Encoder.fit(some(population, first), spec)
+    known = {c.slot for c in encoder.coordinates}
+    if alignment == "slots":
+        expected = {row: next((slot for slot in slots[row] if slot not in known), "") for row in range(1, 6)}
+    else:
+        expected = {row: f"layer.{len(known)}" if len(slots[row]) > len(known) else "" for row in range(1, 6)}
+    expected = {row: slot for row, slot in expected.items() if slot}
+    assert 0 < len(expected) < 4
+    encoded = encoder.encode(population)
+    assert encoded.unknown == expected
+    assert np.flatnonzero(encoded.usable).tolist() == [row for row in range(1, 6) if row not in expected]
+    assert not encoded.x[~encoded.usable].any()
+    alone = encoder.encode(some(population, np.flatnonzero(encoded.usable)))
+    np.testing.assert_array_equal(encoded.population, alone.x)
+    assert not alone.unknown
+    with pytest.raises(DataError, match=f"has the slot .*, which no .* and all {len(expected)} rows have such; train"):
+        encoder.encode(some(population, list(expected)))
 
 
 def test_lists_that_are_not_those_of_the_network():

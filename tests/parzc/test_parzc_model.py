@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 from typing import get_args
 
 import numpy as np
 import pytest
-from parzc_tables import proxy, statistic, table
+from parzc_tables import proxy, some, statistic, table
 from safetensors.numpy import load_file, save_file
 
 from zcpipe import open_table
@@ -18,6 +19,7 @@ from zcpipe.parzc.parallel import Pool
 from zcpipe.parzc.predictors import predictor
 from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
 from zcpipe.rank import ranks
+from zcpipe.spaces import get_space
 
 QUICK = {"epochs": 5, "members": 2, "mc_samples": 2}
 MEMBERS = [["extra-trees", {"trees": 8}], ["ridge", {}], ["mabn", {"dim": 4, "depth": 1, "settings": QUICK}]]
@@ -45,7 +47,7 @@ def saved(model, tmp_path_factory):
 
 def test_predictions_are_means_deviations_and_ranks(model, directory):
     rows = model.predict(open_table(directory))
-    assert rows.column_names == ["index", "arch", "mean", "std", "rank"]
+    assert rows.column_names == ["index", "arch", "mean", "std", "rank", "reason"]
     mean, place = rows["mean"].to_numpy(), rows["rank"].to_numpy()
     assert place.tolist() == (49 - ranks(mean)).tolist()
     assert place[mean.argmax()] == 1
@@ -124,6 +126,47 @@ def test_rows_without_a_feature_are_null(directory):
     found = train(held, labels, FeatureSpec(statistics=("snip@layer",)), predictor("ridge")).predict(held)
     assert found["mean"].is_null().to_pylist() == [False] * 12 + [True] * 2
     assert found["rank"].to_pylist() == [*range(12, 0, -1), None, None]
+    assert found["reason"].to_pylist() == [None] * 12 + ["a feature failed or is missing; zcpipe status says why"] * 2
+
+
+SMALL, LARGE = (get_space("nds/darts").sample(0, i) for i in (1, 0))
+PLACES = [get_space("nds/darts").slots(arch, "cifar10").layers for arch in (SMALL, LARGE)]
+NEW = next(slot for slot in PLACES[1] if slot not in PLACES[0])
+
+
+def grown():
+    """A table of small networks that has grown by three larger ones, and a model of the small ones."""
+    values = [[float(i + j) for j in range(len(PLACES[0]))] for i in range(12)]
+    values += [[1.0] * len(PLACES[1])] * 3
+    held = table({statistic("snip@layer"): values}, "nds/darts", [str(SMALL)] * 12 + [str(LARGE)] * 3)
+    spec = FeatureSpec(statistics=("snip@layer",))
+    return held, train(some(held, range(12)), LABELS, spec, predictor("ridge"))
+
+
+def test_rows_of_a_grown_table_with_new_slots_are_null_and_the_others_predicted():
+    held, model = grown()
+    found = model.predict(held)
+    old, new = found.slice(0, 12), found.slice(12)
+    assert old == model.predict(some(held, range(12)))
+    assert old["mean"].null_count == 0
+    assert {new[name].null_count for name in ("mean", "std", "rank")} == {3}
+    reason = f"the slot {NEW} is new since the training; train again on a table that holds it"
+    assert new["reason"].to_pylist() == [reason] * 3
+    with pytest.raises(DataError, match=f"has the slot {re.escape(NEW)}, which no"):
+        model.predict(some(held, [12, 13]))
+
+
+def test_the_command_counts_rows_with_new_slots(zcpipe, tmp_path, monkeypatch):
+    held, model = grown()
+    model.save(tmp_path / "model")
+    monkeypatch.setattr("zcpipe.table.open_table", lambda directory: held)
+    code, said, told = zcpipe("parzc", "predict", tmp_path / "model", tmp_path, "--out", tmp_path / "out")
+    assert (code, said) == (0, f"{tmp_path / 'out'}: 12 of 15 architectures predicted\n")
+    assert told == (
+        f"3 unpredicted rows: the slot {NEW} is new since the training; train again on a table that holds it\n"
+    )
+    code, said, _ = zcpipe("parzc", "predict", tmp_path / "model", tmp_path, "--out", tmp_path / "more", "--json")
+    assert (code, list(json.loads(said)["reasons"].values())) == (0, [3])
 
 
 def test_statistics_that_are_no_numbers_leave_nothing_to_learn():

@@ -11,7 +11,8 @@ architecture. A layer is live where ``num_layers@layer`` says so, if the table h
 fitted, and else where any of the chosen statistics is not exactly 0. All blocks are live. What is behind the live nodes
 is 0 before encoding by "log", "zscore" and "rank", and after "minmax" and "live-rank".
 
-A row is usable if it has a value of all that is asked for. The others are outside the population and get zeros.
+A row is usable if it has a value of all that is asked for, and no place that no row of the population had: a table that
+has grown since may hold such. The others are outside the population and get zeros.
 
 Memory: 4 bytes for each row and coordinate, as much again where some rows are not usable; a few times 4 bytes for each
 value of the largest list column, since columns are read one by one, and more than once; some arrays of 32 MiB.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -56,6 +57,7 @@ class Encoded:
 
     x: Reals  # [n, d], finite
     usable: Bools  # [n]: whether the row has all that is asked for; ``x`` is 0 where it has not
+    unknown: Mapping[int, str] = field(default_factory=dict)  # of each row with places that are new, the first of them
 
     @property
     def population(self) -> Reals:
@@ -114,7 +116,7 @@ class Encoder:
         Raises what `fit` raises.
         """
         encoder, rows = cls._begun(table, spec)
-        x, counts = encoder._aligned(rows)
+        x, counts, _ = encoder._aligned(rows)
         encoder._fit(rows, x)
         return encoder, encoder._encoded(rows, x, counts)
 
@@ -145,8 +147,8 @@ class Encoder:
 
         Raises:
             UsageError: the table lacks a column.
-            DataError: it is of another space, or an architecture has a place that no architecture of the population
-                had; or a file is damaged.
+            DataError: it is of another space, or all of its architectures have places that no architecture of the
+                population had; or a file is damaged.
         """
         if table.identity["space"] != self.space:
             raise DataError(
@@ -154,7 +156,21 @@ class Encoder:
                 "fit on a table of the same space"
             )
         rows = Rows.of(table, self.spec, self._live)
-        return self._encoded(rows, *self._aligned(rows))
+        x, counts, unknown = self._aligned(rows)
+        if not unknown:
+            return self._encoded(rows, x, counts)
+        if len(unknown) == len(x):
+            raise DataError(
+                f"{rows.arch(0)} has the slot {unknown[0]}, which no architecture had that the features were fitted "
+                f"on, and all {len(x)} rows have such; train again on a table that holds them"
+            )
+        known = np.ones(len(x), bool)
+        known[list(unknown)] = False
+        usable, places = rows.usable.copy(), np.flatnonzero(rows.usable)
+        usable[places[~known]] = False
+        counts = {name: of_rows[known] for name, of_rows in counts.items()}
+        encoded = self._encoded(replace(rows, usable=usable), x[known], counts)
+        return replace(encoded, unknown={int(places[row]): slot for row, slot in unknown.items()})
 
     def _encoded(self, rows: Rows, x: Reals, counts: Mapping[str, Integers]) -> Encoded:
         """Encode aligned statistics where they are, and what else there is of the rows."""
@@ -215,52 +231,53 @@ class Encoder:
         codings = {kind: restore_coding(encodings[kind], arrays.part(tensors, kind)) for kind in fitted}
         return cls(spec, held.space, held.live, coordinates, codings)
 
-    def _aligned(self, rows: Rows) -> tuple[Reals, dict[str, Integers]]:
-        """Return raw statistics at their coordinates, with zeros in all others, and how many of each row count."""
+    def _aligned(self, rows: Rows) -> tuple[Reals, dict[str, Integers], dict[int, str]]:
+        """Return raw statistics at their coordinates, with zeros in all others, and how many of each row count.
+
+        Also of each row that has places which are no coordinates the first of these, by its name.
+        """
         x = np.zeros((int(rows.usable.sum()), len(self.coordinates)), np.float32)
         packed = self.spec.alignment == "packed"
         counts: dict[str, Integers] = {}
+        unknown: dict[int, str] = {}
         for name, part in self._parts.items():
             lists = rows.lists(name)
             if packed:
-                counts[name] = self._pack(rows, name, lists, x[:, part])
+                counts[name], new = self._pack(rows, name, lists, x[:, part])
             else:
-                self._place(rows, name, lists, x[:, part])
-        return x, counts
+                new = self._place(rows, name, lists, x[:, part])
+            unknown = new | unknown
+        return x, counts, unknown
 
-    def _place(self, rows: Rows, name: str, lists: Lists, out: Reals) -> None:
+    def _place(self, rows: Rows, name: str, lists: Lists, out: Reals) -> dict[int, str]:
         places = rows.places(name, lists)
         position = {c.slot: at for at, c in enumerate(self.coordinates[self._parts[name]])}
         target = np.array([position.get(slot, -1) for slot in places.names], np.int64)
         starts = places.starts[places.of_row]
         for piece, held in lists.pieces():
-            slots = places.flat[ranges(starts[piece], lists.lengths[piece])]
-            at = target[slots]
+            at = target[places.flat[ranges(starts[piece], lists.lengths[piece])]]
             owner = np.repeat(np.arange(piece.start, piece.stop), lists.lengths[piece])
-            if (at < 0).any():
-                foreign = int(np.argmax(at < 0))
-                raise DataError(
-                    f"{rows.arch(int(owner[foreign]))} has the slot {places.names[slots[foreign]]}, which no "
-                    "architecture had that the features were fitted on; fit on a table that holds such ones"
-                )
-            out[owner, at] = lists.values[held]
+            known = at >= 0
+            out[owner[known], at[known]] = lists.values[held][known]
+        slots = places.flat[ranges(places.starts, places.lengths)]
+        new = target[slots] < 0
+        sequences, first = np.unique(np.repeat(np.arange(len(places.lengths)), places.lengths)[new], return_index=True)
+        named = dict(zip(sequences.tolist(), (places.names[slot] for slot in slots[new][first]), strict=True))
+        return {row: named[own] for row, own in enumerate(places.of_row.tolist()) if own in named} if named else {}
 
-    def _pack(self, rows: Rows, name: str, lists: Lists, out: Reals) -> Integers:
+    def _pack(self, rows: Rows, name: str, lists: Lists, out: Reals) -> tuple[Integers, dict[int, str]]:
         live = rows.live_layers if is_layers(name) else None
         counts = count_live(lists, live)
-        if len(counts) and counts.max() > out.shape[1]:
-            row = int(counts.argmax())
-            raise DataError(
-                f"{rows.arch(row)} has {counts[row]} values of {name}, and no architecture that the features were "
-                f"fitted on more than {out.shape[1]}; fit on a table that holds such ones"
-            )
+        width = out.shape[1]
         for piece, held in lists.pieces():
             values = lists.values[held]
             if live is not None:
                 values = values[live[held]]
             owner = np.repeat(np.arange(piece.start, piece.stop), counts[piece])
-            out[owner, ranges(np.zeros(piece.stop - piece.start, np.int64), counts[piece])] = values
-        return counts
+            at = ranges(np.zeros(piece.stop - piece.start, np.int64), counts[piece])
+            known = at < width
+            out[owner[known], at[known]] = values[known]
+        return counts, dict.fromkeys(np.flatnonzero(counts > width).tolist(), _packed(name, width))
 
 
 class _Record(BaseModel):
@@ -302,15 +319,19 @@ def _coordinates(rows: Rows, name: str) -> Iterator[Coordinate]:
     """Yield the coordinates of a statistic over a population."""
     lists = rows.lists(name)
     if rows.spec.alignment == "packed":
-        node = name.rpartition("@")[2]
         counts = count_live(lists, rows.live_layers if is_layers(name) else None)
-        numbered = (f"{node}.{i}" for i in range(int(counts.max())))
+        numbered = (_packed(name, i) for i in range(int(counts.max())))
         yield from (Coordinate(name, slot, slot) for slot in numbered)
         return
     places, blocks = rows.places(name, lists), blocks_of(rows.table)
     yield from (
         Coordinate(name, slot, group_of(slot, blocks)) for slot in map(places.names.__getitem__, places.in_order())
     )
+
+
+def _packed(name: str, number: int) -> str:
+    """Return what the slot of a packed statistic's value is called."""
+    return f"{name.rpartition('@')[2]}.{number}"
 
 
 def _scalars(rows: Rows) -> NDArray[np.float64]:  # [usable rows, proxies]

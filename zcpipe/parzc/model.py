@@ -31,6 +31,7 @@ from zcpipe.table.schema import canonical, package_version
 FORMAT = 1
 _KEY = "zcpipe.parzc"  # of the metadata
 _MEND = "name a file that zcpipe parzc train made"
+_FAILED = "a feature failed or is missing; zcpipe status says why"
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class Model:
         """Predict every architecture of a table.
 
         Returns:
-            In order of index: ``index``, ``arch``, ``mean`` and ``std`` of the target, and ``rank``: 1 is best, ties
-            averaged. All three are null for rows that lack a feature; so is ``std`` where the predictor has none.
+            In order of index: ``index``, ``arch``, ``mean`` and ``std`` of the target, ``rank`` (1 is best, ties
+            averaged) and ``reason``. The first three are null for rows that lack a feature, or have a slot that no
+            architecture had on which the features were fitted: ``reason`` says so, and is null for the others. So is
+            ``std`` where the predictor has none.
 
         Raises:
             UsageError: the table lacks a column.
-            DataError: it is of another space, dataset or recipe.
+            DataError: it is of another space, dataset or recipe, or all of its architectures have slots that are new.
         """
         self._require_same(table)
         encoded = self.encoder.encode(table)
@@ -97,7 +100,10 @@ class Model:
         for name, values in (("mean", mean), ("std", std), ("rank", place)):
             field = pa.field(name, pa.float64(), metadata=self._meaning(name))
             columns = columns.append_column(field, pa.array(values, from_pandas=True))
-        return columns
+        reasons: list[str | None] = [None if usable else _FAILED for usable in encoded.usable]
+        for row, slot in encoded.unknown.items():
+            reasons[row] = f"the slot {slot} is new since the training; train again on a table that holds it"
+        return columns.append_column("reason", pa.array(reasons, pa.string()))
 
     def predict_vectors(self, x: Vectors) -> Prediction:
         """Predict feature vectors [n, d] that the encoder made: the mixture of what came of each seed.
