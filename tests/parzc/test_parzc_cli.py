@@ -123,6 +123,15 @@ def test_tune_and_use_what_was_chosen(zcpipe, directory, truth, tmp_path):
     assert zcpipe("parzc", "train", *common, "--parameters", out, "--out", tmp_path / "model")[0] == 0
 
 
+@pytest.mark.parametrize("predictor", ["ridge", "extra-trees", "boosted-trees", "gaussian-process"])
+def test_tune_takes_every_seed_that_train_takes(zcpipe, directory, truth, predictor):
+    common = (directory, "--truth", truth, "--target", "val", *FEATURES, "--samples", 20, "--predictor", predictor)
+    code, _, told = zcpipe("parzc", "tune", *common, "--trials", 2, "--seed", 2**63 - 1)
+    assert (code, told.startswith("best of 2 by")) == (0, True), told
+    code, _, told = zcpipe("parzc", "tune", *common, "--trials", 2, "--seed", 2**63)
+    assert (code, told) == (2, "error: seeds must be less than 2**63, got 1 from 9223372036854775808 on\n")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

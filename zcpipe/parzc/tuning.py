@@ -112,7 +112,8 @@ def tune(
         return float(np.nan_to_num(kendall, nan=-1.0))
 
     library.logging.set_verbosity(library.logging.ERROR)
-    study = library.create_study(direction="maximize", sampler=library.samplers.TPESampler(seed=seed))
+    sampler = library.samplers.TPESampler(seed=seed % 2**32)  # all that its generator takes
+    study = library.create_study(direction="maximize", sampler=sampler)
     study.optimize(objective, n_trials=trials, catch=(DataError,))
     if not found:
         raise DataError(f"all {trials} trials failed, the last so: {failed[-1]}")
