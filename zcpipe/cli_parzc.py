@@ -282,7 +282,7 @@ def importance(
     cells = [
         [r.kind, r.name, _with_error(r.gain, r.gain_error), _with_error(r.permutation, r.permutation_error)]
         for r in strongest
-        if r.gain
+        if r.gain > 0
     ]
     print_grid(["kind", "name", "gain", "permutation"], cells)
 

@@ -84,6 +84,20 @@ def test_importance(zcpipe, directory, truth, tmp_path):
     assert figure.read_text().startswith("<?xml")
 
 
+def test_importance_without_an_order_to_learn_is_told(zcpipe, directory, tmp_path):
+    archs = open_table(directory).to_arrow(["arch"])["arch"]
+    pq.write_table(pa.table({"arch": archs, "val": [91.0, 91.0, *[90.0] * 46]}), tmp_path / "truth.parquet")
+    common = ("--truth", tmp_path / "truth.parquet", "--target", "val", *FEATURES, "--samples", 12, "--seeds", 3)
+    code, said, told = zcpipe("parzc", "importance", directory, *common, "--json")
+    assert code == 0
+    found = json.loads(said)
+    assert found["unordered"] > 0
+    assert {row["gain"] for row in found["rows"]} == {None}
+    code, said, told = zcpipe("parzc", "importance", directory, *common)
+    assert (code, said.splitlines()) == (0, ["kind\tname\tgain\tpermutation"])
+    assert "There is no number, for" in told
+
+
 @pytest.mark.parametrize(
     ("out", "figure", "message"),
     [("a.parquet", "a.xyz", "no figure of that kind can be drawn; name it .png"), ("a.svg", "a.svg", "are both")],

@@ -8,7 +8,7 @@ from parzc_tables import proxy, statistic, table
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.importance import draw_importance, measure_importance, tabulate_importance
-from zcpipe.parzc.labels import Labels
+from zcpipe.parzc.labels import Labels, split
 from zcpipe.parzc.predictors.boosted_trees import BoostedTrees
 from zcpipe.parzc.predictors.ridge import Ridge
 from zcpipe.parzc.spec import FeatureSpec
@@ -68,6 +68,21 @@ def test_gains_are_shares(rows):
     for kind, most in (("node", 1.0), ("column", 1.0)):
         assert 0 < sum(r.gain for r in rows if r.kind == kind) <= most + 1e-9
     assert sum(r.gain for r in rows if r.kind == "column") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("higher", [3, 117])
+def test_draws_without_an_order_to_learn_or_to_rank_give_no_number_and_say_so(held, higher):
+    """As `evaluate` does; of 10 learnt from, or of 110 or 2 ranked, all may have one label."""
+    few = Labels("few", "higher", np.where(np.arange(120) < higher, 91.0, 90.0))
+    found = measure_importance(held[0], few, SPEC, "10" if higher < 60 else "118", 4, learner=QUICK)
+    drawn = [split(np.arange(120), found.samples, seed) for seed in range(4)]
+    expected = sum(any(np.ptp(few.values[rows]) == 0 for rows in (one.train, one.test)) for one in drawn)
+    assert found.unordered == expected > 0
+    assert f"no number, for {expected} of the draws left labels to learn or to rank that are all equal" in found.title
+    assert np.isnan(found.kendall)
+    assert all(np.isnan([row.gain, row.gain_error, row.permutation]).all() for row in found.rows)
+    assert draw_importance(found, ".svg").startswith(b"<?xml")
+    assert tabulate_importance(found)
 
 
 def test_numbers_and_figures_are_files(found, tmp_path):

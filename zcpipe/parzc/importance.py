@@ -70,6 +70,8 @@ class Importances:
         seeds: how many draws of them.
         kendall: of the predictions of held-out architectures, nothing shuffled; the mean over the seeds.
         kendall_error: its standard error (NaN of one seed).
+        unordered: how many of the draws left labels that are all equal, to learn or to rank. Then all is NaN, as such
+            a row of `zcpipe.parzc.protocol.evaluate` is.
         rows: nodes in the order of the features, then columns. Scalar proxies are columns alone.
     """
 
@@ -78,6 +80,7 @@ class Importances:
     seeds: int
     kendall: float
     kendall_error: float
+    unordered: int
     rows: tuple[Importance, ...]
 
     @property
@@ -85,10 +88,13 @@ class Importances:
         """What was measured, in two sentences."""
         error = "" if math.isnan(self.kendall_error) else f" ± {self.kendall_error:.3f}"
         draws = "1 draw" if self.seeds == 1 else f"{self.seeds} draws: means ± standard errors"
-        return (
-            f"{self.target} learnt by boosted trees from {self.samples} architectures, {draws}. "
-            f"Kendall's tau on others with nothing shuffled: {self.kendall:.3f}{error}"
-        )
+        told = f"{self.target} learnt by boosted trees from {self.samples} architectures, {draws}. "
+        if self.unordered:
+            return told + (
+                f"There is no number, for {self.unordered} of the draws left labels to learn or to rank that are all "
+                "equal; give other --samples"
+            )
+        return told + f"Kendall's tau on others with nothing shuffled: {self.kendall:.3f}{error}"
 
 
 def measure_importance(
@@ -139,7 +145,8 @@ def measure_importance(
         for at, (kind, name) in enumerate(parts)
     )
     tau_error = float(taus.std(ddof=1) / math.sqrt(seeds)) if seeds > 1 else math.nan
-    return Importances(target.target, count, seeds, float(taus.mean()), tau_error, importances)
+    unordered = int(np.isnan(found[:, 0]).any(axis=1).sum())
+    return Importances(target.target, count, seeds, float(taus.mean()), tau_error, unordered, importances)
 
 
 def tabulate_importance(found: Importances) -> bytes:
@@ -222,11 +229,13 @@ class _Study:
 
 def _measure(study: _Study, seed: int) -> tuple[float, Floats]:  # Kendall's tau, [2, parts]
     drawn = split(study.keys, study.samples, seed)
-    context = Context(study.coordinates, study.x, keys=study.keys[drawn.train])
-    fitted = study.learner.fit(study.x[drawn.train], study.y[drawn.train], context, seed)
     generator = np.random.default_rng(seed)
     test = np.sort(generator.permutation(drawn.test)[:SHUFFLED])
     x, y = study.x[test], study.y[test]
+    if any(np.all(labels == labels[0]) for labels in (study.y[drawn.train], y)):  # some draw of few labels leaves such
+        return math.nan, np.full((2, len(study.parts)), np.nan)
+    context = Context(study.coordinates, study.x, keys=study.keys[drawn.train])
+    fitted = study.learner.fit(study.x[drawn.train], study.y[drawn.train], context, seed)
     tau = correlate(fitted.predict(x).mean, y).kendall
     order = generator.permutation(len(x))
     result = np.zeros((2, len(study.parts)))
