@@ -194,7 +194,8 @@ def _on_nodes(
 ) -> Iterator[tuple[int, R]]:
     from zcpipe.run.nodes.cluster import connected
 
-    with connected(cluster):
+    # Unlike a run, most of what computes here keeps nothing of what was done.
+    with connected(cluster, "give the command again when the cluster is well"):
         import ray
 
         held = ray.put(shared)

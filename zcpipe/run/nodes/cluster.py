@@ -26,6 +26,7 @@ _CONNECTION = 10.0  # seconds in which the head must answer
 _ADMISSION = 30.0  # seconds in which the nodes must be there
 _FAREWELL = 10.0  # seconds in which a cluster with a head is left
 _LEAST_MEMORY = 1 << 30  # bytes for each actor, unless it may hold more
+_RESUME = "finished shards are committed, and the same command goes on when the cluster is well"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,12 @@ class Cluster:
 
 
 @contextmanager
-def connected(cluster: Cluster) -> Iterator[None]:
+def connected(cluster: Cluster, mend: str = _RESUME) -> Iterator[None]:
     """Be connected with the cluster, which has all the nodes that were asked for.
+
+    Args:
+        cluster: which.
+        mend: what is kept and what to do where it fails while it is used; by default what a run says.
 
     Raises:
         CapabilityError: Ray is not installed, there is no cluster at the address, it does not take us, it has too few
@@ -131,10 +136,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
             _admit(ray, cluster.nodes)
             yield
         except ray.exceptions.RayError as error:
-            raise CapabilityError(
-                f"the Ray cluster fails: {_in_one_line(error)}; finished shards are committed, and the same command "
-                "goes on when the cluster is well"
-            ) from error
+            raise CapabilityError(f"the Ray cluster fails: {_in_one_line(error)}; {mend}") from error
         finally:
             _leave(ray)
 
