@@ -1,6 +1,7 @@
 """Every predictor: learns, is the same for the same seed, survives its file, and refuses what it cannot learn from."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from zcpipe.parzc.predictors import PREDICTORS, Context, predictor
 from zcpipe.parzc.predictors.base import Prediction
 from zcpipe.parzc.predictors.forest import Forest
 from zcpipe.parzc.predictors.parzc import matched, spread
-from zcpipe.parzc.predictors.ridge import loo_error
+from zcpipe.parzc.predictors.ridge import loo_residuals
 from zcpipe.parzc.predictors.targets import Scale
 from zcpipe.rank import ranks
 
@@ -221,14 +222,63 @@ def test_leave_one_out_in_closed_form_is_leaving_one_out():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(15, 40)), rng.normal(size=15)
     x, y = x - x.mean(axis=0), y - y.mean()
-    errors = []
+    missed = []
     for i in range(15):
         rest = np.delete(np.arange(15), i)
         own, target = x[rest] - x[rest].mean(axis=0), y[rest] - y[rest].mean()
         weights = own.T @ np.linalg.solve(own @ own.T + 2.0 * np.eye(14), target)
-        errors.append(y[i] - y[rest].mean() - (x[i] - x[rest].mean(axis=0)) @ weights)
-    left, singular, _ = np.linalg.svd(x, full_matrices=False)
-    assert loo_error(left, singular, y, 2.0) == pytest.approx(np.mean(np.square(errors)))
+        missed.append(y[i] - y[rest].mean() - (x[i] - x[rest].mean(axis=0)) @ weights)
+    _, singular, right = np.linalg.svd(x, full_matrices=False)
+    projected, shrunk = x @ right.T, 1 / (singular[:, None] ** 2 + [2.0, 3.0])
+    found = loo_residuals(projected, shrunk, projected.T @ y, y, 15)
+    np.testing.assert_allclose(found[:, 0], missed, rtol=1e-8)
+    np.testing.assert_allclose(loo_residuals(projected[4:9], shrunk, projected.T @ y, y[4:9], 15), found[4:9])
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 50), (60, 60)])
+def test_ridge_in_blocks_is_ridge_in_one_piece(n, d, monkeypatch):
+    """Beside the solution by all rows at once, its penalty chosen by leaving out each row in turn."""
+    monkeypatch.setattr("zcpipe.parzc.predictors.ridge._AT_ONCE", 7 * d)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, d)).astype(np.float32) * np.logspace(-3, 3, d, dtype=np.float32)
+    x[:, 1], x[:, 2] = x[:, 0], 0.1
+    y = x[:, 0] / x[:, 0].std() + rng.normal(size=n)
+    learner = predictor("ridge", {"shown": "raw"})
+    fitted = learner.fit(x, y, Context(tuple(Coordinate(f"p{i}", "", "") for i in range(d)), x), 0)
+    rows = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    rows[:, 2] = 0
+    rows /= np.maximum(rows.std(axis=0), 1e-12)
+
+    def solved(own, target, penalty):
+        centre = own.mean(axis=0)
+        gram = (own - centre).T @ (own - centre) + penalty * np.eye(d)
+        weights = np.linalg.solve(gram, (own - centre).T @ (target - target.mean()))
+        return weights, target.mean() - centre @ weights
+
+    errors = []
+    for penalty in learner.penalties:
+        rest = [np.delete(np.arange(n), i) for i in range(n)]
+        own = [solved(rows[kept], y[kept], penalty) for kept in rest]
+        errors.append(np.mean([(y[i] - rows[i] @ w - c) ** 2 for i, (w, c) in enumerate(own)]))
+    assert fitted.penalty == learner.penalties[int(np.argmin(errors))]
+    weights, constant = solved(rows, y, fitted.penalty)
+    np.testing.assert_allclose(fitted.predict(x).mean, rows @ weights + constant, rtol=1e-6, atol=1e-8)
+
+
+def test_ridge_makes_no_copy_of_all_rows_in_double_precision(monkeypatch):
+    """Such a copy takes twice the memory of the rows themselves."""
+    monkeypatch.setattr("zcpipe.parzc.predictors.ridge._AT_ONCE", 1 << 18)
+    x = np.random.default_rng(0).normal(size=(100_000, 60)).astype(np.float32)
+    context = Context(tuple(Coordinate(f"p{i}", "", "") for i in range(60)), x)
+    fitted = predictor("ridge").fit(x[:1000], x[:1000, 0].astype(np.float64), context, 0)
+    for work in (lambda: predictor("ridge").fit(x, x[:, 0].astype(np.float64), context, 0), lambda: fitted.predict(x)):
+        tracemalloc.start()
+        try:
+            work()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < x.nbytes
 
 
 def test_ridge_ignores_constant_features_and_chooses_little_penalty_where_all_is_linear():

@@ -1,8 +1,11 @@
-"""Ridge regression whose penalty leave-one-out chooses, in closed form."""
+"""Ridge regression whose penalty leave-one-out chooses, in closed form.
+
+Rows are worked through some at a time, so that there is no copy of all in double precision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -25,6 +28,8 @@ from zcpipe.parzc.predictors.base import (
     require_vectors,
 )
 from zcpipe.parzc.predictors.targets import Scale, Shown
+
+_AT_ONCE = 1 << 22  # values of a block in double precision, unless it is as many rows as features
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,10 @@ class FittedRidge:
             UsageError: another number of features.
         """
         require_vectors(x, len(self.weights))
-        # Not a product of matrices, whose rounding depends on the other rows.
-        shown = np.einsum("ij,j->i", x.astype(np.float64), self.weights) + self.constant
+        shown = np.empty(len(x))
+        for rows in _blocks(x):
+            # Not a product of matrices, whose rounding depends on the other rows.
+            shown[rows] = np.einsum("ij,j->i", x[rows].astype(np.float64), self.weights) + self.constant
         return Prediction(self.scale.back(shown), np.full(len(x), np.nan))
 
     def record(self) -> dict[str, Any]:
@@ -90,16 +97,27 @@ class Ridge(Parameters):
         require_no_start(self.name, context)
         scale = Scale.fit(y, self.shown)
         target = scale.show(y)
-        rows = x.astype(np.float64)
-        mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+        centred = target - target.mean()
+        mean = x.mean(axis=0, dtype=np.float64)
+        deviation = np.sqrt(sum(((x[rows] - mean) ** 2).sum(axis=0) for rows in _blocks(x)) / len(x))
         # What is constant in float32 may vary by rounding here.
         deviation[x.min(axis=0) == x.max(axis=0)] = np.inf
-        left, singular, right = np.linalg.svd((rows - mean) / deviation, full_matrices=False)
-        centred = target - target.mean()
-        errors = [loo_error(left, singular, centred, penalty) for penalty in self.penalties]
-        penalty = self.penalties[int(np.argmin(errors))]
-        weights = right.T @ (singular / (singular**2 + penalty) * (left.T @ centred)) / deviation
-        return FittedRidge(weights, float(target.mean() - mean @ weights), scale, penalty)
+        # Of the features' matrix the triangle has the singular values and right vectors, and it is small.
+        triangle, along = np.zeros((0, x.shape[1])), np.zeros(x.shape[1])
+        for rows in _blocks(x):
+            standard = (x[rows] - mean) / deviation
+            triangle = np.linalg.qr(np.vstack([triangle, standard]), mode="r")  # type: ignore[assignment]
+            along += standard.T @ centred[rows]
+        _, singular, right = np.linalg.svd(triangle, full_matrices=False)
+        along = right @ along
+        shrunk = 1 / (singular[:, None] ** 2 + np.array(self.penalties))
+        errors = np.zeros(len(self.penalties))
+        for rows in _blocks(x):
+            projected = (x[rows] - mean) / deviation @ right.T
+            errors += (loo_residuals(projected, shrunk, along, centred[rows], len(x)) ** 2).sum(axis=0)
+        best = int(np.argmin(errors))
+        weights = right.T @ (along * shrunk[:, best]) / deviation
+        return FittedRidge(weights, float(target.mean() - mean @ weights), scale, self.penalties[best])
 
     def restore(self, record: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], context: Context) -> FittedRidge:
         """See `Predictor.restore`."""
@@ -110,17 +128,24 @@ class Ridge(Parameters):
         return FittedRidge(weights, constant, Scale.restore(part(tensors, "scale")), penalty)
 
 
-def loo_error(
-    left: Floats,  # [n, k], left singular vectors of centred features
-    singular: Floats,  # [k]
-    target: Floats,  # [n], centred
-    penalty: float,
-) -> float:
-    """Compute the mean squared error of rows that are left out one by one, with a constant fitted each time.
+def loo_residuals(
+    projected: Floats,  # [rows, k], some rows of centred features along their right singular vectors
+    shrunk: Floats,  # [k, p], 1 / (squared singular value + penalty)
+    along: Floats,  # [k], the projections of all rows times the targets
+    target: Floats,  # [rows], centred by all rows
+    n: int,  # rows in all
+) -> Floats:  # [rows, p]
+    """Compute for each penalty what rows that are left out one by one miss, with a constant fitted each time.
 
     It is exact, the centring of the features by the rows that are left included; only their scaling is by all rows.
     """
-    kept = singular**2 / (singular**2 + penalty)
-    residual = target - left @ (kept * (left.T @ target))
-    leverage = 1 / len(target) + (left**2) @ kept
-    return float(np.mean((residual / np.maximum(1 - leverage, 1e-12)) ** 2))
+    residual = target[:, None] - projected @ (along[:, None] * shrunk)
+    leverage = 1 / n + projected**2 @ shrunk
+    missed: Floats = residual / np.maximum(1 - leverage, 1e-12)
+    return missed
+
+
+def _blocks(x: Vectors) -> Iterator[slice]:
+    """Yield a few rows at a time, the same ones whatever else is computed."""
+    step = max(_AT_ONCE // max(x.shape[1], 1), x.shape[1])
+    return (slice(start, start + step) for start in range(0, len(x), step))
