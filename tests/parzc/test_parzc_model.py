@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from parzc_tables import proxy, some, statistic, table
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from zcpipe import open_table
 from zcpipe.errors import DataError, UsageError
@@ -16,7 +17,7 @@ from zcpipe.parzc.choice import choose_spec
 from zcpipe.parzc.labels import Labels
 from zcpipe.parzc.model import Model, train
 from zcpipe.parzc.parallel import Pool
-from zcpipe.parzc.predictors import predictor
+from zcpipe.parzc.predictors import gaussian_process, predictor
 from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
 from zcpipe.rank import ranks
 from zcpipe.spaces import get_space
@@ -89,6 +90,23 @@ def test_a_file_predicts_what_its_model_does_to_the_bit(model, saved, directory)
     assert loaded.to_bytes() == model.to_bytes()
     with pytest.raises(DataError, match="exists"):
         model.save(saved)
+
+
+def test_a_gaussian_process_is_factorised_with_one_thread_wherever_it_is(directory, truth, tmp_path, monkeypatch):
+    def noted(matrix):
+        threads.append({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+        return factorised(matrix)
+
+    threads, factorised = [], gaussian_process.factorised
+    monkeypatch.setattr(gaussian_process, "factorised", noted)
+    with threadpool_limits(2):
+        model = make(directory, truth, "gaussian-process", samples="20")
+        model.save(tmp_path / "model")
+        trained = len(threads)
+        loaded = Model.load(tmp_path / "model")
+        assert len(threads) == trained + 1
+        assert loaded.predict(open_table(directory)) == model.predict(open_table(directory))
+        assert threads == [{1}] * len(threads)
 
 
 @pytest.mark.parametrize("encoding", get_args(Encoding))

@@ -192,9 +192,11 @@ class Model:
         encoder = Encoder.restore(record.encoder, part(tensors, "encoder"))
         learnt = predictor(record.predictor.name, record.predictor.parameters)
         context = Context(encoder.coordinates, np.zeros((0, len(encoder.coordinates)), np.float32))
-        fitted = tuple(
-            learnt.restore(one, part(tensors, f"fitted.{number}"), context) for number, one in enumerate(record.fitted)
-        )
+        with one_thread():  # as in training: a Gaussian process is factorised here
+            fitted = tuple(
+                learnt.restore(one, part(tensors, f"fitted.{number}"), context)
+                for number, one in enumerate(record.fitted)
+            )
         training = Training(record.samples, record.seed)
         table = record.table.model_dump()
         return cls(encoder, learnt, fitted, table, record.target, record.direction, training, record.version)
