@@ -454,6 +454,7 @@ def test_help_does_not_wait_for_torch():
         (["--address", "x:1"], "--address is for runs on nodes; give --nodes N as well"),
         (["--gpus-per-actor", "0.5"], "--gpus-per-actor is for runs on nodes"),
         (["--nodes", "2", "--simulate-nodes", "2"], "--nodes and --simulate-nodes exclude each other"),
+        (["--simulate-nodes", "2", "--address", "x:1"], "--simulate-nodes starts a cluster of its own; give --nodes N"),
         (["--nodes", "2", "--workers", "2"], "workers of this machine or on nodes; give one of the two"),
         (["--nodes", "0"], "nodes must be at least 1, got 0"),
         (["--nodes", "2", "--device", "cuda:0"], "--device cuda:0 does not fit a run on nodes"),

@@ -55,6 +55,8 @@ def make_cluster(
 
     if nodes is not None and simulate_nodes is not None:
         raise UsageError("--nodes and --simulate-nodes exclude each other; give one")
+    if address is not None and simulate_nodes is not None:
+        raise UsageError("--simulate-nodes starts a cluster of its own; give --nodes N for the one at --address")
     count = nodes if simulate_nodes is None else simulate_nodes
     if count is None:
         given = {"--address": address, "--actors-per-node": actors_per_node, "--gpus-per-actor": gpus_per_actor}

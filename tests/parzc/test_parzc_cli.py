@@ -163,6 +163,7 @@ def test_tune_takes_every_seed_that_train_takes(zcpipe, directory, truth, predic
         (("--target", "val", "--workers", "0"), 2, "workers must be at least 1"),
         (("--target", "val", "--workers", "2", "--nodes", "2"), 2, "--workers is for this machine"),
         (("--target", "val", "--address", "a:1"), 2, "--address is for trainings on nodes"),
+        (("--target", "val", "--simulate-nodes", "2", "--address", "a:1"), 2, "starts a cluster of its own; give --no"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(zcpipe, directory, truth, tmp_path, options, code, message):
