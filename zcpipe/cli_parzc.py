@@ -74,6 +74,7 @@ def train(
 
     learner = read_predictor(predictor, parameters)
     pool = options.make_pool(workers, nodes, address, simulate_nodes)
+    options.note_idle(pool, seeds)
     require_new(out)
     start = None if init is None else Model.load(init)
     table = open_table(directory)

@@ -111,6 +111,13 @@ def make_pool(workers: int | None, nodes: int | None, address: str | None, simul
     return Pool(workers, Cluster(count, address, simulated=simulate_nodes is not None))
 
 
+def note_idle(pool: Pool, seeds: int) -> None:
+    """Say of a single training that more processes or nodes do nothing for it."""
+    if seeds == 1 and (pool.workers is not None or pool.cluster is not None):
+        what = "workers" if pool.cluster is None else "nodes"
+        typer.echo(f"--seeds 1 is one training, which one process computes: {what} make it no faster", err=True)
+
+
 @contextmanager
 def show_progress(title: str) -> Iterator[Any]:
     """Show how many trainings are done; inside, SIGTERM interrupts like Ctrl-C."""

@@ -45,6 +45,16 @@ def test_train_and_predict(zcpipe, directory, truth, small, tmp_path):
     assert said == f"error: {out}: exists already and is not overwritten; give another name or remove it\n"
 
 
+def test_processes_that_do_nothing_for_a_single_training_are_told_of(zcpipe, directory, truth, tmp_path):
+    common = ("parzc", "train", directory, "--truth", truth, "--target", "val", *FEATURES, "--predictor", "ridge")
+    code, _, told = zcpipe(*common, "--workers", 2, "--out", tmp_path / "one")
+    assert (code, told) == (
+        0, "--seeds 1 is one training, which one process computes: workers make it no faster\n",
+    )  # fmt: skip
+    assert zcpipe(*common, "--workers", 2, "--seeds", 2, "--out", tmp_path / "two")[::2] == (0, "")
+    assert zcpipe(*common, "--out", tmp_path / "plain")[::2] == (0, "")
+
+
 def test_transfer(zcpipe, directory, truth, small, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     common = ("parzc", "train", directory, "--truth", truth, "--target", "val", *FEATURES, "--predictor", "mabn")
