@@ -29,6 +29,8 @@ def page(record: dict[str, Any]) -> str:
         "",
         *_usage(),
         "",
+        *_departures(),
+        "",
         *_parameters(),
     ]
     for name in record:
@@ -177,6 +179,32 @@ def _usage() -> list[str]:
         "one that lacks its features. Where a table has grown by networks with places that none had in training, those",
         "rows are not predicted, and the column `reason` of the file says so. Without `--samples` all labelled",
         "architectures are learnt from.",
+    ]
+
+
+def _departures() -> list[str]:
+    return [
+        "## Where the published features are not met",
+        "",
+        "`--encoding minmax` scales each architecture's values of a statistic to [0, 1], and `--alignment packed` puts",
+        "them one after the other, as the published code does. What they start from differs:",
+        "",
+        "- **Logarithms.** `synflow`, `synflow_bn` and `dss` are scaled as the natural logarithms that a table keeps,",
+        "  for those of deep networks fit no float. The published code scales synflow itself, of which the largest",
+        "  layer may leave all others near 0; the order within an architecture is the same.",
+        "- **Sums.** A statistic is the sum over a layer's weights, for a proxy is the sum of its statistics. The",
+        "  published code takes the mean over the weights for snip, synflow, plain, grasp and fisher, so that there",
+        "  large layers do not weigh more; grad_norm and l2_norm are the same in both.",
+        "- **Empty places.** With `--alignment slots`, the default, a place that an architecture lacks, or that is",
+        "  dead, counts as 0 when the smallest and largest value are taken, for a list does not say which of its",
+        "  values are such; among logarithms 0 may lie anywhere. Published lists are filled up with zeros after the",
+        "  scaling.",
+        "- **Dead layers.** With `--alignment packed` layers that are not live are left out, so that a place counts",
+        "  live nodes. Published lists hold a 0 for each, which counts when the smallest and largest are taken.",
+        "- **Scalars.** Proxies and counts, which the published features are without, go to [0, 1] over the",
+        "  population.",
+        "",
+        "What each does to the ranking was not measured; the encodings beside each other are below.",
     ]
 
 

@@ -31,12 +31,12 @@ Encoding = Annotated[
     Literal["live-rank", "rank", "zscore", "log", "minmax"],
     typer.Option(
         help="How values are encoded: live-rank (0, an empty place, apart, and 1 where all others are equal), rank, "
-        "zscore, log, or minmax as published."
+        "zscore, log, or minmax, near what was published (docs/parzc.md)."
     ),
 ]
 Alignment = Annotated[
     Literal["slots", "packed"],
-    typer.Option(help="slots: a feature is a place in the network; packed: live nodes first, as published."),
+    typer.Option(help="slots: a feature is a place in the network; packed: live nodes first, near what was published."),
 ]
 Graph = Annotated[bool, typer.Option("--graph", help="Learn from the operations of the cell as well.")]
 Predictor = Annotated[

@@ -116,6 +116,14 @@ def test_slots_keep_their_places_and_packed_values_move_to_the_front():
     assert x == [[0, 0.25, 1, 1, 0], [0, 1, 0.5, 0, 1], [1, 0, 0, 0, 1]]
 
 
+def test_minmax_scales_what_the_table_holds():
+    """Logarithms as such, and in slots the 0 of a dead layer with them; docs/parzc.md says so."""
+    columns = {SYNFLOW: [[-2, 0, 2, 6]]}
+    spec = {"statistics": ["synflow@layer"], "encoding": "minmax"}
+    assert features(columns, **spec)[1] == [[0, 0.25, 0.5, 1]]
+    assert features(columns, **spec, alignment="packed")[1] == [[0, 0.5, 1]]
+
+
 def test_a_token_of_packed_values_is_a_place_among_the_live_nodes():
     columns = {SNIP: [[1, 0, 2, 5], [1, 3, 0, 2]], SYNFLOW: [[1, 0, 3, 9], [1, 1, 0, 1]], PARAMS: [1, 2]}
     spec = {"statistics": ["snip@layer", "synflow@layer"], "proxies": ["params"], "alignment": "packed"}

@@ -91,6 +91,7 @@ def test_the_page_and_its_numbers(study, small, place, tmp_path):
     assert {row["method"] for row in stages["speed"]} > {"parzc", "ridge"}
     page = (tmp_path / "docs" / "parzc.md").read_text()
     assert "**not measured**, for there is no table in" in page
+    assert all(f"- **{departure}.**" in page for departure in ("Logarithms", "Sums", "Empty places", "Dead layers"))
     assert "| trees | 1 | " in page and "Beside the published code's logs" in page
     assert "nan" not in page.lower().replace("nasbench", "")
     assert (tmp_path / "docs" / "parzc.png").stat().st_size > 10_000

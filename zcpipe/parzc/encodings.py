@@ -1,6 +1,16 @@
 """Encodings: what becomes of raw values before a network sees them.
 
-"minmax" is ParZC's: each architecture's values of one statistic go to [0, 1] within the architecture (`scale_within`).
+"minmax" is after ParZC's: each architecture's values of one statistic go to [0, 1] within the architecture
+(`scale_within`). It differs from the published code in what is scaled, which is what the table holds:
+
+- synflow, synflow_bn and dss are scaled as the natural logarithms that they are kept as, for those of deep networks fit
+  no float; the published code scales synflow itself, where the largest layer may leave nothing of the others;
+- a statistic of a layer is the sum over its weights, for a proxy is the sum of its statistics; the published code takes
+  the mean of snip, synflow, plain, grasp and fisher, so that there large layers do not weigh more;
+- aligned by slots, an empty or dead place counts as 0 in the smallest and largest value, for a list does not say
+  which of its values are such, and among logarithms 0 may lie anywhere; published lists are filled up with zeros after
+  the scaling. Packed, live nodes alone count, where published lists hold 0 for layers that no gradient reaches.
+
 The others see a coordinate over the population, which they are fitted on once and frozen with: "zscore" standardises,
 "log" standardises a signed logarithm (`Standard`), "rank" takes the normal score of the mid-rank (`Scores`), and
 "live-rank" that among the values other than 0, which stays 0, and 1 where these are all equal (`LiveScores`). A proxy

@@ -6,10 +6,11 @@ Two alignments give every architecture the same coordinates.
 coordinates are all that some row has, in network order, and a slot that a row lacks is 0 before encoding, as dead ones
 are in the table.
 
-"packed", ParZC's: of each statistic the live nodes first and in order, then zeros up to the length of the longest
-architecture. A layer is live where ``num_layers@layer`` says so, if the table has that column when the encoder is
-fitted, and else where any of the chosen statistics is not exactly 0. All blocks are live. What is behind the live nodes
-is 0 before encoding by "log", "zscore" and "rank", and after "minmax" and "live-rank".
+"packed", after ParZC's: of each statistic the live nodes first and in order, then zeros up to the length of the longest
+architecture. The published lists hold layers that no gradient reaches as well, as 0 in their places; here they are left
+out, so that a place counts live nodes. A layer is live where ``num_layers@layer`` says so, if the table has that column
+when the encoder is fitted, and else where any of the chosen statistics is not exactly 0. All blocks are live. What is
+behind the live nodes is 0 before encoding by "log", "zscore" and "rank", and after "minmax" and "live-rank".
 
 A row is usable if it has a value of all that is asked for, and no place that no row of the population had: a table that
 has grown since may hold such. The others are outside the population and get zeros.

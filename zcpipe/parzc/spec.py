@@ -18,8 +18,8 @@ class FeatureSpec(BaseModel):
     Attributes:
         statistics: list columns of a table, such as ``snip@layer``.
         proxies: its scalar columns, ``params`` and ``macs`` among them.
-        encoding: what becomes of the values. "minmax" is ParZC's.
-        alignment: "slots": a coordinate is a place in the network; "packed": ParZC's, the live nodes first.
+        encoding: what becomes of the values. "minmax" is after ParZC's, see `zcpipe.parzc.encodings`.
+        alignment: "slots": a coordinate is a place in the network; "packed": the live nodes first, after ParZC's.
         graph: whether the operations of the cell are features, one-hot, where the space offers them.
 
     Raises:
