@@ -145,7 +145,7 @@ def _protocol(stage: dict[str, Any]) -> list[str]:
         '- Split **"published"**: all architectures, those learnt from among them, as ParZC\'s code tests.',
         "- **No training**: the best of all proxies, counts, aggregates and training-free ParZC that have values of",
         "  all architectures tested on, chosen by its tau on them; so are the best trees and ridge. That favours them.",
-        "  What lacks values of some is in `parzc.parquet` with the number that it ranks. The aggregates `stages` and",
+        "  What lacks values of some and is above it on the others is named beside. The aggregates `stages` and",
         "  `stages_and_more` were chosen by labels of 700 cells of NAS-Bench-201 (`nasbench201_proxies.md`).",
         "",
         "How the default was chosen: `parzc`'s members, the encoding and what a learner is shown of the targets were",

@@ -57,6 +57,26 @@ def free(rows: Rows, which: str) -> dict[int, dict[str, Any]]:
     return {row["samples"]: row for row in rows if row.get("best_free") and row["split"] == which}
 
 
+def free_of_fewer(rows: Rows, which: str) -> dict[int, dict[str, Any]]:
+    """Return what is above the best of what needs no training on fewer architectures than that ranks, if anything is.
+
+    Strengths are compared without their signs, so that nothing that may be better is left unsaid.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for samples, whole in free(rows, which).items():
+        own = [row for row in rows if (row["samples"], row["split"]) == (samples, which) and "taus" not in row]
+        fewer = [row for row in own if row["n_test"] < whole["n_test"] and row.get("kendall") is not None]
+        top = max(fewer, key=lambda row: abs(row["kendall"]), default=whole)
+        if abs(top["kendall"]) > abs(whole["kendall"]):
+            found[samples] = top
+    return found
+
+
+def of_fewer(row: dict[str, Any] | None) -> str:
+    """Render what `free_of_fewer` found; a dash where it found nothing."""
+    return "-" if row is None else f"{tau(row)} `{row['method']}` of {row['n_test']}"
+
+
 def best(rows: Rows, *methods: str) -> dict[str, Any]:
     """Return the row with the highest mean of those of some methods, or of all."""
     own = [row for row in rows if (row["method"] in methods or not methods) and row.get("kendall") is not None]
@@ -122,6 +142,8 @@ def _by_samples(rows: Rows, which: str) -> list[str]:
     body = [["tested on", *(own[0]["n_test"] for own in counts.values())]]
     body += [[f"`{name}`", *(tau(own[at]) for own in counts.values())] for at, name in enumerate(names)]
     body.append(["best without training", *(f"{tau(row)} `{row['method']}`" for row in without.values())])
+    if fewer := free_of_fewer(rows, which):
+        body.append(["above it, on fewer", *(of_fewer(fewer.get(samples)) for samples in counts)])
     for name in ("params", "macs"):
         sizes = [row for row in rows if row["method"] == name and row["split"] == which]
         body.append([f"`{name}`", *(tau(row) for row in sizes)])
@@ -151,12 +173,14 @@ def _spaces(stage: dict[str, Any]) -> list[str]:
     for at, share in enumerate(stage["shares"] if populations else []):
         held = {name: list(learners(p["rows"], "others"))[at] for name, p in populations.items()}
         without = {name: free(p["rows"], "others")[held[name][0]] for name, p in populations.items()}
+        fewer = {name: free_of_fewer(p["rows"], "others").get(held[name][0]) for name, p in populations.items()}
         names = [label(row) for row in next(iter(held.values()))[1]]
         body = [
             ["labels", *(samples for samples, _ in held.values())],
             ["tested on", *(own[0]["n_test"] for _, own in held.values())],
             *([f"`{name}`", *(_named(own, name) for _, own in held.values())] for name in names),
             ["best without training", *(f"{tau(row)} `{row['method']}`" for row in without.values())],
+            *([["above it, on fewer", *map(of_fewer, fewer.values())]] if any(fewer.values()) else []),
             ["`parzc` less the best trees", *(_gap(best(own, "parzc")) for _, own in held.values())],
         ]
         lines += ["", f"### With {share} labelled", "", *table(["", *held], body)]

@@ -153,3 +153,18 @@ def test_stages_and_tables_that_are_not_there(study, place, tmp_path, capsys):
         with pytest.raises(SystemExit):
             study("parzc").main([*arguments(place, tmp_path, *more), "--nasbench201", str(tmp_path)])
         assert complaint in capsys.readouterr().err
+
+
+def test_what_ranks_fewer_architectures_better_is_named_beside(study):
+    sections = study("parzc_sections")
+
+    def row(method, kendall, n_test, **more):
+        return {"samples": 5, "split": "others", "method": method, "kendall": kendall, "n_test": n_test, **more}
+
+    best = row("a", 0.5, 10, best_free=True)
+    worse, learner = row("b", 0.4, 9), row("parzc", 0.9, 9, taus=[0.9])
+    assert sections.free_of_fewer([best, worse, learner, row("c", None, 0), row("d", -0.6, 10)], "others") == {}
+    lower = row("e", -0.6, 9)
+    found = sections.free_of_fewer([best, worse, lower], "others")
+    assert found == {5: lower} and sections.of_fewer(found[5]) == "-0.600 `e` of 9"
+    assert sections.of_fewer(found.get(7)) == "-"
