@@ -309,13 +309,26 @@ def require_local(out: Path) -> None:
 
 @contextmanager
 def interruptible(out: Path) -> Iterator[None]:
-    """Say of a search that is interrupted how it goes on; inside, SIGTERM interrupts like Ctrl-C."""
+    """Say of a search that is interrupted what is kept of it; inside, SIGTERM interrupts like Ctrl-C."""
     try:
         with terminable():
             yield
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: what was found so far is kept in {out}; the same command goes on", err=True)
+        if _has_recorded(out):
+            typer.echo(f"interrupted: what was found so far is kept in {out}; the same command goes on", err=True)
+        else:
+            typer.echo("interrupted before anything was recorded; the same command begins anew", err=True)
         raise typer.Exit(130) from None
+
+
+def _has_recorded(out: Path) -> bool:
+    """Whether a search has recorded more than its identity; one that only looks scores up never does."""
+    from zcpipe.search.journal import NAME
+
+    try:
+        return (out / NAME).read_bytes().count(b"\n") > 1
+    except OSError:
+        return False
 
 
 def note_unknown(unknown: int, what: str) -> None:

@@ -1,6 +1,9 @@
 """`zcpipe search --algorithm aznas`: over a table, live, and one clear line for what cannot be."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -226,6 +229,35 @@ def test_an_interruption_is_told_and_the_same_command_goes_on(zcpipe, live, tmp_
     assert told == f"interrupted: what was found so far is kept in {kept}; the same command goes on\n"
     assert zcpipe(*arguments)[0] == 0
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted before anything was recorded; the same command begins anew"),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "no space left on device; free some space and relaunch"),
+    ],
+)
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_ended_while_it_writes_the_same_command_writes_again(
+    zcpipe, command, tmp_path, monkeypatch, error, code, said, whole
+):
+    assert zcpipe(*command(tmp_path / "whole"))[0] == 0
+    sync, out = os.fsync, tmp_path / "out"
+    left = iter(range(whole))
+
+    def ended(descriptor):  # when so many of the files are whole, and another is not
+        if ".writing-" in str(Path(f"/proc/self/fd/{descriptor}").readlink()) and next(left, None) is None:
+            raise error
+        sync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", ended)
+        found, _, told = zcpipe(*command(out))
+    assert (found, said in told) == (code, True)
+    assert out.exists() == (whole > 0)
+    assert zcpipe(*command(out))[0] == 0
+    assert files(out) == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

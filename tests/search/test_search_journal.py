@@ -1,6 +1,8 @@
 """The journal: whole records or none, of one search, by one process."""
 
+import errno
 import math
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -117,6 +119,26 @@ def test_what_fails_before_anything_is_recorded_leaves_nothing(tmp_path):
         with pytest.raises(KeyError), opened(place, IDENTITY):
             raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(DataError, match="no space left on device; free some space and relaunch the same command"):
+            found(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_while_results_are_written_goes_on(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), opened(tmp_path / "out", IDENTITY):
+            (tmp_path / "out" / "picks.parquet").touch()
+            raise KeyError
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [NAME, "picks.parquet"]
+    assert found(tmp_path / "out") == []
 
 
 def test_what_was_there_before_an_error_stays(tmp_path):

@@ -64,7 +64,8 @@ class Journal:
 def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
     """Open the journal of a search, which nobody else writes meanwhile; begin one where there is none.
 
-    One that was begun here and ends in an error before anything is recorded leaves nothing.
+    One that was begun here and ends in an error before anything is recorded leaves nothing, unless results were written
+    by then: with its journal the same search may write them again.
 
     Args:
         directory: of the search, None to keep nothing.
@@ -96,14 +97,14 @@ def opened(directory: Path | None, identity: Record) -> Iterator[Journal]:
         journal = Journal(descriptor, path, records[1:])
         if records:
             _check(directory, records[0], json.loads(canonical(identity)))
-        else:
-            journal.append(identity)
-            with disk_errors("write", directory):
-                sync_directory(directory)
         try:
+            if not records:
+                journal.append(identity)
+                with disk_errors("write", directory):
+                    sync_directory(directory)
             yield journal
         except BaseException:
-            if not records and journal.appended == 1:
+            if not records and journal.appended < 2 and _is_alone(path):
                 _withdraw(path, made)
             raise
     finally:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 TEMPORARY = ".writing-"  # begins the name of every file that is not finished yet
 
 _MENDS = {
-    errno.ENOSPC: "free some space and relaunch the same command: finished shards are kept",
-    errno.EDQUOT: "free some of the quota and relaunch the same command: finished shards are kept",
+    errno.ENOSPC: "free some space and relaunch the same command: what is finished is kept",
+    errno.EDQUOT: "free some of the quota and relaunch the same command: what is finished is kept",
     errno.ENOTDIR: "give --out a directory",
     errno.EEXIST: "give --out a directory",
     errno.ENOLCK: "put --out on a file system that supports locks",
