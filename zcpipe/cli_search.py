@@ -97,8 +97,9 @@ def search(
     is the model with the best target; the mean over the seeds, with its standard error, is of the picks' --report,
     or of their target without that. The front of a seed holds the target of its trained models against --front.
 
-    Warm-up: random trains the best in order, evolution fills its pool with them, reinforce first rewards its controller
-    by the proxy's ranks, predictor begins with a round of them. reinforce searches all spaces but mbv2 and nds.
+    Warm-up: random trains the best N in order, then others, evolution fills its pool with them, reinforce first rewards
+    its controller by the proxy's ranks, predictor begins with a round of them. reinforce searches all spaces but mbv2
+    and nds.
 
     aznas proposes candidates, scores them and ranks them by an aggregate over all so far; its pick is the best by
     that, its budget candidates. Evolution takes parents among the best of all. Live scores are those of zcpipe run with

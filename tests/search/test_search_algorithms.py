@@ -93,6 +93,14 @@ def test_after_the_warm_up_random_search_goes_on_behind_what_was_scored():
     assert found[5:] == drawn[30:]
 
 
+def test_what_the_warm_up_scored_and_did_not_keep_comes_last():
+    candidates = TableCandidates(SPACE, few(50), "cifar10")
+    found = asked(method("random").start(setting(candidates, warmup=(30, 5, "good"))), 99)
+    drawn = list(candidates.draws(0))
+    assert found[5:] == [*drawn[30:], *(arch for arch in drawn[:30] if arch not in found[:5])]
+    assert sorted(map(str, found)) == sorted(map(str, drawn))
+
+
 # -- evolution
 
 

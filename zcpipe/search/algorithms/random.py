@@ -17,7 +17,8 @@ class RandomSearch(Parameters):
     """Train candidates in a random order.
 
     With a warm-up that keeps N of M the N best of the first M draws are trained first, best first, as in the published
-    notebook of Abdelfattah et al. (ICLR 2021); then the draws go on behind those M.
+    notebook of Abdelfattah et al. (ICLR 2021), which keeps all of them; then the draws go on behind those M, and where
+    they end the rest of those M follow as they were drawn.
     """
 
     name: ClassVar[str] = "random"
@@ -46,13 +47,17 @@ class _Random(Generic[A]):
 
 
 def opening(setting: Setting[A]) -> Iterator[A]:
-    """Return what a search begins with: the warm-up's best, if there is one, then random candidates."""
+    """Return what a search begins with: the warm-up's best, if there is one, then all other candidates at random."""
     draws = setting.candidates.draws(setting.seed)
-    if setting.warmup is not None:
-        scored = setting.warmup.draw(setting.candidates, setting.seed)
-        yield from setting.warmup.best(scored, setting.candidates)
-        draws = islice(draws, len(scored), None)
-    yield from draws
+    if setting.warmup is None:
+        yield from draws
+        return
+    scored = setting.warmup.draw(setting.candidates, setting.seed)
+    best = setting.warmup.best(scored, setting.candidates)
+    yield from best
+    yield from islice(draws, len(scored), None)
+    kept = set(best)
+    yield from (arch for arch in scored if arch not in kept)
 
 
 METHODS = (RandomSearch,)
