@@ -302,6 +302,7 @@ def test_the_command(zcpipe, searched, truth, tmp_path):
         ({"round": 0}, "invalid parameter of predictor: round"),
         ({"features": "some"}, "invalid parameter of predictor: features"),
         ({"predictor": "ridge", "pretrain": 9}, "ridge learns in one go and cannot be pre-trained"),
+        ({"predictor": "mabn", "pretrain": 9}, "a pretrain of 9 is too few to learn a ranking from; give at least 10"),
     ],
 )
 def test_parameters_that_mean_nothing(parameters, said):
@@ -322,6 +323,32 @@ def test_a_setting_that_it_cannot_search_under():
         networks.start(setting())
     with pytest.raises(UsageError, match="pre-trained on 30 of those that the warm-up scores, which are only 20"):
         networks.start(setting(warmup=(20, 10, "good")))
+
+
+@pytest.mark.parametrize(
+    ("members", "pretrain", "said"),
+    [
+        (None, 30, "parzc has no network among its members that see the features, and cannot be pre-trained"),
+        ([["mabn:statistics", {}], ["ridge", {}]], 30, "parzc has no network among its members that see the features"),
+        ([["rigde", {}]], 0, "unknown predictor 'rigde'; did you mean ridge"),
+    ],
+)
+def test_members_that_mean_nothing_are_refused_before_anything_is_trained(members, pretrain, said):
+    parameters = {} if members is None else {"members": members}
+    made = method("predictor", {"predictor": "parzc", "parameters": parameters, "pretrain": pretrain})
+    at = np.flatnonzero([not coordinate.group for coordinate in FEATURES.coordinates])
+    scalars = replace(FEATURES, coordinates=tuple(FEATURES.coordinates[i] for i in at), x=FEATURES.x[:, at])
+    with pytest.raises(UsageError, match=said):
+        made.start(setting(warmup=(60, 20, "good"), features=scalars))
+
+
+def test_a_member_that_is_a_network_is_pre_trained():
+    tiny = {"dim": 8, "settings": {"epochs": 3, "members": 1}}
+    own = {"predictor": "parzc", "parameters": {"members": [["mabn", tiny], ["ridge", {}]]}}
+    runs = [
+        asked(method("predictor", {**own, "pretrain": n}).start(setting(warmup=(60, 20, "good"))), 40) for n in (0, 10)
+    ]
+    assert runs[0][:20] == runs[1][:20] and runs[0] != runs[1]
 
 
 def test_a_search_without_features_or_with_idle_ones():

@@ -129,6 +129,16 @@ class Parzc(Parameters):
         scores = scores_of(part(tensors, "scores"), len(members))
         return FittedMembers(members, tuple(own for _, own in heard), scores, scale)
 
+    def has_network(self, context: Context) -> bool:
+        """Whether a member that sees any of the features is a network, which can start from another.
+
+        Raises:
+            UsageError: a member is none, or none sees any of the features.
+        """
+        from zcpipe.parzc.predictors.mabn import Mabn, PublishedMabn
+
+        return any(isinstance(learner, Mabn | PublishedMabn) for learner, _ in self._heard(context))
+
     def _heard(self, context: Context) -> list[tuple[Predictor, NDArray[np.int64]]]:
         """Return the members that see any features, and which."""
         from zcpipe.parzc.predictors import predictor  # which lists this one

@@ -45,7 +45,8 @@ class PredictorSearch(Parameters):
         parameters: its parameters, as far as they differ from its defaults.
         features: what it sees: "all", "statistics", "proxies" or "both" (`zcpipe.parzc.predictors.base.PARTS`).
         round: models of a round.
-        pretrain: of how many of those that the warm-up scores networks learn the ranking first; 0 for none.
+        pretrain: of how many of those that the warm-up scores networks learn the ranking first, 10 at least; 0 for
+            none.
     """
 
     name: ClassVar[str] = "predictor"
@@ -65,6 +66,11 @@ class PredictorSearch(Parameters):
             raise UsageError(
                 f"{self.predictor} learns in one go and cannot be pre-trained; leave pretrain out, or learn by mabn"
             )
+        if 0 < self.pretrain < FEWEST:
+            raise UsageError(
+                f"a pretrain of {self.pretrain} is too few to learn a ranking from; give at least {FEWEST}, or leave "
+                "pretrain out"
+            )
         return self
 
     def learner(self) -> Predictor:
@@ -79,7 +85,8 @@ class PredictorSearch(Parameters):
         """Begin a search.
 
         Raises:
-            UsageError: there are no features or no table to choose from, or the warm-up does not fit.
+            UsageError: there are no features or no table to choose from, the warm-up does not fit, or a member of the
+                predictor does not.
             DataError: no candidate, or none of those that the warm-up draws has a score.
         """
         if setting.features is None:
@@ -100,17 +107,24 @@ class PredictorSearch(Parameters):
                 f"networks are pre-trained on {self.pretrain} of those that the warm-up scores, which are only "
                 f"{setting.warmup.scored}"
             )
-        return _PredictorSearch(setting, setting.features, own, self)
+        coordinates = tuple(setting.features.coordinates[at] for at in own)
+        context = Context(coordinates, columns(setting.features.x, own))
+        learner = self.learner()
+        # Which of its members learn depends on the features; all are looked at before anything is trained.
+        if isinstance(learner, Parzc) and not learner.has_network(context) and self.pretrain:
+            raise UsageError(
+                f"{self.predictor} has no network among its members that see the features, and cannot be pre-trained; "
+                "leave pretrain out, or learn by mabn"
+            )
+        return _PredictorSearch(setting, setting.features, context, self)
 
 
 class _PredictorSearch(Generic[A]):
-    def __init__(
-        self, setting: Setting[A], features: Features, own: NDArray[np.int64], method: PredictorSearch
-    ) -> None:
+    def __init__(self, setting: Setting[A], features: Features, context: Context, method: PredictorSearch) -> None:
         self._setting, self._features, self._method = setting, features, method
         self._learner = method.learner()
-        self._x = columns(features.x, own)
-        self._context = Context(tuple(features.coordinates[at] for at in own), self._x)
+        self._x = context.population
+        self._context = context
         self._rng = setting.rng("predictor")
         self._opening = (arch for arch in opening(setting) if features.row(arch) is not None)
         self._queue: deque[A] = deque()
