@@ -216,6 +216,7 @@ def _train(
         if not isinstance(source, Live):
             pool, dataset = Pool(workers), source.identity["dataset"]
             by = read_scores(source, space, guidance, predicted)
+            options.note_missing(by)
         else:
             pool, dataset = HERE, source.recipe["dataset"]
             columns = dict.fromkeys(column for name in guidance.names() for column in columns_of(name))

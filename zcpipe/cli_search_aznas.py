@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
-from zcpipe.cli_search_options import AZNAS, Live, exit_if_failed, note_unknown, tell
+from zcpipe.cli_search_options import AZNAS, Live, exit_if_failed, note_missing, note_unknown, tell
 from zcpipe.printing import counted, finite, number, print_grid, print_json
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def search_aznas(
         if isinstance(source, Live):
             found = ask(source.workers, source.timeout, tell, cluster=source.cluster, memory=source.memory)
         else:
-            found = ask(table=TableScores.read(source, names))
+            table = TableScores.read(source, names)
+            note_missing(table)
+            found = ask(table=table)
     picks = _judged(found.picks(), accuracy)
     _note(found, picks, accuracy)
     note_unknown(found.costs.unknown({arch for one in found.searches for arch in one.archs}), "candidate")
@@ -124,6 +126,7 @@ def _record(found: AzNasFound, picks: Sequence[Pick], accuracy: TruthAccuracy | 
             "best_accuracy_mean": mean,
             "best_accuracy_se": error,
             "failed": found.failed,
+            "missing": found.missing,
         }
     )
     record["picks"] = [finite(pick) for pick in picks]
@@ -155,9 +158,8 @@ def _print(found: AzNasFound, picks: Sequence[Pick], accuracy: TruthAccuracy | N
         typer.echo(f"{len(picks) - _SHOWN} more picks in {out}, or with --json", err=True)
     scored = counted(sum(len(one.archs) for one in found.searches), "candidate")
     front = counted(sum(len(one.front) for one in found.searches), "candidate")
-    said = (
-        f"{out}: {scored} scored, {found.failed} failed, over {counted(found.spec.seeds, 'seed')}; {front} in {FRONT}"
-    )
+    lacking = f"{found.failed} failed" + (f", {found.missing} without what was never run" if found.missing else "")
+    said = f"{out}: {scored} scored, {lacking}, over {counted(found.spec.seeds, 'seed')}; {front} in {FRONT}"
     mean, error = _best(picks, accuracy)
     if accuracy is not None and not math.isnan(mean):
         spread = "" if math.isnan(error) else f" +- {error:.3f}"

@@ -21,7 +21,7 @@ from zcpipe.signals import terminable
 if TYPE_CHECKING:
     from zcpipe.run import RunSpec
     from zcpipe.run.nodes.cluster import Cluster
-    from zcpipe.search import Guidance, LiveScores, TruthAccuracy
+    from zcpipe.search import Guidance, LiveScores, TableScores, TruthAccuracy
 
 AZNAS, LIVE = "aznas", "live"
 
@@ -329,6 +329,19 @@ def _has_recorded(out: Path) -> bool:
         return (out / NAME).read_bytes().count(b"\n") > 1
     except OSError:
         return False
+
+
+def note_missing(scores: TableScores) -> None:
+    """Say on how many of a table's architectures a proxy was never run: that is no failure, but no score either."""
+    from zcpipe.search.scores import run_of
+
+    for name, rows in scores.missing.items():
+        if n := int(rows.sum()):
+            typer.echo(
+                f"note: {name} was never run on {n} of {counted(len(rows), 'architecture')} of the table; "
+                f"{run_of([name])} adds it",
+                err=True,
+            )
 
 
 def note_unknown(unknown: int, what: str) -> None:

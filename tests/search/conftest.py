@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,24 @@ def searched(tmp_path_factory):
         dataset="cifar10",
         proxies=PROXIES,
         selection=Archs(texts=tuple(map(str, cells))),
+        batch_size=2,
+        resolution=8,
+    )
+    assert run(spec, place).failed == 0
+    return place
+
+
+@pytest.fixture(scope="session")
+def grown(searched, tmp_path_factory):
+    """That table with l2_norm, which was run on the first 24 rows alone and failed on none."""
+    place = tmp_path_factory.mktemp("grown") / "table"
+    shutil.copytree(searched, place)
+    texts = open_table(searched).to_arrow(["arch"])["arch"].to_pylist()
+    spec = RunSpec(
+        space="nasbench201",
+        dataset="cifar10",
+        proxies=("l2_norm",),
+        selection=Archs(texts=tuple(texts[:24])),
         batch_size=2,
         resolution=8,
     )

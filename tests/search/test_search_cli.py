@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,21 @@ def test_a_predictors_output_guides(zcpipe, command, searched, tmp_path):
     guided = {"predicted": predicted, "warmup": "64:1", "warmup_by": "parzc", "algorithm": "random", "budget": 1}
     assert zcpipe(*command(tmp_path / "out", **guided))[0] == 0
     assert pq.read_table(tmp_path / "out" / PICKS)["arch"].to_pylist() == [archs[-1].as_py()]
+
+
+def test_what_was_never_run_is_told_from_failures(zcpipe, command, grown, tmp_path):
+    options = {"scores": grown, "algorithm": "random", "warmup_by": "l2_norm"}
+    code, _, told = zcpipe(*command(tmp_path / "out", **options, warmup="64:20", json=""))
+    mend = "`zcpipe run ... --proxies l2_norm --out DIR` adds it"
+    note = f"note: l2_norm was never run on 40 of 64 architectures of the table; {mend}\n"
+    assert (code, told) == (0, note)
+    for seed in range(9):  # one of these draws two on which it was never run
+        code, _, told = zcpipe(*command(tmp_path / "none", **options, warmup="2:1", seed=seed, json=""))
+        if code:
+            break
+        shutil.rmtree(tmp_path / "none")
+    said = f"error: l2_norm has no score for any of 2 architectures; l2_norm was never run on 2 of them: {mend}\n"
+    assert (code, told) == (4, note + said)
 
 
 def test_a_search_that_ends_early_says_why(zcpipe, command, tmp_path):

@@ -231,6 +231,21 @@ def test_an_interruption_is_told_and_the_same_command_goes_on(zcpipe, live, tmp_
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+def test_what_was_never_run_has_not_failed(zcpipe, command, grown, tmp_path):
+    out = tmp_path / "out"
+    own = {"scores": grown, "proxies": "l2_norm,snip", "budget": 64}
+    code, said, told = zcpipe(*command(out, **own, json=""))
+    found = json.loads(said)
+    assert (code, found["failed"], found["missing"]) == (0, 0, 40)
+    note = "note: l2_norm was never run on 40 of 64 architectures of the table; `zcpipe run ... --proxies l2_norm"
+    assert told.startswith(note) and told.count("\n") == 1
+    rows = pq.read_table(out / HISTORY).to_pylist()
+    assert [row["reason"] for row in rows] == ["never run: l2_norm" * (row["l2_norm"] is None) for row in rows]
+    assert {row["status"] for row in rows} == {"ok"}
+    code, _, told = zcpipe(*command(out, **own))
+    assert (code, "64 candidates scored, 0 failed, 40 without what was never run" in told) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

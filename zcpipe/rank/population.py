@@ -163,11 +163,11 @@ def correlate_table(
         made.append(Named(name, "logrank", tuple(_columns(table, given)), ""))
     members = dict.fromkeys(member for entry in made for member in entry.proxies)
     values = table.values(names)
-    missing = _missing(table, values)
+    missing = missing_rows(table, values)
     return correlate_columns(values, table.directions(list(members)), truth, target, made, missing, resamples)
 
 
-def _missing(table: Table, values: Mapping[str, Floats]) -> dict[str, Bools]:
+def missing_rows(table: Table, values: Mapping[str, Floats]) -> dict[str, Bools]:
     """Return of each column which rows have neither a value nor a failure that says why: its group lacks them."""
     lacking = {name: np.isnan(of_column) for name, of_column in values.items()}
     if not any(rows.any() for rows in lacking.values()):

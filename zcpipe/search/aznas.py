@@ -130,7 +130,7 @@ class Searched:
         seed: of its proposals.
         archs: the texts of the candidates, in the order of proposal, [n].
         scored: what came of each.
-        aggregate: of each, over all of them; NaN where a proxy failed.
+        aggregate: of each, over all of them; NaN where a proxy failed or was never run.
         best: the position of the best, the first of equal ones; None where no candidate has all proxies.
         front: the positions of the Pareto front, the best first.
         tries: proposals, of which the others were infeasible or candidates already.
@@ -148,8 +148,14 @@ class Searched:
 
     @property
     def failed(self) -> int:
-        """How many candidates lack a proxy."""
-        return int(np.isnan(self.aggregate).sum())
+        """How many candidates lack a proxy that failed."""
+        lacking = zip(self.scored, np.isnan(self.aggregate).tolist(), strict=True)
+        return sum(lacks and one.status != "ok" for one, lacks in lacking)
+
+    @property
+    def missing(self) -> int:
+        """How many other candidates lack a proxy, since it was never run."""
+        return int(np.isnan(self.aggregate).sum()) - self.failed
 
 
 @dataclass(frozen=True)
@@ -162,8 +168,13 @@ class AzNasFound:
 
     @property
     def failed(self) -> int:
-        """How many candidates lack a proxy, in all searches."""
+        """How many candidates lack a proxy that failed, in all searches."""
         return sum(one.failed for one in self.searches)
+
+    @property
+    def missing(self) -> int:
+        """How many others lack one that was never run, in all searches."""
+        return sum(one.missing for one in self.searches)
 
     def picks(self) -> list[dict[str, Any]]:
         """Return the best architecture of each seed as a record that JSON can hold.

@@ -17,16 +17,18 @@ class Scored:
     """What scoring one architecture gave.
 
     Attributes:
-        values: of each proxy and count, NaN where it failed.
-        status: that of a table's rows: ok, partial, error, timeout or memory.
-        reason: why it is not ok, nothing where it is.
+        values: of each proxy and count, NaN where it failed or was never run.
+        status: that of a table's rows: ok, partial, error, timeout or memory. What was never run has not failed.
+        reason: why it is not ok, and what was never run; nothing where all is there.
         seconds: that it took.
+        missing: what was never run.
     """
 
     values: Mapping[str, float]
     status: str
     reason: str
     seconds: float
+    missing: tuple[str, ...] = ()
 
 
 class Scorer(Protocol):
@@ -43,7 +45,7 @@ class Scorer(Protocol):
 
 
 class LookedUp:
-    """Scores of a table. Which failed it says by NaN alone, and looking up takes no time.
+    """Scores of a table. Why some failed it does not say, and looking up takes no time.
 
     Args:
         table: the scores.
@@ -73,10 +75,16 @@ class LookedUp:
             DataError: one is not in the table.
         """
         columns = self._table.score(archs)
+        missing = self._table.missing_of(archs)
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-        return [_looked_up(dict(zip(columns, row, strict=True))) for row in rows]
+        return [
+            _looked_up(dict(zip(columns, row, strict=True)), tuple(name for name in missing if missing[name][place]))
+            for place, row in enumerate(rows)
+        ]
 
 
-def _looked_up(values: Mapping[str, float]) -> Scored:
-    failed = [name for name, value in values.items() if math.isnan(value)]
-    return Scored(values, "partial" if failed else "ok", f"{', '.join(failed)} failed" if failed else "", 0.0)
+def _looked_up(values: Mapping[str, float], missing: tuple[str, ...]) -> Scored:
+    failed = [name for name, value in values.items() if math.isnan(value) and name not in missing]
+    reasons = [f"{', '.join(failed)} failed"] if failed else []
+    reasons += [f"never run: {', '.join(missing)}"] if missing else []
+    return Scored(values, "partial" if failed else "ok", "; ".join(reasons), 0.0, missing)

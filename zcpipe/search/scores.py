@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.parzc.labels import direction_of
 from zcpipe.proxies import list_proxies
 from zcpipe.rank import METHODS, NAMED
+from zcpipe.rank.population import Bools, missing_rows
 from zcpipe.rank.ranking import DIRECTIONS, Floats
 from zcpipe.spaces.base import Architecture
 from zcpipe.table import Table
@@ -55,12 +57,15 @@ class TableScores:
         keys: of each architecture, [n].
         columns: values in that order, float64 [n] each.
         directions: of each column.
+        missing: where a column has no value because its proxy was never run, [n] each; where it is not said, a value
+            that is not there failed.
     """
 
     texts: Sequence[str]
     keys: Sequence[str]
     columns: Mapping[str, Floats]
     directions: Mapping[str, str]
+    missing: Mapping[str, Bools] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows: dict[str, int] = {}
@@ -89,12 +94,13 @@ class TableScores:
             raise UsageError(f"{PREDICTED} is what zcpipe parzc predict gives; name its file with --predicted")
         directions = table.directions(own)
         columns = table.values(own)
+        missing = missing_rows(table, columns)
         rows = table.to_arrow(["arch", "key"])
         texts: list[str] = rows["arch"].to_pylist()
         if predicted is not None and (names is None or PREDICTED in asked):
             columns[PREDICTED] = align(texts, read_truth(predicted, "mean"))
             directions[PREDICTED] = direction_of(predicted, "mean")
-        return cls(texts, rows["key"].to_pylist(), columns, directions)
+        return cls(texts, rows["key"].to_pylist(), columns, directions, missing)
 
     def row(self, arch: Architecture) -> int | None:
         """Return the first row of an architecture, or of its text; None where the table lacks it."""
@@ -107,13 +113,26 @@ class TableScores:
         Raises:
             DataError: one is not in the table.
         """
+        rows = self._rows_of(archs)
+        return {name: values[rows] for name, values in self.columns.items()}
+
+    def missing_of(self, archs: Sequence[Architecture]) -> dict[str, Bools]:
+        """Return of columns on which architectures their proxies were never run: [n] each, in the order asked.
+
+        Raises:
+            DataError: one is not in the table.
+        """
+        rows = self._rows_of(archs)
+        return {name: where[rows] for name, where in self.missing.items()}
+
+    def _rows_of(self, archs: Sequence[Architecture]) -> NDArray[np.int64]:
         rows = np.empty(len(archs), np.int64)
         for position, arch in enumerate(archs):
             row = self.row(arch)
             if row is None:
                 raise DataError(f"{arch} is not in the table of scores; score it with zcpipe run --archs")
             rows[position] = row
-        return {name: values[rows] for name, values in self.columns.items()}
+        return rows
 
     def digest(self, names: Iterable[str]) -> str:
         """Name the architectures and the values of columns."""
@@ -121,6 +140,11 @@ class TableScores:
         for name in sorted(names):
             digest.update(self.columns[name].astype("<f8").tobytes())
         return digest.hexdigest()
+
+
+def run_of(names: Iterable[str]) -> str:
+    """Return the command that adds proxies to a table."""
+    return f"`zcpipe run ... --proxies {','.join(names)} --out DIR`"
 
 
 def require_space(table: Table, space: str) -> None:
@@ -164,8 +188,7 @@ class Guide:
         if lacking:
             made = f"{self.name} is made of {', '.join(parts)}, but " if self.name in NAMED else ""
             raise UsageError(
-                f"{made}there are no scores of {', '.join(lacking)}; "
-                f"`zcpipe run ... --proxies {','.join(lacking)} --out DIR` adds them to a table"
+                f"{made}there are no scores of {', '.join(lacking)}; {run_of(lacking)} adds them to a table"
             )
 
     def measure(self, archs: Sequence[Architecture]) -> dict[str, Floats]:
@@ -194,3 +217,12 @@ class Guide:
     def goodness(self, archs: Sequence[Architecture]) -> Floats:
         """Measure and order architectures: float64 [n] as `order`."""
         return self.order(self.measure(archs))
+
+    def reason(self, archs: Sequence[Architecture]) -> str:
+        """Say why none of architectures has a score, or who says it."""
+        missing = self.scores.missing_of(archs) if isinstance(self.scores, TableScores) else {}
+        counts = {name: int(missing[name].sum()) for name in self.columns if name in missing}
+        if not any(counts.values()):
+            return "zcpipe status says why"
+        said = (f"{name} was never run on {n} of them: {run_of([name])} adds it" for name, n in counts.items() if n)
+        return "; ".join(said)

@@ -54,7 +54,7 @@ class WarmUp:
         goodness = self.guide.goodness(archs)
         if np.isnan(goodness).all():
             raise DataError(
-                f"{self.guide.name} has no score for any of {len(archs)} architectures; zcpipe status says why"
+                f"{self.guide.name} has no score for any of {len(archs)} architectures; {self.guide.reason(archs)}"
             )
         by_key: dict[str, A] = {}
         for position in top(goodness, len(archs)).tolist():
