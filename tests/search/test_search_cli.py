@@ -161,6 +161,8 @@ def test_a_search_that_ends_early_says_why(zcpipe, command, tmp_path):
         ({"warmup": "30", "warmup_by": "snip"}, 2, "--warmup must be M:N, two numbers, got '30'"),
         ({"warmup": 5000 * "9" + ":3", "warmup_by": "snip"}, 2, "--warmup must be M:N, two numbers, got '999"),
         ({"warmup": "5:30", "warmup_by": "snip"}, 2, "a warm-up keeps some of those that it scores: got 30 of 5"),
+        ({"predicted": "p.parquet"}, 2, "nothing asks for parzc, which is what predictions are called; give --warmup"),
+        ({"predicted": "p.parquet", "moves": "snip"}, 2, "or --moves parzc, or leave --predicted out"),
         ({"moves": "sniip"}, 2, "unknown proxy or aggregate 'sniip'; did you mean snip"),
         ({"target": "vall"}, 2, "unknown column 'vall'; did you mean val"),
         ({"target": "hole"}, 4, "1 of 64 candidates have no value of 'hole'"),

@@ -223,7 +223,7 @@ def read_scores(table: Table, space: str, guidance: Guidance, predicted: Path | 
         predicted: a file that ``zcpipe parzc predict`` made for this table; its means are a column (`PREDICTED`).
 
     Raises:
-        UsageError: the table is of another space, or lacks a column.
+        UsageError: the table is of another space, lacks a column, or nothing is guided by what is predicted.
         DataError: a file is damaged, or knows none of the table's architectures.
     """
     require_space(table, space)

@@ -84,11 +84,16 @@ class TableScores:
             predicted: a file that ``zcpipe parzc predict`` made for this table; its means are the column `PREDICTED`.
 
         Raises:
-            UsageError: the table has no such column with a direction.
+            UsageError: the table has no such column with a direction, or nothing asks for what is predicted.
             DataError: a file is damaged, or knows none of the table's architectures.
         """
         ranked = [column.name for column in table.columns if column.direction in DIRECTIONS]
         asked = list(dict.fromkeys([*COUNTS, *(ranked if names is None else names)]))
+        if predicted is not None and names is not None and PREDICTED not in asked:
+            raise UsageError(
+                f"nothing asks for {PREDICTED}, which is what predictions are called; give --warmup-by {PREDICTED} or "
+                f"--moves {PREDICTED}, or leave --predicted out"
+            )
         own = [name for name in asked if name != PREDICTED or predicted is None]
         if PREDICTED in own and PREDICTED not in ranked:
             raise UsageError(f"{PREDICTED} is what zcpipe parzc predict gives; name its file with --predicted")
@@ -97,7 +102,7 @@ class TableScores:
         missing = missing_rows(table, columns)
         rows = table.to_arrow(["arch", "key"])
         texts: list[str] = rows["arch"].to_pylist()
-        if predicted is not None and (names is None or PREDICTED in asked):
+        if predicted is not None:
             columns[PREDICTED] = align(texts, read_truth(predicted, "mean"))
             directions[PREDICTED] = direction_of(predicted, "mean")
         return cls(texts, rows["key"].to_pylist(), columns, directions, missing)
