@@ -19,6 +19,7 @@ from search_problems import SPACE, Counting, macro_scores, quality
 from zcpipe import open_table
 from zcpipe.errors import DataError, IdentityMismatch, UsageError
 from zcpipe.parzc.parallel import Pool
+from zcpipe.run.nodes.cluster import Cluster
 from zcpipe.search import Budget, Guidance, Limits, Trained, TrainingError, TruthAccuracy, search
 from zcpipe.search.algorithms import method
 from zcpipe.search.costs import FRONT
@@ -319,9 +320,10 @@ def test_an_infinite_accuracy_is_none(tmp_path, infinity):
         search("nasbenchmacro", "random", TruthAccuracy(path, "val"), 3, scores=SCORES)
 
 
-def test_what_is_measured_is_measured_here():
+@pytest.mark.parametrize("pool", [Pool(2), Pool(cluster=Cluster(2))])
+def test_what_is_measured_is_measured_here(pool):
     with pytest.raises(UsageError, match="what is measured is measured in this process"):
-        search("nasbenchmacro", "random", quality, 5, pool=Pool(2))
+        search("nasbenchmacro", "random", quality, 5, pool=pool)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -160,8 +160,11 @@ def search(
     accuracy: Accuracy[A] = Evaluated(evaluate) if callable(evaluate) else evaluate
     spent = budget if isinstance(budget, Budget) else Budget(budget)
     looked_up = isinstance(accuracy, TruthAccuracy) and (scores is None or isinstance(scores, TableScores))
-    if not looked_up and pool.workers is not None:
-        raise UsageError("workers look up accuracies and scores; what is measured is measured in this process")
+    if not looked_up and pool != HERE:
+        raise UsageError(
+            "workers and nodes look up accuracies and scores; what is measured is measured in this process: leave the "
+            "pool out"
+        )
     candidates = _candidates(searched, scores, accuracy, limits, dataset, known_only)
     identity = {
         "kind": "search",
