@@ -97,13 +97,16 @@ def search(
     is the model with the best target; the mean over the seeds, with its standard error, is of the picks' --report,
     or of their target without that. The front of a seed holds the target of its trained models against --front.
 
-    Warm-up: random trains the best N in order, then others, evolution fills its pool with them, reinforce first rewards
-    its controller by the proxy's ranks, predictor begins with a round of them. reinforce searches all spaces but mbv2
+    Warm-up: random trains the best N in order, then others; evolution fills its pool with them; reinforce first rewards
+    its controller by the proxy's ranks; predictor begins with a round of them. reinforce searches all spaces but mbv2
     and nds.
 
     aznas proposes candidates, scores them and ranks them by an aggregate over all so far; its pick is the best by
     that, its budget candidates. Evolution takes parents among the best of all. Live scores are those of zcpipe run with
     seed 0. With --truth it says how accurate its picks are. autoformer wants --proxies aznas_vit.
+
+    Mutations stay in a sub-space of nds: aznas searches that of its first random network, unless --proposals random;
+    evolution begins in all of them, and children are of their parents'. --space nds/darts chooses one.
 
     Parameters for --set: of evolution pool (64) and tournament (10); of reinforce learning_rate (0.01) and momentum
     (0.9); of predictor predictor (boosted-trees), parameters ({}), features (all), round (20), pretrain (0); of aznas

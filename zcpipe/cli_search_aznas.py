@@ -16,7 +16,7 @@ from zcpipe.cli_search_options import AZNAS, Live, exit_if_failed, note_missing,
 from zcpipe.printing import counted, finite, number, print_grid, print_json
 
 if TYPE_CHECKING:
-    from zcpipe.search import AzNasFound, TruthAccuracy
+    from zcpipe.search import AzNasFound, AzNasSpec, TruthAccuracy
     from zcpipe.table import Table
 
 _SHOWN = 10  # picks that are printed
@@ -53,6 +53,7 @@ def search_aznas(
     names = tuple(proxy.name for proxy in resolve(proxies))
     run = source.spec(names) if isinstance(source, Live) else RunSpec.of(source.identity, names)
     spec = AzNasSpec.model_validate({**fields, "run": run})
+    _note_sub_space(spec)
     with candidates_done("searching") as progress:
         ask = partial(aznas_search, spec, out, costs=costs["costs"], latency=costs["latency"], progress=progress)
         if isinstance(source, Live):
@@ -70,6 +71,21 @@ def search_aznas(
         _print(found, picks, accuracy, out)
     failed = (one for each in found.searches for one in each.scored if one.status != "ok")
     exit_if_failed(Counter(one.reason for one in failed), f"in {out / HISTORY}")
+
+
+def _note_sub_space(spec: AzNasSpec) -> None:
+    """Say which of a union's spaces evolution searches, since mutations stay in theirs."""
+    from zcpipe.spaces import get_space
+    from zcpipe.spaces.nds import NdsSpace
+
+    space = get_space(spec.run.space)
+    if spec.proposals == "evolution" and isinstance(space, NdsSpace) and len(space.families) > 1:
+        typer.echo(
+            f"note: of the {len(space.families)} sub-spaces of {space.name} evolution searches that of its first "
+            f"random network, the first word of what it finds; name one (--space {space.name}/darts), or draw from all "
+            "(--proposals random)",
+            err=True,
+        )
 
 
 def _judged(picks: Sequence[Pick], accuracy: TruthAccuracy | None) -> list[Pick]:

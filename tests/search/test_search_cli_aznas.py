@@ -231,6 +231,18 @@ def test_an_interruption_is_told_and_the_same_command_goes_on(zcpipe, live, tmp_
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+def test_evolution_says_that_it_stays_in_a_sub_space(zcpipe, live, tmp_path):
+    own = {"proxies": "params,macs", "budget": 12, "seeds": 2}
+    said = "note: of the 9 sub-spaces of nds evolution searches that of its first random network, the first word of"
+    code, _, told = zcpipe(*live(tmp_path / "nds", space="nds", **own, json=""))
+    assert (code, said in told, told.count("\n")) == (0, True, 1)
+    rows = pq.read_table(tmp_path / "nds" / HISTORY).to_pylist()
+    assert len({(row["seed"], row["arch"].split()[0]) for row in rows}) == 2  # one for each seed
+    for name, options in (("one", {"space": "nds/vanilla"}), ("random", {"space": "nds", "proposals": "random"})):
+        code, _, told = zcpipe(*live(tmp_path / name, **options, **own, json=""))
+        assert (code, told) == (0, "")
+
+
 def test_what_was_never_run_has_not_failed(zcpipe, command, grown, tmp_path):
     out = tmp_path / "out"
     own = {"scores": grown, "proxies": "l2_norm,snip", "budget": 64}
