@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from search_problems import SPACE, Counting, macro_features, macro_scores, quality
 
 from zcpipe import open_table
-from zcpipe.errors import UsageError
+from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.places import Coordinate
 from zcpipe.parzc.predictors.base import Prediction
 from zcpipe.parzc.spec import FeatureSpec
@@ -349,6 +350,17 @@ def test_a_member_that_is_a_network_is_pre_trained():
         asked(method("predictor", {**own, "pretrain": n}).start(setting(warmup=(60, 20, "good"))), 40) for n in (0, 10)
     ]
     assert runs[0][:20] == runs[1][:20] and runs[0] != runs[1]
+
+
+@pytest.mark.parametrize("known", [0, 5])
+def test_too_few_with_features_to_pre_train_networks_are_refused_before_anything_is_trained(known):
+    made = method("predictor", {"predictor": "mabn", "pretrain": 30})
+    warmup = WarmUp(60, 20, Guide("good", SCORES))
+    first = list(islice(warmup.draw(CANDIDATES, 0), 30))
+    others = [arch for arch in MEMBERS if arch not in first]
+    features = macro_features([*first[:known], *others])
+    with pytest.raises(DataError, match=f"of the first 30 that the warm-up scores {known} have a score and features"):
+        made.start(setting(warmup=(60, 20, "good"), features=features))
 
 
 def test_a_search_without_features_or_with_idle_ones():

@@ -61,7 +61,7 @@ def rank_table(table: Table, method: str, proxies: str | None, k: int) -> tuple[
     if np.isnan(scores).all():
         raise DataError(
             f"no architecture of the table has values of all of {', '.join(names)}; "
-            "zcpipe status says why proxies failed"
+            "zcpipe status says on how many rows each was run, and why proxies failed"
         )
     rows = table.to_arrow(["index", "arch"])
     best = top(scores, k)

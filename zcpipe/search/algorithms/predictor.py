@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from zcpipe.errors import UsageError
+from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.predictors import Context, Fitted, Predictor, predictor
 from zcpipe.parzc.predictors.base import Parameters, columns, part_of
 from zcpipe.parzc.predictors.mabn import Mabn, PublishedMabn
@@ -87,7 +87,7 @@ class PredictorSearch(Parameters):
         Raises:
             UsageError: there are no features or no table to choose from, the warm-up does not fit, or a member of the
                 predictor does not.
-            DataError: no candidate, or none of those that the warm-up draws has a score.
+            DataError: no candidate, none of those that the warm-up draws has a score, or too few to pre-train networks.
         """
         if setting.features is None:
             raise UsageError(f"{self.name} learns from features of the candidates; name the table that has them")
@@ -132,6 +132,7 @@ class _PredictorSearch(Generic[A]):
         self._trained: dict[str, tuple[int, float]] = {}  # by key, the row and what it is learnt as
         self._fits = 0
         self._pretrained: Fitted | None = None
+        self._lesson = None if setting.warmup is None or not method.pretrain else self._ranked(setting.warmup)
 
     def ask(self) -> A | None:
         if not self._queue:
@@ -182,23 +183,33 @@ class _PredictorSearch(Generic[A]):
 
     def _fit(self, rows: NDArray[np.int64], targets: NDArray[np.float64]) -> Fitted:
         """Fit a predictor of its own seed to what is trained."""
-        warmup, context = self._setting.warmup, self._context
-        if self._method.pretrain and warmup is not None:
+        context = self._context
+        if self._lesson is not None:
             if self._pretrained is None:
-                self._pretrained = self._pretrain(warmup)
+                of_lesson, ranking = self._lesson
+                seed = int(self._rng.integers(2**31))
+                self._pretrained = self._learner.fit(self._x[of_lesson], ranking, context, seed)
             context = Context(context.coordinates, context.population, self._pretrained)
         self._fits += 1
         return self._learner.fit(self._x[rows], targets, context, int(self._rng.integers(2**31)))
 
-    def _pretrain(self, warmup: WarmUp) -> Fitted:
-        """Fit networks to the ranks of some of the random candidates that the warm-up scores."""
+    def _ranked(self, warmup: WarmUp) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return what networks are pre-trained on: rows of random candidates that the warm-up scores, and their ranks.
+
+        Raises:
+            DataError: too few of them have a score and features.
+        """
         scored = islice(warmup.draw(self._setting.candidates, self._setting.seed), self._method.pretrain)
         archs = [arch for arch in scored if self._features.row(arch) is not None]
         place = ranks(warmup.guide.goodness(archs))
         rows = np.array([self._features.row(arch) for arch in archs], np.int64)
         there = ~np.isnan(place)
-        seed = int(self._rng.integers(2**31))
-        return self._learner.fit(self._x[rows[there]], place[there], self._context, seed)
+        if there.sum() < FEWEST:
+            raise DataError(
+                f"of the first {self._method.pretrain} that the warm-up scores {there.sum()} have a score and "
+                f"features, and networks are pre-trained on at least {FEWEST}; give a larger pretrain, or leave it out"
+            )
+        return rows[there], place[there]
 
     def _choose(self, predicted: NDArray[np.float64]) -> list[int]:
         """Choose a round by predictions of the candidates that are left, best first."""
