@@ -191,7 +191,7 @@ def _departures() -> list[str]:
         "",
         "- **Logarithms.** `synflow`, `synflow_bn` and `dss` are scaled as the natural logarithms that a table keeps,",
         "  for those of deep networks fit no float. The published code scales synflow itself, of which the largest",
-        "  layer may leave all others near 0; the order within an architecture is the same.",
+        "  layer may leave all others near 0; logarithms alone keep the order within an architecture.",
         "- **Sums.** A statistic is the sum over a layer's weights, for a proxy is the sum of its statistics. The",
         "  published code takes the mean over the weights for snip, synflow, plain, grasp and fisher, so that there",
         "  large layers do not weigh more; grad_norm and l2_norm are the same in both.",

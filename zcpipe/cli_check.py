@@ -33,8 +33,9 @@ def check(
 ) -> None:
     """Check on random architectures and their neighbours that a space keeps its contract, before a long run.
 
-    Texts, hashes, draws, positions, moves, counts, slots and networks; and that what shares a key computes the same
-    function. Exit code 4 where any problem is found; notes are not problems.
+    Texts, hashes, draws, positions, moves, counts, slots and networks; choices, cells, layers and published FLOPs where
+    it offers them; and that what shares a key computes the same function. Exit code 4 where any problem is found; notes
+    are not problems.
     """
     from zcpipe.progress import networks_done
     from zcpipe.scoring.space_check import check_space

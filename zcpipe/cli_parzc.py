@@ -348,7 +348,17 @@ def tune(
 
 
 def _print_rows(rows: Sequence[Row], everything: bool) -> None:
-    shown = [row for row in rows if everything or row.features or row.best_free or row.method in ("params", "macs")]
+    best = {(row.samples, row.split): row for row in rows if row.best_free}
+    above = [not row.features and _is_above_on_fewer(row, best[row.samples, row.split]) for row in rows]
+    told = [
+        "best without training" if row.best_free else "above it, on fewer" if is_above else ""
+        for row, is_above in zip(rows, above, strict=True)
+    ]
+    shown = [
+        (row, remark)
+        for row, remark in zip(rows, told, strict=True)
+        if everything or row.features or remark or row.method in ("params", "macs")
+    ]
     cells = [
         [
             f"{row.method}:{row.features}" if row.features not in ("", "all") else row.method,
@@ -358,13 +368,18 @@ def _print_rows(rows: Sequence[Row], everything: bool) -> None:
             _with_error(row.kendall, row.kendall_error),
             _with_error(row.spearman, row.spearman_error),
             _with_error(row.difference, row.difference_error),
-            "best without training" if row.best_free else "",
+            remark,
         ]
-        for row in shown
+        for row, remark in shown
     ]
     print_grid(["method", "samples", "split", "n", "kendall", "spearman", "to trees", "remark"], cells)
     if len(shown) < len(rows):
         typer.echo(f"{len(rows) - len(shown)} more rows that need no training: --all or --json", err=True)
+
+
+def _is_above_on_fewer(row: Row, best: Row) -> bool:
+    """Whether something would be the best without training, whichever its sign means, but lacks values of some."""
+    return row.n_test < best.n_test and abs(row.kendall) > abs(best.kendall)
 
 
 def _with_error(mean: float, error: float) -> str:

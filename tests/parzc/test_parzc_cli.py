@@ -1,6 +1,8 @@
 """`zcpipe parzc`: what a researcher types, and one clear line for what cannot be."""
 
+import dataclasses
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +85,22 @@ def test_evaluate(zcpipe, directory, truth, small):
     assert sum(line[-1] == "best without training" for line in lines) == 4
     assert "more rows that need no training: --all or --json" in told
     assert len(zcpipe(*common, *options, "--seeds", 2, "--all")[1].splitlines()) == 1 + len(found["rows"])
+
+
+def test_what_is_above_the_best_without_training_on_fewer_is_shown_beside(capsys):
+    from zcpipe.cli_parzc import _print_rows
+    from zcpipe.parzc.protocol import Row
+
+    def row(method, kendall, n_test, best=False):
+        plain = {field.name: math.nan for field in dataclasses.fields(Row)}
+        own = {"method": method, "features": "", "samples": 9, "split": "others", "kendall": kendall, "n_test": n_test}
+        return Row(**{**plain, **own, "best_free": best})
+
+    _print_rows([row("a", 0.5, 20, best=True), row("b", -0.6, 19), row("c", 0.4, 19), row("d", 0.4, 20)], False)
+    said, told = capsys.readouterr()
+    lines = [line.split("\t") for line in said.splitlines()]
+    assert [(line[0], line[-1]) for line in lines[1:]] == [("a", "best without training"), ("b", "above it, on fewer")]
+    assert "2 more rows" in told
 
 
 def test_importance(zcpipe, directory, truth, tmp_path):

@@ -281,6 +281,18 @@ def test_ridge_makes_no_copy_of_all_rows_in_double_precision(monkeypatch):
         assert peak < x.nbytes
 
 
+def test_ridge_of_few_rows_and_many_features_needs_little_more_than_its_decomposition():
+    x = np.random.default_rng(0).normal(size=(300, 1200)).astype(np.float32)
+    context = Context(tuple(Coordinate(f"p{i}", "", "") for i in range(1200)), x)
+    tracemalloc.start()
+    try:
+        predictor("ridge").fit(x, x[:, 0].astype(np.float64), context, 0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 9 * x.nbytes  # 7.5 of numpy's decomposition of all rows at once
+
+
 def test_ridge_ignores_constant_features_and_chooses_little_penalty_where_all_is_linear():
     x, y, context = make(100)
     x[:, 2] = 0.1

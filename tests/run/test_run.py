@@ -301,8 +301,13 @@ def test_a_smaller_selection_that_is_there_completes_what_a_larger_one_left(tmp_
     with locked(tmp_path, find_groups(tmp_path)[0].header) as store:
         note(store, planned=24)  # as a run of all that was interrupted leaves it
     assert not status(tmp_path).complete
-    assert run(spec(selection=Range(start=2, stop=6)), tmp_path).new == 0
+    events = list[Event]()
+    assert run(spec(selection=Range(start=2, stop=6)), tmp_path, on_event=events.append).new == 0
     assert status(tmp_path).complete and status(tmp_path).planned == 8
+    (warned,) = (event.message for event in events if isinstance(event, Warned))
+    assert warned.startswith(f"an earlier run left 16 rows of {tmp_path} undone; zcpipe status goes by this run")
+    run(spec(selection=Range(start=2, stop=6)), tmp_path, on_event=events.append)
+    assert sum(isinstance(event, Warned) for event in events) == 1
 
 
 def test_a_worker_whose_interpreter_is_held_ends_with_its_supervisor(

@@ -1,5 +1,7 @@
 """Scores that are looked up, and what orders architectures by them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +49,17 @@ def test_a_guides_goodness_is_higher_where_the_score_is_better():
     assert np.argmax(Guide("good", scores).goodness(SOME)) == 1
     assert np.argmax(Guide("cost", scores).goodness(SOME)) == 1
     assert np.argmax(Guide("bad", scores).goodness(SOME)) == 0
+
+
+def test_why_nothing_has_a_score_names_what_was_never_run_and_who_knows_of_the_others():
+    lacking = replace(macro_scores(SOME), missing={"good": np.array([True, False, False]), "cost": np.ones(3, bool)})
+    never, else_ = (
+        "was never run on 1 of them: `zcpipe run ... --proxies good --out DIR` adds it",
+        "zcpipe status says why",
+    )
+    assert Guide("good", lacking).reason(SOME) == f"good {never}; {else_} proxies failed"
+    assert Guide("good", lacking).reason(SOME[1:]) == f"{else_} proxies failed"
+    assert Guide("cost", lacking).reason(SOME[1:]).endswith("adds it")
 
 
 def test_an_aggregate_ranks_over_those_it_is_asked_about_alone():

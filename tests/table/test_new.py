@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from zcpipe.errors import DataError
 from zcpipe.run import RunSpec, describe, run
+from zcpipe.run.log import log_events
 from zcpipe.run.spec import Range
 from zcpipe.search.journal import opened
 from zcpipe.table import compact
@@ -37,6 +39,11 @@ def search(place: Path) -> None:
         pass
 
 
+def log(place: Path) -> None:
+    with log_events(place):
+        pass
+
+
 def import_truth(place: Path) -> None:
     Reader("mine", "Mine", lambda *_: pa.table({"arch": ["a"]})).import_file("unread", place)
 
@@ -47,6 +54,7 @@ WRITERS: dict[str, Callable[[Path, Path], object]] = {
     "compact": lambda place, table: compact(table, place),
     "search": lambda place, table: search(place),
     "truth": lambda place, table: import_truth(place),
+    "events": lambda place, table: log(place),
 }
 
 
@@ -68,3 +76,21 @@ def test_places_beside_a_table_are_as_good_as_any(table: Path, tmp_path: Path) -
     (tmp_path / "plain.columns").mkdir()
     for place in (table.with_name("u"), table.with_name("t.columns"), tmp_path / "plain.columns" / "u", Path("u")):
         require_outside(place)
+
+
+def test_what_may_not_be_looked_at_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    hidden, own = tmp_path / "hidden", tmp_path / "hidden.columns" / "own"
+    hidden.mkdir(mode=0o700)
+    own.mkdir(parents=True)
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(65534)
+        os.chdir("/")
+        try:
+            require_outside(own / "new")
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

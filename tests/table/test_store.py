@@ -360,7 +360,7 @@ def test_shards_of_other_columns_are_no_rows_of_the_table(table: Table, tmp_path
         other = commit(store, 7, [row(700)])
     (tmp_path / "t" / other.name).write_bytes(other.read_bytes())
     missing = header().columns[0].name
-    said = rf"{other.name} belongs to a table of other columns \({missing} is only in the table\); .*zcpipe merge"
+    said = rf"{other.name} belongs to a table of other columns \(it has no {missing}\); .*zcpipe merge"
     for read in (
         lambda: open_table(tmp_path / "t"),
         lambda: status(tmp_path / "t"),
@@ -369,6 +369,14 @@ def test_shards_of_other_columns_are_no_rows_of_the_table(table: Table, tmp_path
     ):
         with pytest.raises(DataError, match=said):
             read()
+
+
+def test_a_column_more_than_the_table_has_is_not_read(table: Table, tmp_path: Path) -> None:
+    before = table.to_arrow()
+    shard = sorted((tmp_path / "t").glob("shard-*"))[0]
+    rows = pq.read_table(shard)
+    pq.write_table(rows.append_column("mine", pa.array(range(len(rows)))), shard)
+    assert open_table(tmp_path / "t").to_arrow().equals(before)
 
 
 @pytest.mark.parametrize("small_disk", ["128k"], indirect=True)

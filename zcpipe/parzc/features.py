@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -165,13 +165,10 @@ class Encoder:
                 f"{rows.arch(0)} has the slot {unknown[0]}, which no architecture had that the features were fitted "
                 f"on, and all {len(x)} rows have such; train again on a table that holds them"
             )
-        known = np.ones(len(x), bool)
-        known[list(unknown)] = False
-        usable, places = rows.usable.copy(), np.flatnonzero(rows.usable)
-        usable[places[~known]] = False
-        counts = {name: of_rows[known] for name, of_rows in counts.items()}
-        encoded = self._encoded(replace(rows, usable=usable), x[known], counts)
-        return replace(encoded, unknown={int(places[row]): slot for row, slot in unknown.items()})
+        encoded, places = self._encoded(rows, x, counts), np.flatnonzero(rows.usable)
+        usable, new = encoded.usable.copy(), places[list(unknown)]
+        usable[new], encoded.x[new] = False, 0
+        return Encoded(encoded.x, usable, dict(zip(new.tolist(), unknown.values(), strict=True)))
 
     def _encoded(self, rows: Rows, x: Reals, counts: Mapping[str, Integers]) -> Encoded:
         """Encode aligned statistics where they are, and what else there is of the rows."""
@@ -260,9 +257,10 @@ class Encoder:
             owner = np.repeat(np.arange(piece.start, piece.stop), lists.lengths[piece])
             known = at >= 0
             out[owner[known], at[known]] = lists.values[held][known]
-        slots = places.flat[ranges(places.starts, places.lengths)]
+        used = np.unique(places.of_row)
+        slots = places.flat[ranges(places.starts[used], places.lengths[used])]
         new = target[slots] < 0
-        sequences, first = np.unique(np.repeat(np.arange(len(places.lengths)), places.lengths)[new], return_index=True)
+        sequences, first = np.unique(np.repeat(used, places.lengths[used])[new], return_index=True)
         named = dict(zip(sequences.tolist(), (places.names[slot] for slot in slots[new][first]), strict=True))
         return {row: named[own] for row, own in enumerate(places.of_row.tolist()) if own in named} if named else {}
 

@@ -26,6 +26,7 @@ from zcpipe.parzc.spec import FeatureSpec
 from zcpipe.rank import ranks
 from zcpipe.table import Table
 from zcpipe.table.files import disk_errors, publish
+from zcpipe.table.new import require_outside
 from zcpipe.table.schema import canonical, package_version
 
 FORMAT = 1
@@ -120,9 +121,10 @@ class Model:
         """Write it as one safetensors file; nothing is overwritten.
 
         Raises:
-            DataError: the file is there already, or cannot be written.
+            DataError: the file is there already, cannot be written, or lies in a table.
             CapabilityError: safetensors is not installed.
         """
+        require_outside(Path(path))
         publish(Path(path), self.to_bytes(), exclusive=True)
 
     def to_bytes(self) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zcpipe.run.events import Event
 from zcpipe.table.files import disk_errors
+from zcpipe.table.new import require_outside
 
 
 @contextmanager
@@ -24,11 +25,12 @@ def log_events(path: Path | None) -> Iterator[Callable[[Event], None]]:
         path: the file, made if there is none; nothing is written where this is None.
 
     Raises:
-        DataError: it cannot be opened or written.
+        DataError: it cannot be opened or written, or lies in a table.
     """
     if path is None:
         yield lambda event: None
         return
+    require_outside(path)
     mend = "name a file that can be written with --events"
     with disk_errors("write", path, mend):
         file = path.open("ab", buffering=0)  # nothing is left to be written when it is closed

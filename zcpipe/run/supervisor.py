@@ -16,7 +16,7 @@ from zcpipe.proxies import resolve
 from zcpipe.run.assembly import Assembly
 from zcpipe.run.blame import Blame
 from zcpipe.run.drive import TIMEOUT, check_options, drive, executors
-from zcpipe.run.events import Drawn, Event, Planned
+from zcpipe.run.events import Drawn, Event, Planned, Warned
 from zcpipe.run.executor import Executor
 from zcpipe.run.job import Job, Plan, prepare
 from zcpipe.run.leases import Leases
@@ -115,9 +115,14 @@ def run(
         # All of them ahead, so that a run that dies between two is seen to lack one.
         for job, there, had in zip(plan.jobs, rows, present, strict=True):
             total = len(np.union1d(there.index, plan.work.indices))
-            if had < planned or latest_run(job.group.directory).get("planned", total) != total:
-                with writing(store, job.group) as own:
-                    note(own, planned=total, selection=job.spec.record()["selection"])
+            known = latest_run(job.group.directory).get("planned", total)
+            if had == planned and known == total:
+                continue
+            if had == planned:
+                left = f"an earlier run left {known - total} rows of {job.group.directory} undone"
+                on_event(Warned(f"{left}; zcpipe status goes by this run from now on, which asks for none of them"))
+            with writing(store, job.group) as own:
+                note(own, planned=total, selection=job.spec.record()["selection"])
         for job, there, index, had in lacking:
             with writing(store, job.group) as own:
                 again = np.isin(there.status, RETRIED) & np.isin(there.index, plan.work.indices)

@@ -26,17 +26,21 @@ class ExtraChecks:
         self._members = members
         self._findings = findings
         self._sizes: list[int] | None = None
-        if isinstance(space, MadeOfChoices):
-            self._choices(space, max(_CHOSEN, turns))
-        if isinstance(space, DescribesCells):
-            with findings.asking("cells", None, "cell_codes"):
+        # Whether a space offers something is asked of its properties, too, which may raise.
+        with findings.asking("choices", None, "choices"):
+            if isinstance(space, MadeOfChoices):
+                self._choices(space, max(_CHOSEN, turns))
+        with findings.asking("cells", None, "cell_codes"):
+            if isinstance(space, DescribesCells):
                 self._sizes = self._symbols(space)
 
     def check(self, member: Member) -> None:
         """Check what the space says besides of one member."""
         space = self._space
-        if self._sizes is not None and isinstance(space, DescribesCells):
-            self._cell(space, member, self._sizes)
+        if self._sizes is not None:
+            with self._findings.asking("cells", member.text, "cell_codes"):
+                if isinstance(space, DescribesCells):
+                    self._cell(space, member, self._sizes)
         if isinstance(space, MovesFromNetwork):
             self._moves(space, member)
         if isinstance(space, PublishedFlops):
@@ -46,18 +50,16 @@ class ExtraChecks:
                 self._findings.require(0 < flops < math.inf, "size", member.text, said)
 
     def _choices(self, space: MadeOfChoices[Architecture], turns: int) -> None:
-        found = self._findings
-        with found.asking("choices", None, "choices"):
-            counts = list(space.choices)
-            fine = bool(counts) and all(_is_count(count) for count in counts)
-            said = f"choices must be how many options each choice has, ints of at least 1, got {counts!r}"
-            if not found.require(fine, "choices", None, said):
-                return
-            streams = (Stream.of(0, self._space.name, str(i), 0, "choices") for i in range(len(counts)))
-            columns = [draws.integers(turns, int(n)).tolist() for draws, n in zip(streams, counts, strict=True)]
-            made = [self._choose(space, numbers) for numbers in map(list, zip(*columns, strict=True))]
-            if not any(made):
-                found.note("choices", None, f"none of {turns} random lists of options makes an architecture")
+        found, counts = self._findings, list(space.choices)
+        fine = bool(counts) and all(_is_count(count) for count in counts)
+        said = f"choices must be how many options each choice has, ints of at least 1, got {counts!r}"
+        if not found.require(fine, "choices", None, said):
+            return
+        streams = (Stream.of(0, self._space.name, str(i), 0, "choices") for i in range(len(counts)))
+        columns = [draws.integers(turns, int(n)).tolist() for draws, n in zip(streams, counts, strict=True)]
+        made = [self._choose(space, numbers) for numbers in map(list, zip(*columns, strict=True))]
+        if not any(made):
+            found.note("choices", None, f"none of {turns} random lists of options makes an architecture")
 
     def _choose(self, space: MadeOfChoices[Architecture], numbers: Sequence[int]) -> bool:
         """Check what options make; return whether that is an architecture."""

@@ -21,14 +21,12 @@ class Scored:
         status: that of a table's rows: ok, partial, error, timeout or memory. What was never run has not failed.
         reason: why it is not ok, and what was never run; nothing where all is there.
         seconds: that it took.
-        missing: what was never run.
     """
 
     values: Mapping[str, float]
     status: str
     reason: str
     seconds: float
-    missing: tuple[str, ...] = ()
 
 
 class Scorer(Protocol):
@@ -78,13 +76,13 @@ class LookedUp:
         missing = self._table.missing_of(archs)
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [
-            _looked_up(dict(zip(columns, row, strict=True)), tuple(name for name in missing if missing[name][place]))
+            _looked_up(dict(zip(columns, row, strict=True)), [name for name in missing if missing[name][place]])
             for place, row in enumerate(rows)
         ]
 
 
-def _looked_up(values: Mapping[str, float], missing: tuple[str, ...]) -> Scored:
+def _looked_up(values: Mapping[str, float], missing: Sequence[str]) -> Scored:
     failed = [name for name, value in values.items() if math.isnan(value) and name not in missing]
     reasons = [f"{', '.join(failed)} failed"] if failed else []
     reasons += [f"never run: {', '.join(missing)}"] if missing else []
-    return Scored(values, "partial" if failed else "ok", "; ".join(reasons), 0.0, missing)
+    return Scored(values, "partial" if failed else "ok", "; ".join(reasons), 0.0)

@@ -227,7 +227,9 @@ class Guide:
         """Say why none of architectures has a score, or who says it."""
         missing = self.scores.missing_of(archs) if isinstance(self.scores, TableScores) else {}
         counts = {name: int(missing[name].sum()) for name in self.columns if name in missing}
-        if not any(counts.values()):
-            return "zcpipe status says why"
-        said = (f"{name} was never run on {n} of them: {run_of([name])} adds it" for name, n in counts.items() if n)
+        said = [f"{name} was never run on {n} of them: {run_of([name])} adds it" for name, n in counts.items() if n]
+        if any(counts.get(name, 0) < len(archs) for name in self.columns if name != PREDICTED):
+            said.append("zcpipe status says why proxies failed")
+        if PREDICTED in self.columns:
+            said.append("the column reason of a file of predictions says why one has none")
         return "; ".join(said)

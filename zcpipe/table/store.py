@@ -154,11 +154,10 @@ def _own_footer(path: Place, footer: pq.FileMetaData, header: Header) -> tuple[i
     metadata = read_metadata(schema, path)
     if metadata["identity"] != header.identity:
         raise DataError(f"{path} belongs to a table of another identity; move it out of the directory")
-    if differing := set(schema.names).symmetric_difference(header.schema.names):
-        where = "the table" if min(differing) in header.schema.names else "the file"
+    if lacking := set(header.schema.names).difference(schema.names):
         raise DataError(
-            f"{path} belongs to a table of other columns ({min(differing)} is only in {where}); move it out of the "
-            "directory, and put the tables together with zcpipe merge"
+            f"{path} belongs to a table of other columns (it has no {min(lacking)}); move it out of the directory, and "
+            "put the tables together with zcpipe merge"
         )
     return footer.num_rows, metadata
 

@@ -1,6 +1,6 @@
 """Ridge regression whose penalty leave-one-out chooses, in closed form.
 
-Rows are worked through some at a time, so that there is no copy of all in double precision.
+Of many rows some are worked through at a time, so that there is no copy of all in double precision.
 """
 
 from __future__ import annotations
@@ -103,10 +103,12 @@ class Ridge(Parameters):
         # What is constant in float32 may vary by rounding here.
         deviation[x.min(axis=0) == x.max(axis=0)] = np.inf
         # Of the features' matrix the triangle has the singular values and right vectors, and it is small.
-        triangle, along = np.zeros((0, x.shape[1])), np.zeros(x.shape[1])
+        triangle: Floats = np.zeros((0, x.shape[1]))
+        along = np.zeros(x.shape[1])
         for rows in _blocks(x):
             standard = (x[rows] - mean) / deviation
-            triangle = np.linalg.qr(np.vstack([triangle, standard]), mode="r")  # type: ignore[assignment]
+            whole = len(standard) == len(x)  # which needs no triangle
+            triangle = standard if whole else _triangle(np.vstack([triangle, standard]))
             along += standard.T @ centred[rows]
         _, singular, right = np.linalg.svd(triangle, full_matrices=False)
         along = right @ along
@@ -126,6 +128,11 @@ class Ridge(Parameters):
         if not (isinstance(constant, float) and isinstance(penalty, float) and np.isfinite([constant, penalty]).all()):
             raise DataError("the record of ridge has no constant and penalty")
         return FittedRidge(weights, constant, Scale.restore(part(tensors, "scale")), penalty)
+
+
+def _triangle(x: Floats) -> Floats:
+    found: Floats = np.linalg.qr(x, mode="r")  # type: ignore[assignment]
+    return found
 
 
 def loo_residuals(
