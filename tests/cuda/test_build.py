@@ -9,6 +9,8 @@ import pytest
 import torch
 from programs import BUILD, ROOT
 
+pytestmark = pytest.mark.xdist_group("cuda")  # who waits for what another builds does nothing else
+
 ARCHITECTURES = {"sm_80", "sm_90", "sm_100"}
 FILES = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("*.cu"))
 ENTRY = re.compile(

@@ -6,6 +6,8 @@ from collections import Counter
 import pytest
 from programs import HERE
 
+pytestmark = pytest.mark.xdist_group("cuda")  # who waits for what another builds does nothing else
+
 CASES = re.findall(r'^    \{"([a-z]+: [^"]+)"', (HERE / "faults.cpp").read_text(), re.MULTILINE)
 
 

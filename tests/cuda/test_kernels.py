@@ -6,6 +6,8 @@ Each program in tests/cuda/ asserts values and how much work was done to get the
 import pytest
 from programs import OPS, ROOT
 
+pytestmark = pytest.mark.xdist_group("cuda")  # who waits for what another builds does nothing else
+
 SCHEDULES = [("forward",), ("reverse",), ("random", "1"), ("random", "2")]
 
 

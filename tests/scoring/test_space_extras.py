@@ -38,7 +38,7 @@ class Offering(Toy):
 
 
 def found(**methods):
-    return {(one.kind, one.message) for one in check_space(type("Broken", (Offering,), methods)(), 4).problems}
+    return {(one.kind, one.message) for one in check_space(type("Broken", (Offering,), methods)(), 2).problems}
 
 
 def assert_found(kind, says, **methods):
@@ -47,7 +47,7 @@ def assert_found(kind, says, **methods):
 
 
 def test_a_space_that_offers_all_has_no_problems():
-    report = check_space(Offering(), 8)
+    report = check_space(Offering(), 4)
     assert (report.problems, report.notes) == ((), ())
 
 
@@ -83,7 +83,7 @@ class TestChoices:
         assert found(choose=choose) == set()
 
     def test_that_never_make_anything_are_noted(self):
-        report = check_space(type("Broken", (Offering,), {"choose": lambda self, numbers: None})(), 4)
+        report = check_space(type("Broken", (Offering,), {"choose": lambda self, numbers: None})(), 2)
         assert report.problems == ()
         assert [str(note) for note in report.notes] == [
             "choices: none of 40 random lists of options makes an architecture"
