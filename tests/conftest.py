@@ -1,5 +1,6 @@
 """Shared fixtures: where the benchmarks' data lie, the command line, an object store, and one thread per process."""
 
+import gc
 import logging
 import os
 import secrets
@@ -14,6 +15,12 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("zcpipe", deadline=None)  # no test asserts a time
 settings.load_profile("zcpipe")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives as long as the tests: torch's modules and thousands of items."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -232,8 +232,14 @@ def test_what_the_cluster_lacks_is_said_in_one_line(
         run(spec(), tmp_path, cluster=on(nodes, nodes=9))
     with pytest.raises(CapabilityError, match=r"5 actors of 0.5 GPUs each do not fit a node with 2"):
         run(spec(), tmp_path, cluster=on(nodes, actors_per_node=5, gpus_per_actor=0.5))
-    monkeypatch.setattr("zcpipe.run.nodes.executor.package_version", lambda: "9.9")
-    with pytest.raises(CapabilityError, match=r"has zcpipe .* on Python .*, this process 9.9 on .*install the same"):
+    with monkeypatch.context() as patch:
+        patch.setattr("zcpipe.run.nodes.executor.package_version", lambda: "9.9")
+        with pytest.raises(
+            CapabilityError, match=r"has zcpipe .* on Python .*, this process 9.9 on .*install the same"
+        ):
+            run(spec(), tmp_path, cluster=on(nodes))
+    monkeypatch.setattr("zcpipe.run.nodes.executor.layout", lambda spec: "another")
+    with pytest.raises(CapabilityError, match=r"computes other columns than this process.*install the same"):
         run(spec(), tmp_path, cluster=on(nodes))
     assert not list(tmp_path.glob("shard-*"))
 

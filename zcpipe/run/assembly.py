@@ -97,9 +97,10 @@ class Assembly:
             DataError: they are not of this table's columns.
         """
         if not done.rows.schema.equals(self._schema, check_metadata=True):
+            origin = f" from node {done.place}" if done.place else ""
             raise DataError(
-                f"rows came in other columns than {self._store.directory} has; the zcpipe that computed them is "
-                "another one than this: install the same everywhere"
+                f"rows came{origin} in other columns than {self._store.directory} has; the zcpipe that computed them "
+                "is another one than this: install the same everywhere"
             )
         shard = self._open[done.units[0].shard]
         shard.rows.append(done.rows)

@@ -6,10 +6,10 @@ death tells exactly which it was, and an agent dies of nothing but its node.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
-import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,12 +17,15 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from zcpipe.ops import build_info
+from zcpipe.proxies import resolve
 from zcpipe.run import memory
 from zcpipe.run.executor import Died, Lease, Outcome
 from zcpipe.run.process import SCORER
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
+from zcpipe.scoring.columns import columns_of
+from zcpipe.spaces import get_space
 from zcpipe.table.schema import package_version
 
 _PATIENCE = 0.1  # seconds until a lease that came meanwhile is looked for
@@ -65,13 +68,24 @@ class Placement:
 
 @dataclass(frozen=True)
 class Hello:
-    """What an agent says of itself when it is ready."""
+    """What an agent says of itself when it is ready.
 
-    host: str
-    pid: int
+    Attributes:
+        layout: of its rows.
+        memory: bytes that each of its workers may hold.
+    """
+
     version: str
     python: str
     native: bool
+    layout: str
+    memory: int
+
+
+def layout(spec: RunSpec) -> str:
+    """Name the columns that this process computes for a spec, which elsewhere another version of a proxy may change."""
+    columns = columns_of(get_space(spec.space), spec.dataset, resolve(spec.proxies))
+    return hashlib.blake2b(repr(columns).encode(), digest_size=16).hexdigest()
 
 
 @dataclass
@@ -103,12 +117,10 @@ class Agent:
 
     def __init__(self, spec: str, placement: Placement, timeout: float) -> None:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        self._spec = RunSpec.model_validate_json(spec)
+        self._memory = placement.memory or memory.share(placement.actors)
         self._executor = WorkersExecutor(
-            RunSpec.model_validate_json(spec),
-            placement.environments(visible),
-            timeout,
-            placement.memory or memory.share(placement.actors),
-            self.scorer,
+            self._spec, placement.environments(visible), timeout, self._memory, self.scorer
         )
         self._inbox: SimpleQueue[_Ticket] = SimpleQueue()
         Thread(target=self._serve, name="supervisor", daemon=True).start()
@@ -116,7 +128,7 @@ class Agent:
     def hello(self) -> Hello:
         """Say what this is; the first call that an agent answers."""
         native = bool(build_info()["native"])
-        return Hello(socket.gethostname(), os.getpid(), package_version(), platform.python_version(), native)
+        return Hello(package_version(), platform.python_version(), native, layout(self._spec), self._memory)
 
     def answer(self) -> None:
         """Show that this is not frozen."""

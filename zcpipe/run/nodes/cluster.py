@@ -103,6 +103,14 @@ class Cluster:
             own = memory.share(self.nodes * (self.actors_per_node or most))
         return Placement(self.actors_per_node or most, own, self.per_gpu)
 
+    def misfit(self, resources: dict[str, float]) -> CapabilityError | None:
+        """Return why a node that has such resources cannot take its actors, if it cannot."""
+        try:
+            self.placement(resources)
+        except CapabilityError as error:
+            return error
+        return None
+
 
 @contextmanager
 def connected(cluster: Cluster, mend: str = _RESUME) -> Iterator[None]:
@@ -133,7 +141,7 @@ def connected(cluster: Cluster, mend: str = _RESUME) -> Iterator[None]:
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise CapabilityError(_refused(address, error)) from error
         try:
-            _admit(ray, cluster.nodes)
+            _admit(ray, cluster)
             yield
         except ray.exceptions.RayError as error:
             raise CapabilityError(f"the Ray cluster fails: {_in_one_line(error)}; {mend}") from error
@@ -194,12 +202,22 @@ def _reach(address: str) -> None:
         raise CapabilityError(_refused(address, error)) from error
 
 
-def _admit(ray: Any, wanted: int) -> None:  # noqa: ANN401 - a module
+def _admit(ray: Any, cluster: Cluster) -> None:  # noqa: ANN401 - a module
+    """Wait for as many nodes as are wanted that can take what is wanted of each."""
     deadline = time.monotonic() + _ADMISSION
-    while len(there := alive(ray)) < wanted:
+    while True:
+        there = alive(ray)
+        misfits = [error for node in there if (error := cluster.misfit(node["Resources"])) is not None]
+        fitting = len(there) - len(misfits)
+        if fitting >= cluster.nodes:
+            return
         if time.monotonic() > deadline:
+            if misfits and len(there) >= cluster.nodes:
+                raise CapabilityError(
+                    f"{cluster.nodes} nodes were asked for and {fitting} of {len(there)} fit: {misfits[0]}"
+                )
             raise CapabilityError(
-                f"{wanted} nodes were asked for and {len(there)} are alive in the cluster; add nodes with "
+                f"{cluster.nodes} nodes were asked for and {len(there)} are alive in the cluster; add nodes with "
                 f"ray start --address, or use --nodes {max(1, len(there))}"
             )
         time.sleep(0.5)

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,53 +17,27 @@ from zcpipe.errors import CapabilityError, ZcpipeError
 from zcpipe.ops import build_info
 from zcpipe.run.events import Event, Joined, Left, Warned
 from zcpipe.run.executor import Died, Done, Lease, Outcome
-from zcpipe.run.nodes.agent import Agent, Hello, Placement
+from zcpipe.run.nodes.agent import Agent, Hello, layout
 from zcpipe.run.nodes.cluster import Cluster
 from zcpipe.run.nodes.metrics import Metrics
+from zcpipe.run.nodes.roster import DEATHS, Host, Roster, calls
 from zcpipe.run.nodes.watch import Watch
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 from zcpipe.table.schema import package_version
 
-_LEASES_PER_ACTOR = 2
 _GLANCE = 2.0  # seconds between two looks at which nodes there are
-_DEATHS = 3  # of agents of one node, with no result in between, after which the node is left alone
 _STRAGGLING = 10.0  # seconds after which a lease is given to an idle node as well
 _SLOW = 20.0  # seconds after which an agent that has not started is told of
 _FROZEN = 60.0  # seconds in which an agent that is ready must answer
-_DESERTED = 600.0  # seconds without any node after which a run ends
-
-
-@dataclass(eq=False)
-class _Host:
-    """An agent and the node it is on."""
-
-    node: str
-    name: str
-    placement: Placement
-    agent: Any  # a handle of Ray's
-    since: float = field(default_factory=time.monotonic)
-    ready: bool = False
-    told: bool = False  # that it does not start
-    pulse: Any = None  # a reference: the last question whether it is there
-    silent: float = 0.0  # seconds since that was asked in which this process ran
-    flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)  # by reference: when it was given
-
-    @property
-    def room(self) -> int:
-        """How many leases more it can take."""
-        return _LEASES_PER_ACTOR * self.placement.actors - len(self.flying) if self.ready else 0
-
-    def has(self, lease: Lease) -> bool:
-        """Whether it has a unit of a lease already, as a copy of what another was slow with."""
-        return any(unit in other.units for other, _ in self.flying.values() for unit in lease.units)
 
 
 class NodesExecutor:
     """Computes units on the nodes of a cluster.
 
     What an agent had when it or its node was lost is given to others, without blame for any unit: a unit can only end
-    a worker, and that the agent tells. Nodes that join or come back are used as long as fewer than asked for are.
+    a worker, and that the agent tells. Nodes that join or come back are used as long as fewer than asked for are, and
+    others beside those that are long in starting.
     Towards the end idle nodes are given what others still have; the first result counts.
 
     Raises:
@@ -80,14 +54,13 @@ class NodesExecutor:
         self._on_event = on_event
         self._metrics = Metrics()
         self._watch = Watch(ray)
-        self._hosts: dict[str, _Host] = {}
-        self._hellos: dict[Any, _Host] = {}
+        self._roster = Roster(cluster.nodes)
+        self._hosts = self._roster.hosts
+        self._hellos: dict[Any, Host] = {}
         self._queue: deque[Lease] = deque()
         self._awaited: set[Unit] = set()
-        self._deaths: dict[str, int] = {}
-        self._barred: dict[str, ZcpipeError] = {}
         self._glanced = -math.inf
-        self._populated = time.monotonic()
+        self._layout = layout(spec)
         self._without_library: set[str] = set()
 
     @property
@@ -96,8 +69,8 @@ class NodesExecutor:
         return max(1, sum(host.placement.actors for host in self._hosts.values()))
 
     def wants(self) -> bool:
-        """Whether the next agent to run short of leases would find none."""
-        return not self._queue
+        """Whether the next agent to run short of leases would find none; what goes to certain nodes does not count."""
+        return all(lease.avoid for lease in self._queue)
 
     def submit(self, lease: Lease) -> None:
         """Queue a lease and hand out what agents can take."""
@@ -147,9 +120,8 @@ class NodesExecutor:
                 self._lose(host, "the node is gone")
             elif host.ready:
                 self._feel(host, min(passed, 2 * _GLANCE))  # not what this process was stopped for, as by Ctrl-Z
-        spare = [node for name, node in nodes.items() if name not in self._hosts and name not in self._barred]
-        for node in spare[: self._cluster.nodes - len(self._hosts)]:
-            self._start(node)
+        for node in self._roster.following(nodes):
+            self._start(nodes[node])
         for host in self._hosts.values():
             if not host.ready and not host.told and time.monotonic() > host.since + _SLOW:
                 host.told = True
@@ -159,17 +131,9 @@ class NodesExecutor:
                         "another job (ray status shows it)"
                     )
                 )
-        if any(host.ready for host in self._hosts.values()):
-            self._populated = time.monotonic()
-        elif nodes and self._barred.keys() >= nodes.keys():
-            raise next(iter(self._barred.values()))
-        elif time.monotonic() > self._populated + _DESERTED:
-            raise CapabilityError(
-                f"no node could be used for {_DESERTED:.0f} s; finished shards are committed, and the same command "
-                "goes on when the cluster is back or free"
-            )
+        self._roster.see(nodes)
 
-    def _feel(self, host: _Host, passed: float) -> None:
+    def _feel(self, host: Host, passed: float) -> None:
         """Leave an agent that does not answer: its node may be well, and others need not be there to notice."""
         host.silent += passed
         if host.pulse is None or self._ray.wait([host.pulse], timeout=0)[0]:
@@ -177,7 +141,7 @@ class NodesExecutor:
         elif host.silent > _FROZEN:
             self._lose(host, f"its agent has not answered for {_FROZEN:.0f} s")
 
-    def _end(self, host: _Host) -> None:
+    def _end(self, host: Host) -> None:
         """Have Ray end an agent; one that it cannot reach ends with its node or with this process."""
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(host.agent)
@@ -198,15 +162,15 @@ class NodesExecutor:
                 num_gpus=placement.gpus,
                 max_restarts=0,
                 max_task_retries=0,
-                max_concurrency=_LEASES_PER_ACTOR * placement.actors + 2,
+                max_concurrency=calls(placement),
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             )
             .remote(self._spec.for_workers(), placement, self._timeout)
         )
-        host = self._hosts[node["NodeID"]] = _Host(node["NodeID"], name, placement, agent)
+        host = self._hosts[node["NodeID"]] = Host(node["NodeID"], name, placement, agent)
         self._hellos[agent.hello.remote()] = host
 
-    def _greet(self, host: _Host, hello: Hello) -> None:
+    def _greet(self, host: Host, hello: Hello) -> None:
         own = (package_version(), platform.python_version())
         if (hello.version, hello.python) != own:
             self._bar(
@@ -223,44 +187,60 @@ class NodesExecutor:
             self._on_event(
                 Warned(f"node {host.name} lacks the native library and computes slowly; see zcpipe doctor there")
             )
-        host.ready = True
-        self._on_event(Joined(host.name, host.placement.actors))
+        if hello.layout != self._layout:
+            self._bar(
+                host.node,
+                host.name,
+                CapabilityError(
+                    f"node {host.name} computes other columns than this process: its zcpipe or its plugins are of "
+                    "another version; install the same on all nodes"
+                ),
+            )
+            return
+        for surplus in self._roster.accept(host, hello.memory):
+            self._drop(surplus)
+        if host.ready:
+            self._on_event(Joined(host.name, host.placement.actors))
 
-    def _lose(self, host: _Host, reason: str) -> None:
-        """Give back what an agent had; its node may get another."""
+    def _drop(self, host: Host) -> None:
+        """Use an agent no more."""
         self._hosts.pop(host.node, None)
         self._hellos = {reference: other for reference, other in self._hellos.items() if other is not host}
         self._end(host)
+
+    def _leave(self, host: Host, reason: str) -> None:
+        """Use an agent no more and give back what it had."""
+        self._drop(host)
         for lease, _ in reversed(list(host.flying.values())):
             self._requeue(lease)
         host.flying.clear()
         if host.ready:
             self._on_event(Left(host.name, reason))
-        self._deaths[host.node] = self._deaths.get(host.node, 0) + 1
-        if self._deaths[host.node] >= _DEATHS:
-            error = CapabilityError(f"{_DEATHS} agents in a row ended on node {host.name}: {reason}")
+
+    def _lose(self, host: Host, reason: str) -> None:
+        """Leave an agent that has ended; its node may get another."""
+        self._leave(host, reason)
+        if self._roster.end(host.node):
+            error = CapabilityError(f"{DEATHS} agents in a row ended on node {host.name}: {reason}")
             self._bar(host.node, host.name, error)
 
     def _bar(self, node: str, name: str, error: ZcpipeError) -> None:
         if (host := self._hosts.get(node)) is not None:
-            self._lose(host, str(error))
-        self._barred[node] = error
-        self._on_event(Warned(f"node {name} is not used: {error}"))
+            self._leave(host, str(error))
+        now = " now, and tried again in five minutes" if self._roster.bar(node, error) else ""
+        self._on_event(Warned(f"node {name} is not used{now}: {error}"))
 
     # -- leases
 
     def _hand_out(self) -> None:
-        while self._queue:
-            lease = self._queue[0]
-            hosts = [host for host in self._hosts.values() if host.room > 0 and not (lease.alone and host.has(lease))]
-            if not hosts:
-                return
-            self._queue.popleft()
-            others = [host for host in hosts if host.node != lease.avoid] or hosts
-            self._give(max(others, key=lambda host: host.room / host.placement.actors), lease)
+        while (found := self._roster.next(self._queue)) is not None:
+            place, host = found
+            lease = self._queue[place]
+            del self._queue[place]
+            self._give(host, lease)
         self._share_the_tail()
 
-    def _give(self, host: _Host, lease: Lease) -> None:
+    def _give(self, host: Host, lease: Lease) -> None:
         host.flying[host.agent.work.remote(lease)] = (lease, time.monotonic())
 
     def _requeue(self, lease: Lease) -> None:
@@ -291,14 +271,14 @@ class NodesExecutor:
                 found = self._get(host, reference)
                 host.flying.pop(reference, None)
                 if found is not None:
-                    self._deaths[host.node] = 0
+                    self._roster.succeed(host.node)
                     for outcome in found:
                         for first in self._first(outcome, host):
                             self._metrics.count(first, host.name)
                             yield first
                 return
 
-    def _get(self, host: _Host, reference: Any) -> Any:  # noqa: ANN401 - what an agent's method returns
+    def _get(self, host: Host, reference: Any) -> Any:  # noqa: ANN401 - what an agent's method returns
         """Return what a call returned, None where the agent cannot be used any more."""
         errors = self._ray.exceptions
         try:
@@ -310,7 +290,7 @@ class NodesExecutor:
                 self._lose(host, _last_line(error))
         return None
 
-    def _first(self, outcome: Outcome, host: _Host) -> Iterable[Outcome]:
+    def _first(self, outcome: Outcome, host: Host) -> Iterable[Outcome]:
         """Pass on what nobody has told yet of the units of an outcome."""
         if isinstance(outcome, Died):
             if outcome.unit in self._awaited:
