@@ -1,4 +1,4 @@
-"""Scorers on a GPU that this machine need not have, and an agent with a fault."""
+"""A scorer on a GPU that this machine need not have, and an agent with a fault."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from pathlib import Path
 from zcpipe.run.executor import Lease, Outcome
 from zcpipe.run.nodes.agent import Agent
 from zcpipe.run.rows import UnitScorer
-
-
-class CrowdedScorer(UnitScorer):
-    """Others always hold much of the memory."""
-
-    def _crowded(self) -> bool:
-        return True
 
 
 class ColdScorer(UnitScorer):

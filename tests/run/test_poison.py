@@ -49,6 +49,15 @@ def test_exceptions_end_as_rows_in_this_process_too(
     assert_like(content(tmp_path), undisturbed, {14, 15, 16, 17})
 
 
+def test_memory_that_others_took_for_a_while_costs_no_architecture_its_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: pa.Table
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"6": "greedy once", "16": "greedy once"}))
+    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
+    assert run(spec(), tmp_path / "table", workers=2).by_status == {"ok": 24}
+    assert content(tmp_path / "table").equals(undisturbed)
+
+
 @pytest.mark.parametrize(
     ("told", "warned"),
     [

@@ -101,7 +101,7 @@ def test_what_comes_short_of_memory_beside_others_is_set_aside_and_final_alone(
 ) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"4": "greedy once", "6": "greedy"}))
     monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
-    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0, scorer="zcpipe_substitutes:CrowdedScorer")
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 600.0)
     made.submit(Lease(tuple(map(unit, range(5)))))
     (before,) = processes(made)
     found = outcomes(made, 5)

@@ -87,7 +87,7 @@ class UnitScorer:
 
         Args:
             unit: what to score.
-            final: whether its rows are wanted although the GPU's memory ran out while others held some of it.
+            final: whether its rows are wanted although memory ran out that others may have held.
 
         Raises:
             SetAsideError: they are not; another time there may be enough.
@@ -113,7 +113,7 @@ class UnitScorer:
         short = _short_of_memory(rows)
         if short and not final and self._crowded():
             seconds = time.perf_counter() - started
-            raise SetAsideError(Failed("memory", "memory", short, seconds), "others hold memory of the GPU")
+            raise SetAsideError(Failed("memory", "memory", short, seconds), "others may hold the memory")
         return rows
 
     def fail(self, unit: Unit, failed: Failed) -> list[Row]:
@@ -126,9 +126,9 @@ class UnitScorer:
         return to_arrow(rows, self.schema)
 
     def _crowded(self) -> bool:
-        """Whether others hold a good part of the GPU's memory."""
+        """Whether others may hold a good part of the memory."""
         if self._spec.device == "cpu":
-            return False
+            return True  # nothing says for whom the limits of the system, a container or a user were reached
         free, whole = torch.cuda.mem_get_info(self._spec.device)
         return whole - free - torch.cuda.memory_reserved(self._spec.device) > _CROWDED * whole
 
