@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import psutil
 import pytest
 
 from zcpipe.errors import UsageError
@@ -38,3 +40,49 @@ def test_amounts_are_written_for_people() -> None:
 def test_workers_share_what_there_is() -> None:
     assert 0 < 2 * share(2) <= total()
     assert resident(os.getpid()) > 10 << 20 and resident(2**22 + 1) == 0
+
+
+NONE = "9223372036854771712"  # what version 1 says where there is no limit
+OTHERS = "tmpfs rw", "proc proc rw", "ext4 /dev/sda1 rw,errors=remount-ro"
+
+
+def mount(place: Path, what: str, root: str = "/") -> str:
+    return f"35 31 0:32 {root} {place} rw,relatime shared:9 - {what}"
+
+
+@pytest.mark.parametrize(
+    ("groups", "root", "limits", "found"),
+    [
+        ("0::/a/b", "/", {"2/a/b": "max", "2/a": "300 MiB", "2": "max"}, 300),
+        ("0::/a/b", "/", {"2/a/b": "200 MiB", "2/a": "300 MiB"}, 200),
+        ("0::/", "/", {"2": "200 MiB", "2/a": "100 MiB"}, 200),
+        ("9:pids:/p\n4:memory:/a/b\n0::/", "/", {"1/a/b": NONE, "1/a": "300 MiB", "1": NONE, "1/p": "100 MiB"}, 300),
+        ("4:cpu,memory:/a/b\n0::/c", "/", {"1/a/b": "200 MiB", "1/a": "300 MiB", "2/c": "100 MiB"}, 100),
+        ("4:memory:/docker/1f", "/docker/1f", {"1": "300 MiB"}, 300),  # a container in the names of its host
+        ("4:memory:/docker/1f", "/elsewhere", {"1": "300 MiB", "1/docker/1f": "100 MiB"}, 300),
+        ("4:memory:/a\n0::/a", "/", {"1/a": NONE, "2/a": "max"}, None),
+        ("1:name=systemd:/a", "/", {"1/a": "100 MiB", "2/a": "100 MiB"}, None),
+    ],
+)
+def test_a_container_has_what_its_control_groups_leave_it(
+    groups: str, root: str, limits: dict[str, str], found: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [
+        *(mount(Path("/else", str(number)), what) for number, what in enumerate(OTHERS)),
+        mount(tmp_path / "pids", "cgroup none rw,pids"),
+        mount(tmp_path / "1", "cgroup cgroup rw,cpu,memory", root),
+        mount(tmp_path / "2", "cgroup2 cgroup2 rw,nsdelegate"),
+    ]
+    for group, limit in limits.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        file = tmp_path / group / {"1": "memory.limit_in_bytes", "2": "memory.max"}[group[0]]
+        file.write_text(f"{int(limit[:3]) << 20 if limit.endswith('MiB') else limit}\n")
+    (tmp_path / "cgroup").write_text(f"{groups}\n")
+    (tmp_path / "mountinfo").write_text("\n".join(mounts) + "\n")
+    monkeypatch.setattr("zcpipe.run.memory._PROCESS", tmp_path)
+    assert total() == (psutil.virtual_memory().total if found is None else found << 20)
+
+
+def test_where_there_are_no_control_groups_all_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.memory._PROCESS", tmp_path)
+    assert total() == psutil.virtual_memory().total

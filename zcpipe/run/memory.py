@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 
 from zcpipe.errors import UsageError
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_PROCESS = Path("/proc/self")
+_LIMITS = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}  # by type of the file system of control groups
 _SHARE = 0.9  # of the memory, for all workers together: Ray ends what it likes above 0.95, the system above all
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -18,20 +20,37 @@ _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 def total() -> int:
     """Return the bytes of memory that this machine has, or this container may use."""
     have = int(psutil.virtual_memory().total)
-    for group in _own_groups():
-        with suppress(OSError, ValueError):  # it sets no limit
-            have = min(have, int((group / "memory.max").read_text()))
+    for file in _limits():
+        with suppress(OSError, ValueError):  # it sets no limit; one of version 1 then has a number beyond all memory
+            have = min(have, int(file.read_text()))
     return have
 
 
-def _own_groups() -> list[Path]:
-    """Return the control groups that this process is in, each with those above it, as far as they can be seen."""
+def _limits() -> Iterator[Path]:
+    """Yield the files with the limits of the control groups that this process is in and of those above them.
+
+    Both versions can be there at once. A container may see no more of them than its own group, at the mount itself.
+    """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = (_PROCESS / "cgroup").read_text().splitlines()
+        mounts = (_PROCESS / "mountinfo").read_text().splitlines()
     except OSError:  # no Linux
-        return []
-    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
-    return [group for name in names for group in (_CGROUPS / name, *(_CGROUPS / name).parents) if group >= _CGROUPS]
+        return
+    names = {}
+    for line in groups:
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            names["cgroup2"] = PurePosixPath(name)
+        elif "memory" in controllers.split(","):
+            names["cgroup"] = PurePosixPath(name)
+    for line in mounts:
+        where, _, what = line.partition(" - ")
+        root, mount = where.split()[3:5]
+        kind, *_, options = what.split()
+        if kind in names and (kind == "cgroup2" or "memory" in options.split(",")):
+            group = names[kind]
+            seen = group.relative_to(root) if group.is_relative_to(root) else PurePosixPath()
+            yield from (Path(mount, part, _LIMITS[kind]) for part in (seen, *seen.parents))
 
 
 def share(workers: int) -> int:
