@@ -7,8 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zcpipe.registry import discover
+from zcpipe.run.code import code_digest
 
 PLUGINS = Path(__file__).parent / "plugins"
+
+
+def forget() -> None:
+    """Have what is installed looked for anew."""
+    discover.cache_clear()
+    code_digest.cache_clear()
 
 
 @contextmanager
@@ -17,13 +24,13 @@ def plugins_installed() -> Iterator[None]:
     before = os.environ.get("PYTHONPATH")
     sys.path.insert(0, str(PLUGINS))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), *([before] if before else [])])
-    discover.cache_clear()
+    forget()
     yield
     sys.path.remove(str(PLUGINS))
     os.environ.pop("PYTHONPATH")
     if before is not None:
         os.environ["PYTHONPATH"] = before
-    discover.cache_clear()
+    forget()
 
 
 @contextmanager
@@ -37,11 +44,11 @@ def package_installed(directory: Path, group: str, source: str) -> Iterator[None
     before = os.environ.get("PYTHONPATH", "")
     sys.path.insert(0, str(directory))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(directory), before])
-    discover.cache_clear()
+    forget()
     try:
         yield
     finally:
         sys.path.remove(str(directory))
         sys.modules.pop("my_nas", None)
         os.environ["PYTHONPATH"] = before
-        discover.cache_clear()
+        forget()

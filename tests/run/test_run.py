@@ -21,6 +21,7 @@ from small_runs import assert_like, content, outcomes, spec
 from zcpipe.errors import CapabilityError, DataError, IdentityMismatch, UsageError
 from zcpipe.ops import available
 from zcpipe.run import All, Archs, Range, Sample, describe, run
+from zcpipe.run.code import code_digest
 from zcpipe.run.events import Committed, Event, Planned, Scored, Warned
 from zcpipe.run.rows import build
 from zcpipe.spaces import get_space
@@ -90,6 +91,35 @@ def test_rows_of_another_build_are_warned_of(tmp_path: Path, monkeypatch: pytest
     assert not any(isinstance(event, Warned) for event in events), "nothing is added"
     run(spec(selection=Sample(n=3)), tmp_path, on_event=events.append)
     assert "another build" in next(event.message for event in events if isinstance(event, Warned))
+
+
+def test_rows_of_other_code_are_warned_of_once_with_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(spec(selection=Sample(n=2)), tmp_path)
+    events = list[Event]()
+    monkeypatch.setattr("zcpipe.run.rows.code_digest", lambda: "other")
+    for n in (3, 4):
+        run(spec(selection=Sample(n=n)), tmp_path, on_event=events.append)
+    (said,) = [event.message for event in events if isinstance(event, Warned)]
+    assert said == (
+        f"rows of another build join the table (code is {code_digest()!r} there and 'other' here): "
+        "their values may differ where the code does, their last digits otherwise"
+    )
+
+
+def test_of_several_builds_the_nearest_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = {name: value for name, value in build("cpu").items() if name != "code"}  # as before it was noted
+    said = list[str]()
+    for n, made in enumerate((older, {**older, "torch": "3", "cpu": "Z80"}, {**older, "torch": "3"}, build("cpu")), 1):
+        monkeypatch.setattr("zcpipe.run.inprocess.build", lambda device, made=made: made)
+        events = list[Event]()
+        run(spec(selection=Sample(n=n)), tmp_path, on_event=events.append)
+        said += [event.message.split("(")[1].split(")")[0] for event in events if isinstance(event, Warned)]
+    assert said[1:] == [
+        f"cpu is 'Z80' there and {older['cpu']!r} here",
+        f"code is None there and {code_digest()!r} here",
+    ]
 
 
 def test_the_build_names_the_code_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

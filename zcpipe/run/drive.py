@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,7 @@ from zcpipe.run.rows import Failed, check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, Unit
 from zcpipe.run.workers import WorkersExecutor
+from zcpipe.table.store import differences
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
@@ -156,10 +158,12 @@ class _FirstRows:
 
 
 def _compare(builds: set[str], build: str, on_event: Callable[[Event], None]) -> None:
-    """Warn, once for each, of rows of another build than the others of the table."""
+    """Warn, once for each, of rows of another build than the others of the table, and say in what it differs."""
     if build and build not in builds:
+        here = json.loads(build)
+        said = [differences(json.loads(there), here) for there in sorted(builds)]
         builds.add(build)
-        if len(builds) > 1:
-            on_event(
-                Warned("rows of another build or instruction set join the table: last digits may differ between them")
-            )
+        if said:
+            nearest = min(said, key=len)
+            consequence = "their values may differ where the code does, their last digits otherwise"
+            on_event(Warned(f"rows of another build join the table ({nearest}): {consequence}"))
