@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,25 +21,33 @@ def log_events(path: Path | None) -> Iterator[Callable[[Event], None]]:
     """Append events to a file; pass what this yields to ``run`` as ``on_event``.
 
     Each line has ``time`` (UTC, ISO 8601), ``pid``, ``event`` (its kind, in lower case) and the fields of the event.
+    Where the file takes no more, as on a full disk, that is said once on standard error and the run goes on without it.
 
     Args:
         path: the file, made if there is none; nothing is written where this is None.
 
     Raises:
-        DataError: it cannot be opened or written, or lies in a table.
+        DataError: it cannot be opened, or lies in a table.
     """
     if path is None:
         yield lambda event: None
         return
     require_outside(path)
-    mend = "name a file that can be written with --events"
-    with disk_errors("write", path, mend):
+    with disk_errors("write", path, "name a file that can be written with --events"):
         file = path.open("ab", buffering=0)  # nothing is left to be written when it is closed
     with file:
+        broken = False
 
         def log(event: Event) -> None:
+            nonlocal broken
+            if broken:
+                return
             what = {"time": datetime.now(UTC).isoformat(), "pid": os.getpid(), "event": type(event).__name__.lower()}
-            with disk_errors("write", path, mend):
+            try:
                 file.write(json.dumps({**what, **asdict(event)}, default=str).encode() + b"\n")
+            except OSError as error:  # rows are worth more than the log of how they came
+                broken = True
+                reason = (error.strerror or str(error)).lower()
+                print(f"warning: cannot write {path}: {reason}; the run goes on and logs no more", file=sys.stderr)
 
         yield log
