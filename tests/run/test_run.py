@@ -326,6 +326,30 @@ def test_ctrl_c_commits_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(spec(), tmp_path).present == 8
 
 
+def test_who_raises_when_told_of_a_shard_costs_no_rows_that_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": "raise", "18": "raise"}))
+    for part in (Range(start=0, stop=8), Range(start=16, stop=24)):
+        run(spec(selection=part), tmp_path / "many")
+    compact(tmp_path / "many", tmp_path / "one")
+    monkeypatch.delenv("HAZARDS")
+    monkeypatch.setattr("zcpipe.run.assembly._IN_FLIGHT", 0)  # it is told of each shard at once
+    rows = 0
+
+    def listen(event: Event) -> None:
+        nonlocal rows
+        rows += event.rows if isinstance(event, Scored) else 0
+        if rows == 10:  # those of 2 and 3, which wait for 18 and 19 in one file, and a new shard
+            raise RuntimeError("no ear")
+
+    with pytest.raises(RuntimeError, match="no ear"):
+        run(spec(), tmp_path / "one", retry_errors=True, on_event=listen)
+    found = open_table(tmp_path / "one").to_arrow()
+    assert found["index"].to_pylist() == list(range(24))
+    assert found.filter(pa.compute.not_equal(found["status"], "ok"))["index"].to_pylist() == [18, 19]
+
+
 def test_a_smaller_selection_that_is_there_completes_what_a_larger_one_left(tmp_path: Path) -> None:
     run(spec(selection=Range(start=0, stop=8)), tmp_path)
     with locked(tmp_path, find_groups(tmp_path)[0].header) as store:

@@ -119,6 +119,10 @@ class Assembly:
         Raises:
             DataError: the disk is full or unwritable.
         """
+        self._begin_finished()
+        self._report(len(self._committing) > _IN_FLIGHT)
+
+    def _begin_finished(self) -> None:
         for number in [number for number, shard in self._open.items() if not shard.missing]:
             shard = self._open.pop(number)
             builds = [json.loads(build) for build in sorted(shard.builds) if build]
@@ -131,7 +135,6 @@ class Assembly:
                     amendment.rows.append(rows)
                     amendment.builds += builds
         self._amend([path for path, amendment in self._amendments.items() if amendment.due])
-        self._report(len(self._committing) > _IN_FLIGHT)
 
     def _by_holder(self, rows: pa.Table) -> dict[Place | None, pa.Table]:
         """Tell rows that are computed anew, by the file that holds them, from those that no file has."""
@@ -159,8 +162,9 @@ class Assembly:
         Raises:
             DataError: the disk is full or unwritable.
         """
-        self.commit_finished()
+        self._begin_finished()
         self._amend([path for path, amendment in self._amendments.items() if amendment.rows])
+        # Everything has begun, and is waited for in any case, before anybody is told of it, who may raise.
         while self._committing:
             self._report(patient=True)
 
