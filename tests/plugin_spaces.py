@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zcpipe.registry import discover
-from zcpipe.run.code import code_digest
+from zcpipe.run.code import plugin_versions
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -15,7 +15,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 def forget() -> None:
     """Have what is installed looked for anew."""
     discover.cache_clear()
-    code_digest.cache_clear()
+    plugin_versions.cache_clear()
 
 
 @contextmanager

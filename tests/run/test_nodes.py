@@ -238,6 +238,10 @@ def test_what_the_cluster_lacks_is_said_in_one_line(
             CapabilityError, match=r"has zcpipe .* on Python .*, this process 9.9 on .*install the same"
         ):
             run(spec(), tmp_path, cluster=on(nodes))
+    with monkeypatch.context() as patch:
+        patch.setattr("zcpipe.run.nodes.executor.code_digest", lambda: "another")
+        with pytest.raises(CapabilityError, match=r"computes with another code than this process.*install the same"):
+            run(spec(), tmp_path, cluster=on(nodes))
     monkeypatch.setattr("zcpipe.run.nodes.executor.layout", lambda spec: "another")
     with pytest.raises(CapabilityError, match=r"computes other columns than this process.*install the same"):
         run(spec(), tmp_path, cluster=on(nodes))

@@ -19,7 +19,7 @@ from zcpipe.errors import CapabilityError, is_device_lost, is_out_of_memory, rea
 from zcpipe.inputs import NOISE, batch_of
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
-from zcpipe.run.code import code_digest
+from zcpipe.run.code import code_digest, plugin_versions
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit, architectures, key_of, text_of
 from zcpipe.scoring.columns import COUNTS
@@ -202,11 +202,12 @@ def one_thread() -> Iterator[None]:
 
 
 def build(device: str) -> dict[str, Any]:
-    """Return what decides rows to the last bit: code, library, instruction set, torch and kind of device."""
+    """Return what decides rows to the last bit: code, plugins, library, instruction set, torch and kind of device."""
     native = build_info()
     return {
         "zcpipe": package_version(),
         "code": code_digest(),
+        "plugins": plugin_versions(),
         "native": native["native"],
         "library": None if native["path"] is None else _digest(Path(str(native["path"]))),
         "instruction_set": native["instruction_set"],

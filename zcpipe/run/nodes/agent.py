@@ -19,6 +19,7 @@ from threading import Thread
 from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run import memory
+from zcpipe.run.code import code_digest
 from zcpipe.run.executor import Died, Lease, Outcome
 from zcpipe.run.process import SCORER
 from zcpipe.run.spec import RunSpec
@@ -71,6 +72,7 @@ class Hello:
     """What an agent says of itself when it is ready.
 
     Attributes:
+        code: what decides values (`zcpipe.run.code.code_digest`).
         layout: of its rows.
         memory: bytes that each of its workers may hold.
     """
@@ -78,6 +80,7 @@ class Hello:
     version: str
     python: str
     native: bool
+    code: str
     layout: str
     memory: int
 
@@ -128,7 +131,9 @@ class Agent:
     def hello(self) -> Hello:
         """Say what this is; the first call that an agent answers."""
         native = bool(build_info()["native"])
-        return Hello(package_version(), platform.python_version(), native, layout(self._spec), self._memory)
+        return Hello(
+            package_version(), platform.python_version(), native, code_digest(), layout(self._spec), self._memory
+        )
 
     def answer(self) -> None:
         """Show that this is not frozen."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from zcpipe.errors import CapabilityError, ZcpipeError
 from zcpipe.ops import build_info
+from zcpipe.run.code import code_digest
 from zcpipe.run.events import Event, Joined, Left, Warned
 from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.nodes.agent import Agent, Hello, layout
@@ -187,15 +188,13 @@ class NodesExecutor:
             self._on_event(
                 Warned(f"node {host.name} lacks the native library and computes slowly; see zcpipe doctor there")
             )
-        if hello.layout != self._layout:
-            self._bar(
-                host.node,
-                host.name,
-                CapabilityError(
-                    f"node {host.name} computes other columns than this process: its zcpipe or its plugins are of "
-                    "another version; install the same on all nodes"
-                ),
+        if (hello.code, hello.layout) != (code_digest(), self._layout):
+            what = "other columns than" if hello.layout != self._layout else "with another code than"
+            error = CapabilityError(
+                f"node {host.name} computes {what} this process: its zcpipe or its plugins are of another version; "
+                "install the same on all nodes"
             )
+            self._bar(host.node, host.name, error)
             return
         for surplus in self._roster.accept(host, hello.memory):
             self._drop(surplus)
