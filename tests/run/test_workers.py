@@ -190,6 +190,27 @@ def test_what_the_system_does_not_give_is_named(number: int, monkeypatch: pytest
     assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
 
 
+@pytest.mark.parametrize(("end", "kind"), [("exit", "died"), ("hang", "timeout"), ("hang", None)])
+def test_what_a_worker_started_ends_with_it(
+    end: str, kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAZARDS", json.dumps({"2": f"start another, {end}"}))
+    monkeypatch.setenv("HAZARD_MARKS", str(tmp_path))
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 1.0 if kind else 600.0)
+    made.submit(Lease((unit(1),)))
+    while not (marks := list(tmp_path.glob("child-*"))):
+        made.collect(patience=0.01)
+    if kind:
+        (died,) = outcomes(made, 1)
+        assert isinstance(died, Died) and died.failed.kind == kind
+    made.close()
+    child = int(marks[0].name.partition("-")[2])
+    deadline = time.monotonic() + 10  # it is whoever adopted it that reaps it
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_the_rows_that_a_worker_sends_in_pieces_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zcpipe.run.channel._CHUNK", 100)
     made = executor(1)

@@ -47,7 +47,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class WorkerProcess:
     """A child process with its socket, what it was given, and which of that it is executing.
 
-    It is killed when the thread ends that made it (see `zcpipe.run.worker`).
+    What it starts itself ends with it. It is killed when the thread ends that made it (see `zcpipe.run.worker`).
 
     Raises:
         OSError: the system gives no further process or file.
@@ -65,7 +65,7 @@ class WorkerProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
-                    process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone
+                    process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone; a kill, what it starts
                 )
             finally:
                 os.close(descriptor)
@@ -164,11 +164,11 @@ class WorkerProcess:
         self._end.close()
 
     def end(self) -> str:
-        """Kill it if it is still alive, and say how it ended."""
+        """Kill it if it is still alive, with what it started, and say how it ended."""
         self.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=1.0)  # closing the socket ends it
-        self._process.kill()
+        self.kill()
         code = self._process.wait()
         self._read_output()
         self._output.close()
@@ -182,8 +182,9 @@ class WorkerProcess:
             return f"its process was killed by signal {-code}"
 
     def kill(self) -> None:
-        """Kill it now: it does not answer."""
-        self._process.kill()
+        """Kill it and all that it started: it does not answer."""
+        with suppress(ProcessLookupError, PermissionError):  # nothing is left; macOS forbids it where one is not reaped
+            os.killpg(self.pid, signal.SIGKILL)  # also where it is dead: what it started outlives it
 
     def last_lines(self) -> str:
         """Return the end of what it wrote to its standard output and error."""

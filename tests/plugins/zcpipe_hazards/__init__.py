@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,10 @@ def _act(behaviour: str | None, arch: Member) -> None:
                 held.append(torch.ones(16 << 20))  # 64 MiB, touched
         case "hang":
             time.sleep(3600)
+        case "start another, exit" | "start another, hang":
+            child = subprocess.Popen(["sleep", "60"])
+            (Path(os.environ["HAZARD_MARKS"]) / f"child-{child.pid}").touch()
+            _act(behaviour.rpartition(" ")[2], arch)
         case "hold":
             (Path(os.environ["HAZARD_MARKS"]) / str(arch)).touch()
             re.match("(a+)+$", "a" * 60 + "b")  # practically for ever, and without letting any thread run
