@@ -20,26 +20,16 @@ from typing import Any
 
 import psutil
 import pytest
+from small_executors import EXPRESSIVITY, computed, executor, outcomes, processes, unit
 
 from zcpipe.errors import CapabilityError
-from zcpipe.run import RunSpec
-from zcpipe.run.executor import Died, Done, Lease, Outcome
+from zcpipe.run.executor import Died, Done, Lease
 from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import Failed
 from zcpipe.run.work import Unit
 from zcpipe.run.workers import WorkersExecutor
 
-SPEC = RunSpec.model_validate({"space": "hazards", "dataset": "tiny", "proxies": ("params",)})
-EXPRESSIVITY = SPEC.model_copy(update={"proxies": ("expressivity",)})
 MIB = 1 << 20
-
-
-def unit(number: int) -> Unit:
-    return Unit(0, 2 * number, (2 * number, 2 * number + 1))
-
-
-def executor(workers: int, timeout: float = 600.0, memory: int | None = None) -> WorkersExecutor:
-    return WorkersExecutor(SPEC, [{}] * workers, timeout, memory)
 
 
 @pytest.fixture
@@ -47,24 +37,6 @@ def one() -> Iterator[WorkersExecutor]:
     made = executor(1)
     yield made
     made.close()
-
-
-def outcomes(made: WorkersExecutor, units: int) -> list[Outcome]:
-    """Collect until so many units are accounted for."""
-    found: list[Outcome] = []
-    deadline = time.monotonic() + 120
-    while sum(len(each.units) if isinstance(each, Done) else 1 for each in found) < units:
-        assert time.monotonic() < deadline
-        found += made.collect()
-    return found
-
-
-def computed(found: list[Outcome]) -> Counter[Unit]:
-    return Counter(each for done in found if isinstance(done, Done) for each in done.units)
-
-
-def processes(made: WorkersExecutor) -> list[int]:
-    return [worker.pid for worker in made._workers]
 
 
 def test_only_the_unit_that_was_executing_is_blamed(one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def executors(
         with connected(cluster):
             yield lambda spec: NodesExecutor(spec, cluster, timeout, on_event)
     elif workers is not None:
-        yield lambda spec: WorkersExecutor(spec, [{}] * workers, timeout, memory or share(workers))
+        yield lambda spec: WorkersExecutor(spec, [{}] * workers, timeout, memory or share(workers), on_event=on_event)
     else:
         yield InProcessExecutor
 

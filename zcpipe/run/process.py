@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -38,6 +39,7 @@ _START = (
     "import gc, sys; gc.disable(); from zcpipe.run.worker import main; "
     "main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
 )
+_KILL_LIMIT = 5.0  # seconds in which a process that was killed must have ended
 SCORER = "zcpipe.run.rows:UnitScorer"
 # Without it torch warns of each product of matrices where sums are to be taken in one order.
 _ONE_ORDER = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -78,6 +80,7 @@ class WorkerProcess:
         self._received = 0  # units whose rows have
         self.build = ""  # what computes in it, once it is ready
         self.started = self._asked = time.monotonic()
+        self.killed = math.inf  # when it first was
         self._send(spec.for_workers())
 
     @property
@@ -164,14 +167,20 @@ class WorkerProcess:
         self._end.close()
 
     def end(self) -> str:
-        """Kill it if it is still alive, with what it started, and say how it ended."""
+        """Kill it if it is still alive, with what it started, and say how it ended.
+
+        One that a driver or a file system holds in the kernel is not waited for: `ended` tells when it has ended.
+        """
         self.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1.0)  # closing the socket ends it
+        if self.killed == math.inf:
+            self._wait(1.0)  # closing the socket ends it
         self.kill()
-        code = self._process.wait()
+        self._wait(self.killed + _KILL_LIMIT - time.monotonic())
         self._read_output()
         self._output.close()
+        code = self._process.returncode
+        if code is None:
+            return "its process was killed and does not end"
         if code >= 0:
             return f"its process exited with code {code}"
         if -code == signal.SIGKILL:
@@ -181,14 +190,24 @@ class WorkerProcess:
         except ValueError:  # a real-time signal has no name
             return f"its process was killed by signal {-code}"
 
+    @property
+    def ended(self) -> bool:
+        """Whether its process is no more."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """Kill it and all that it started: it does not answer."""
+        self.killed = min(self.killed, time.monotonic())
         with suppress(ProcessLookupError, PermissionError):  # nothing is left; macOS forbids it where one is not reaped
             os.killpg(self.pid, signal.SIGKILL)  # also where it is dead: what it started outlives it
 
     def last_lines(self) -> str:
         """Return the end of what it wrote to its standard output and error."""
         return "\n".join(line.decode(errors="replace") for line in self._tail).strip()
+
+    def _wait(self, seconds: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=seconds)
 
     def _send(self, message: object) -> None:
         with suppress(OSError):  # it is dead: reading will say so

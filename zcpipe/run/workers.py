@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from zcpipe.errors import CapabilityError
 from zcpipe.run.channel import wait
+from zcpipe.run.events import Event, Warned
 from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.memory import format_bytes, resident
 from zcpipe.run.process import SCORER, WorkerProcess
@@ -20,6 +21,7 @@ from zcpipe.run.work import Unit
 _START_LIMIT = 600.0  # seconds until a worker must be ready
 _QUIET_LIMIT = 60.0  # seconds until one that has something to do must begin it, or go on sending
 _FUTILE_STARTS = 3  # deaths in a row of workers that were never ready, or as many as there are workers
+_HELD_LIMIT = 60.0  # seconds without any worker, while processes that were killed do not end, after which a run does
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
 _GLANCE = 0.25  # seconds between two looks at what no channel tells: memory, deadlines
 _LEASES = 2  # that a worker has at one time, so that it never waits for the supervisor
@@ -29,7 +31,8 @@ class WorkersExecutor:
     """Computes units in processes of one thread each.
 
     A unit whose worker dies, exceeds its timeout or its memory is what the outcome tells; everything else that the
-    worker was given and had not sent goes back to the queue without blame.
+    worker was given and had not sent goes back to the queue without blame. No other worker takes the place of one whose
+    process does not end when it is killed, until it does.
 
     Args:
         spec: of the run.
@@ -38,6 +41,7 @@ class WorkersExecutor:
         memory: bytes that a worker may hold; one that is seen to hold more than half gets no further lease and is
             replaced when it has done those it has.
         scorer: what scores in the workers, as ``module:class``; benchmarks have one that only pretends.
+        on_event: warned of what costs the run a worker.
     """
 
     def __init__(
@@ -47,14 +51,17 @@ class WorkersExecutor:
         timeout: float,
         memory: int | None = None,
         scorer: str = SCORER,
+        on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._spec = spec
         self._scorer = scorer
+        self._on_event = on_event
         self._free = deque(environments)
         self._count = len(environments)
         self._timeout = timeout
         self._memory = memory
         self._workers: dict[WorkerProcess, Mapping[str, str]] = {}
+        self._held: dict[WorkerProcess, Mapping[str, str]] = {}  # killed, and still there
         self._queue: deque[Lease] = deque()
         self._alone: deque[Lease] = deque()
         self._tired: set[WorkerProcess] = set()
@@ -80,7 +87,7 @@ class WorkersExecutor:
         """Wait ``patience`` seconds at most for one or more outcomes.
 
         Raises:
-            CapabilityError: workers cannot be started.
+            CapabilityError: workers cannot be started, or none is left.
             ZcpipeError: a worker refuses the spec.
         """
         outcomes: list[Outcome] = []
@@ -94,6 +101,7 @@ class WorkersExecutor:
                 outcomes += self._read(worker)
             if time.monotonic() > self._glanced + _GLANCE:
                 self._glanced = time.monotonic()
+                self._reap()
                 for worker in list(self._workers):
                     outcomes += self._check(worker)
             if time.monotonic() > limit:
@@ -103,14 +111,15 @@ class WorkersExecutor:
     def close(self) -> None:
         """Stop all workers."""
         for worker in self._workers:
-            worker.close()
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
+            worker.kill()  # all at one time, should they take long to end
+        for worker in list(self._workers):
+            self._end(worker)
         self._queue.clear()
         self._alone.clear()
 
     def _hand_out(self) -> None:
+        if not (self._workers or self._free):
+            self._require_end()
         while self._alone and (self._free or self._retire_idle()):
             self._start().give(self._alone.popleft())
         while self._queue:
@@ -129,8 +138,8 @@ class WorkersExecutor:
         for worker in self._workers:
             if not worker.leases:
                 self._end(worker)
-                return True
-        return False
+                break
+        return bool(self._free)
 
     def _start(self) -> WorkerProcess:
         environment = self._free.popleft()
@@ -145,10 +154,38 @@ class WorkersExecutor:
         self._workers[worker] = environment
         return worker
 
-    def _end(self, worker: WorkerProcess) -> str:
+    def _end(self, worker: WorkerProcess, unit: Unit | None = None) -> str:
+        """End a worker and say how it did; ``unit`` is what it was computing."""
         self._tired.discard(worker)
-        self._free.append(self._workers.pop(worker))
-        return worker.end()
+        environment = self._workers.pop(worker)
+        ended = worker.end()
+        if worker.ended:
+            self._free.append(environment)
+        else:
+            self._held[worker] = environment
+            doing = f"computed architecture {unit.representative}" if unit else "had nothing to compute"
+            self._on_event(
+                Warned(
+                    f"process {worker.pid}{_where(environment)} {doing if worker.ready else 'was starting'} when it "
+                    "was killed and does not end, as where a driver or a file system hangs; no other worker takes its "
+                    "place until it does"
+                )
+            )
+        return ended
+
+    def _reap(self) -> None:
+        """Use the places of processes that have ended at last."""
+        for worker in [worker for worker in self._held if worker.ended]:
+            self._free.append(self._held.pop(worker))
+
+    def _require_end(self) -> None:
+        """Have patience with processes that were killed, and stand in the way of all others."""
+        if self._clock.since(max(worker.killed for worker in self._held)) > _HELD_LIMIT:
+            pids = ", ".join(str(worker.pid) for worker in self._held)
+            raise CapabilityError(
+                f"no worker is left: what was killed does not end (process {pids}), as where a driver or a file system "
+                "hangs; mend that, and the same command goes on"
+            )
 
     def _read(self, worker: WorkerProcess) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -201,19 +238,19 @@ class WorkersExecutor:
     def _kill(self, worker: WorkerProcess, unit: Unit, since: float, kind: str, message: str) -> list[Outcome]:
         worker.kill()
         self._put_back(worker, unit)
-        self._end(worker)
+        self._end(worker, unit)
         return [Died(unit, Failed(kind, kind, message, self._clock.since(since)))]
 
     def _bury(self, worker: WorkerProcess, why: str | None = None) -> list[Outcome]:
         """Take back what a dead worker was given and blame the unit that it was executing."""
         executing = worker.executing
-        self._put_back(worker, executing and executing[0])
-        ended = self._end(worker)
-        if executing is None:
+        unit, since = executing or (None, 0.0)
+        self._put_back(worker, unit)
+        ended = self._end(worker, unit)
+        if unit is None:
             if not worker.ready:  # one that was is replaced if need be: it was killed from outside
                 self._count_futile_start(worker, why or ended)
             return []
-        unit, since = executing
         return [Died(unit, Failed("error", "died", ended, self._clock.since(since)))]
 
     def _put_back(self, worker: WorkerProcess, blamed: Unit | None) -> None:
@@ -232,3 +269,9 @@ class WorkersExecutor:
 
     def _limit(self, unit: Unit) -> float:
         return self._timeout * math.ceil(len(unit.members) / _MEMBERS_PER_TIMEOUT)
+
+
+def _where(environment: Mapping[str, str]) -> str:
+    """Name what distinguishes an environment, as the GPU that is seen in it."""
+    said = " ".join(f"{name}={value}" for name, value in environment.items() if value)
+    return f" with {said}" if said else ""

@@ -20,6 +20,7 @@ from zcpipe.ops import build_info
 from zcpipe.proxies import resolve
 from zcpipe.run import memory
 from zcpipe.run.code import code_digest
+from zcpipe.run.events import Event, Warned
 from zcpipe.run.executor import Died, Lease, Outcome
 from zcpipe.run.process import SCORER
 from zcpipe.run.spec import RunSpec
@@ -122,8 +123,9 @@ class Agent:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         self._spec = RunSpec.model_validate_json(spec)
         self._memory = placement.memory or memory.share(placement.actors)
+        self._warnings: SimpleQueue[str] = SimpleQueue()
         self._executor = WorkersExecutor(
-            self._spec, placement.environments(visible), timeout, self._memory, self.scorer
+            self._spec, placement.environments(visible), timeout, self._memory, self.scorer, self._note
         )
         self._inbox: SimpleQueue[_Ticket] = SimpleQueue()
         Thread(target=self._serve, name="supervisor", daemon=True).start()
@@ -135,8 +137,9 @@ class Agent:
             package_version(), platform.python_version(), native, code_digest(), layout(self._spec), self._memory
         )
 
-    def answer(self) -> None:
-        """Show that this is not frozen."""
+    def answer(self) -> list[str]:
+        """Show that this is not frozen, and return the warnings that there have been since."""
+        return [self._warnings.get() for _ in range(self._warnings.qsize())]
 
     def work(self, lease: Lease) -> list[Outcome]:
         """Return the outcomes of a lease's units when all are known. Calls run side by side.
@@ -147,6 +150,10 @@ class Agent:
         ticket = _Ticket(lease)
         self._inbox.put(ticket)
         return ticket.future.result()
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self._warnings.put(event.message)
 
     def _serve(self) -> None:
         """Mind the workers, which end with this thread."""

@@ -138,6 +138,9 @@ class NodesExecutor:
         """Leave an agent that does not answer: its node may be well, and others need not be there to notice."""
         host.silent += passed
         if host.pulse is None or self._ray.wait([host.pulse], timeout=0)[0]:
+            with suppress(self._ray.exceptions.RayError):  # its end, which all that it has tells as well
+                for message in self._ray.get(host.pulse) if host.pulse is not None else ():
+                    self._on_event(Warned(f"node {host.name}: {message}"))
             host.pulse, host.silent = host.agent.answer.remote(), 0.0
         elif host.silent > _FROZEN:
             self._lose(host, f"its agent has not answered for {_FROZEN:.0f} s")
