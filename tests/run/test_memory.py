@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -86,3 +87,11 @@ def test_a_container_has_what_its_control_groups_leave_it(
 def test_where_there_are_no_control_groups_all_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zcpipe.run.memory._PROCESS", tmp_path)
     assert total() == psutil.virtual_memory().total
+
+
+def test_that_the_system_gives_no_further_file_is_no_fault_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(psutil, "Process", refuse)
+    assert resident(os.getpid()) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -20,10 +21,11 @@ from typing import Any
 
 import psutil
 import pytest
-from small_executors import EXPRESSIVITY, computed, executor, outcomes, processes, unit
+from small_executors import EXPRESSIVITY, SPEC, computed, executor, outcomes, processes, unit
 
 from zcpipe.errors import CapabilityError
-from zcpipe.run.executor import Died, Done, Lease
+from zcpipe.run.events import Event, Warned
+from zcpipe.run.executor import Died, Done, Lease, Outcome
 from zcpipe.run.process import WorkerProcess
 from zcpipe.run.rows import Failed
 from zcpipe.run.work import Unit
@@ -181,6 +183,54 @@ def test_what_a_worker_started_ends_with_it(
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_the_system_does_not_give_now_costs_no_run_that_has_another_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zcpipe.run.workers._PAUSE", 0.3)
+    trials = list[float]()
+    popen = subprocess.Popen
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        trials.append(time.monotonic())
+        if len(trials) in (2, 3, 4):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return popen(*args, **options)
+
+    events = list[Event]()
+    made = WorkersExecutor(SPEC, [{}] * 2, 600.0, on_event=events.append)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    numbers = iter(range(2000))
+    found = list[Outcome]()
+    while len(processes(made)) < 2:
+        assert not trials or time.monotonic() < trials[0] + 60
+        while made.wants():
+            made.submit(Lease((unit(next(numbers)),)))
+        found += made.collect(patience=0.05)
+    (warned,) = (event.message for event in events if isinstance(event, Warned))
+    assert warned.startswith("cannot start worker 2 of 2: too many open files; the others go on, and it is tried again")
+    assert len(trials) == 5
+    waited = [after - before for before, after in itertools.pairwise(trials[1:])]
+    assert waited[0] >= 0.3 and waited[1] >= 0.6 and waited[2] >= 1.2
+    outcomes(made, next(numbers) - sum(computed(found).values()))
+    made.close()
+
+
+def test_what_the_system_does_not_give_ends_a_run_whose_last_worker_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = executor(2)
+    made.submit(Lease((unit(0),)))
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("zcpipe.run.process.make_cell", refuse)
+    made.submit(Lease((unit(1),)))
+    (pid,) = processes(made)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(CapabilityError, match=r"worker 1 of 2: no space left on device; use fewer"):
+        outcomes(made, 2)
+    made.close()
 
 
 def test_the_rows_that_a_worker_sends_in_pieces_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:

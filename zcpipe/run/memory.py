@@ -59,10 +59,10 @@ def share(workers: int) -> int:
 
 
 def resident(pid: int) -> int:
-    """Return the bytes that a process holds, 0 where there is none."""
+    """Return the bytes that a process holds, 0 where there is none or the system does not tell now."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
+    except (psutil.Error, OSError):  # such as that it gives no further file
         return 0
 
 

@@ -21,6 +21,7 @@ from zcpipe.run.work import Unit
 _START_LIMIT = 600.0  # seconds until a worker must be ready
 _QUIET_LIMIT = 60.0  # seconds until one that has something to do must begin it, or go on sending
 _FUTILE_STARTS = 3  # deaths in a row of workers that were never ready, or as many as there are workers
+_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two trials to start a worker, twice as long after each
 _HELD_LIMIT = 60.0  # seconds without any worker, while processes that were killed do not end, after which a run does
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
 _GLANCE = 0.25  # seconds between two looks at what no channel tells: memory, deadlines
@@ -66,6 +67,9 @@ class WorkersExecutor:
         self._alone: deque[Lease] = deque()
         self._tired: set[WorkerProcess] = set()
         self._futile_starts = 0
+        self._start_again = -math.inf
+        self._pause = _PAUSE
+        self._warned = False  # that a worker cannot be started
         self._glanced = 0.0
         self._clock = RunningClock()
 
@@ -120,15 +124,15 @@ class WorkersExecutor:
     def _hand_out(self) -> None:
         if not (self._workers or self._free):
             self._require_end()
-        while self._alone and (self._free or self._retire_idle()):
-            self._start().give(self._alone.popleft())
+        while self._alone and (self._free or self._retire_idle()) and (fresh := self._start()):
+            fresh.give(self._alone.popleft())
         while self._queue:
             takers = [w for w in self._workers.keys() - self._tired if not w.alone and w.leases < _LEASES]
             takers.sort(key=lambda worker: worker.leases)
             if self._alone:
                 del takers[:1]  # the first that has nothing to do makes room
-            elif self._free and not (takers and not takers[0].leases):
-                takers.insert(0, self._start())
+            elif self._free and not (takers and not takers[0].leases) and (fresh := self._start()):
+                takers.insert(0, fresh)
             if not takers:
                 return
             takers[0].give(self._queue.popleft())
@@ -141,16 +145,27 @@ class WorkersExecutor:
                 break
         return bool(self._free)
 
-    def _start(self) -> WorkerProcess:
+    def _start(self) -> WorkerProcess | None:
+        """Start a worker, unless others live and the system does not give what it takes; that may pass."""
+        if self._workers and time.monotonic() < self._start_again:
+            return None
         environment = self._free.popleft()
         try:
             worker = WorkerProcess(self._spec, environment, self._scorer)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise CapabilityError(
-                f"cannot start worker {len(self._workers) + 1} of {self._count}: {reason}; use fewer workers or "
-                "raise the limits on processes, memory and open files (ulimit -a)"
-            ) from error
+            failed = f"cannot start worker {len(self._workers) + 1} of {self._count}: {reason}"
+            mend = "use fewer workers or raise the limits on processes, memory and open files (ulimit -a)"
+            if not self._workers:
+                raise CapabilityError(f"{failed}; {mend}") from error
+            self._free.append(environment)
+            self._start_again = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            if not self._warned:
+                self._warned = True
+                self._on_event(Warned(f"{failed}; the others go on, and it is tried again; if it stays so, {mend}"))
+            return None
+        self._pause = _PAUSE
         self._workers[worker] = environment
         return worker
 
