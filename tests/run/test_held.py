@@ -74,7 +74,7 @@ def test_one_that_does_not_end_when_it_is_killed_costs_its_place_until_it_does(
     monkeypatch.setenv("HAZARDS", json.dumps({"2": "hang"}))
     events = list[Event]()
     places = [{"PLACE": "0"}, {"PLACE": "1"}]
-    made = WorkersExecutor(EXPRESSIVITY, places, 3.0, on_event=events.append)
+    made = WorkersExecutor(EXPRESSIVITY, places, 6.0, on_event=events.append)
     made.submit(Lease((unit(1),)))
     pid = executing(made, 1)
     tracer = held(pid)
@@ -124,7 +124,7 @@ def test_one_that_ends_late_is_waited_for_where_there_is_no_other(
     held: Callable[[int], subprocess.Popen[bytes]], impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HAZARDS", json.dumps({"2": "hang"}))
-    made = WorkersExecutor(EXPRESSIVITY, [{}], 1.0)
+    made = WorkersExecutor(EXPRESSIVITY, [{}], 6.0)  # enough for what does not hang, on a busy machine, too
     made.submit(Lease((unit(1),)))
     tracer = held(executing(made, 1))
     made.submit(Lease((unit(2),)))
