@@ -69,7 +69,9 @@ def curvatures(network: Network) -> list[float]:
         try:
             if all(weight.dtype in _AGREEMENT for weight in weights):
                 found = _Tangents(network, weights, gradients).run()
-        except RuntimeError as error:  # torch's word for operations without tangents, or tangents without gradients
+        except RuntimeError as error:
+            # torch's word for operations without tangents, or tangents without gradients; a fused step's for images
+            # that the network has changed in place.
             if is_out_of_memory(error):
                 raise
         if found is None:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from zcpipe.ops._check import use_native
 from zcpipe.ops.layout import image_format
+from zcpipe.scoring.inplace import FusedOverwrittenError, version_of
 from zcpipe.spaces.layers import Dag
 
 _native = torch.ops.zcpipe
@@ -203,6 +204,10 @@ class Convolution:
             self.taps.output(self.conv, products)
         return total, parameters
 
+    def reads(self, saved: tuple[Tensor, ...], x: Tensor, to_all: bool) -> bool:
+        """Whether a backward, to parameters also or not, reads this tensor, as what entered the layer."""
+        return saved[0] is x and (to_all or self.relu_input is not None)
+
     @property
     def keeps_zero(self) -> bool:
         """Whether the norm shifts nothing."""
@@ -339,8 +344,10 @@ class _Cell(torch.autograd.Function):
         dead: RunDead | None,
         *parameters: Tensor | None,  # of the convolutions, in order, where taps are given
     ) -> Tensor:
+        x = x.detach()  # an alias: x itself would be in a circle with this step, were its output added to x in place
         nodes = Nodes(0, x)
         ctx.steps, ctx.output, ctx.taps, ctx.kept = steps, output, taps, []
+        ctx.x, ctx.version = x, version_of(x)
         with torch._C._AutoDispatchBelowAutograd():
             for source, target, layer in steps:
                 total, own = nodes.so_far(target)
@@ -356,6 +363,11 @@ class _Cell(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         to_input, *to_parameters = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
         to_all = ctx.taps is not None and ctx.taps.active
+        if version_of(ctx.x) != ctx.version and any(
+            isinstance(layer, Convolution) and layer.reads(kept, ctx.x, to_all)
+            for (_, _, layer), kept in zip(ctx.steps, ctx.kept, strict=True)
+        ):
+            raise FusedOverwrittenError
         grads = Nodes(ctx.output, grad.contiguous(memory_format=image_format(grad.device)))
         found: list[Tensor | None] = []  # of the parameters, from the last to the first
         with torch._C._AutoDispatchBelowAutograd():

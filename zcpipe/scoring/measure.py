@@ -32,7 +32,7 @@ from zcpipe.scoring.guard import left_as_it_was, untouched
 from zcpipe.scoring.network import Loss, ScoredNetwork
 from zcpipe.scoring.plan import Group, Pass, plan
 from zcpipe.scoring.plan import Protocol as PlanProtocol
-from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.scoring.rewrite import run_fast
 from zcpipe.scoring.sweeps import sweep
 from zcpipe.scoring.values import values_of
 from zcpipe.spaces.layers import recurrent_gradients
@@ -217,10 +217,8 @@ def _run_pass(one: Pass, network: ScoredNetwork, subject: Subject) -> BlockResul
     recurrent = nullcontext() if training else recurrent_gradients(network.modules.values(), device)
     with untouched(network.modules, training=training), plain_arithmetic(device), recurrent:
         if one.kind == "blocks":
-            with fast_operations(network.modules, called=subject.blocks):
-                return block_statistics(
-                    network.model, network.modules, inputs, subject.blocks, one.statistics, subject.probe
-                )
+            given = network.model, network.modules, inputs, subject.blocks, one.statistics, subject.probe
+            return run_fast(partial(block_statistics, *given), network.modules, called=subject.blocks)
         if one.kind == "absolute":
             gradients = absolute_gradients(network.model, network.modules, inputs, one.recipe.norm)
             return _each(one.statistics, lambda s: _of_gradients(cast(GradientStatistic, s), gradients))

@@ -22,7 +22,7 @@ from zcpipe.scoring.arithmetic import plain_arithmetic
 from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.guard import untouched
 from zcpipe.scoring.layers import weights_of
-from zcpipe.scoring.rewrite import fast_operations
+from zcpipe.scoring.rewrite import fast_operations, run_fast
 from zcpipe.scoring.tangents import pair_forwards
 from zcpipe.spaces.layers import recurrent_gradients
 
@@ -108,11 +108,15 @@ class ScoredNetwork:
         self, parameters: Sequence[Tensor], inputs: Sequence[Tensor], targets: Tensor | None
     ) -> list[Tensor]:
         """Return the gradients of the loss of a batch; see `zcpipe.proxies.base.Network.loss_gradients`."""
-        generators.restart()  # what a forward draws is the same in all of them
-        with asking(parameters), fast_operations(self.modules, taps=_GradientTaps()):
-            loss = self.loss(tensor_of(self.model(*inputs)), targets)
-            found = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
-        return list(found)
+
+        def run() -> list[Tensor]:
+            generators.restart()  # what a forward draws is the same in all of them
+            output = tensor_of(self.model(*(tensor.clone() for tensor in inputs)))  # a forward may write to them
+            loss = self.loss(output, targets)
+            return list(torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True))
+
+        with asking(parameters):
+            return run_fast(run, self.modules, taps=_GradientTaps())
 
     def absolute_gradients(self, norm: Literal["drop", "batch"]) -> Gradients:
         """Return the synflow family's gradients; see `zcpipe.proxies.base.Network.absolute_gradients`."""

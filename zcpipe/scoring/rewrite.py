@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,13 @@ from zcpipe.scoring.cells import (
     makes_output,
     useful_steps,
 )
+from zcpipe.scoring.inplace import is_of_saved
 from zcpipe.spaces.layers import Dag, Op, computes_as, has_hooks, is_avg_pool3x3, is_batch_norm
 
 _FLOATS = (torch.float32, torch.float64)
 _MAY_BE_SWAPPED = (nn.Sequential, Op, Dag, nn.AvgPool2d, nn.BatchNorm2d)  # about half of all modules are
+
+R = TypeVar("R")
 
 # A module's output added to a sum, or by itself for None.
 _Onto = Callable[[Tensor, Tensor | None], Tensor]
@@ -72,6 +75,23 @@ def fast_operations(
         for module in swapped:
             del vars(module)["forward"]
             vars(module).pop("forward_onto", None)
+
+
+def run_fast(
+    run: Callable[[], R], modules: Mapping[str, nn.Module], called: Collection[str] = (), taps: Taps | None = None
+) -> R:
+    """Return what ``run`` returns inside `fast_operations`; outside, from the start, where that cannot go back.
+
+    That is where the network computes in place on what entered a chain. Its layers by themselves may not need it: a
+    ReLU keeps what it returned.
+    """
+    try:
+        with fast_operations(modules, called, taps):
+            return run()
+    except RuntimeError as error:
+        if not is_of_saved(error):
+            raise
+    return run()
 
 
 def fused_layers(modules: Mapping[str, nn.Module]) -> dict[nn.Module, tuple[list[Step], int]]:

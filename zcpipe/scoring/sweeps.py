@@ -35,6 +35,7 @@ from zcpipe.proxies.base import (
 from zcpipe.scoring.axes import Axes
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_map, local_gradient
 from zcpipe.scoring.cells import NoTaps
+from zcpipe.scoring.inplace import FusedOverwrittenError
 from zcpipe.scoring.layers import LAYERS
 from zcpipe.scoring.network import ScoredNetwork
 from zcpipe.scoring.rewrite import fast_operations
@@ -58,19 +59,28 @@ def sweep(
     Raises:
         UsageError: a block does not exist or the blocks do not run once each in order, or the loss cannot be taken.
     """
-    sweeps = _Sweeps(network, blocks, statistics, probe, copies=False)
-    try:
-        return sweeps.run()
-    except _OverwrittenError:
-        sweeps.forget()
-        # Somebody computes in place on what was captured: again, with copies.
-        sweeps = _Sweeps(network, blocks, statistics, probe, copies=True)
-        return sweeps.run()
-    finally:
-        sweeps.forget()
+    copies, fast = False, True
+    while True:
+        sweeps = _Sweeps(network, blocks, statistics, probe, copies, fast)
+        try:
+            return sweeps.run()
+        except RuntimeError as error:
+            again = _again(error, copies, fast)
+            if again == (copies, fast):
+                raise
+            copies, fast = again
+        finally:
+            sweeps.forget()
 
 
-class _OverwrittenError(Exception):
+def _again(error: RuntimeError, copies: bool, fast: bool) -> tuple[bool, bool]:
+    """Return how to run the pass again, where somebody computes in place on what it needs."""
+    if isinstance(error, FusedOverwrittenError):
+        return copies, False
+    return copies or isinstance(error, _OverwrittenError), fast
+
+
+class _OverwrittenError(RuntimeError):
     """A captured tensor was changed in place before it was used."""
 
 
@@ -98,10 +108,12 @@ class _Sweeps(NoTaps):
         statistics: Sequence[Statistic],
         probe: ProbeSource,
         copies: bool,
+        fast: bool,
     ) -> None:
         self._network = network
         self._probe = probe
         self._copies = copies
+        self._fast = fast
         self._statistics = statistics
         self._maps = [s for s in statistics if isinstance(s, MapStatistic)]
         self._jacobians = [s for s in statistics if isinstance(s, JacobianStatistic)]
@@ -127,8 +139,8 @@ class _Sweeps(NoTaps):
         weights = list(self._network.layers.values()) if self._gradients or self._outputs else []
         generators.restart()  # what a forward draws is the same in all of them
         inputs = [self._as_leaf(tensor) for tensor in self._network.inputs]
-        modules = self._network.modules
-        with asking(weights), fast_operations(modules, self._blocks, self):
+        swapped = self._network.modules if self._fast else {}
+        with asking(weights), fast_operations(swapped, self._blocks, self):
             output = tensor_of(self._forward(inputs))
             with self._costing(*self._gradients, *self._outputs):
                 self._sweep_loss(output, weights)
@@ -333,7 +345,7 @@ class _Sweeps(NoTaps):
         """
         try:
             yield
-        except (_OverwrittenError, UsageError, WrittenError, KeyboardInterrupt):
+        except (_OverwrittenError, FusedOverwrittenError, UsageError, WrittenError, KeyboardInterrupt):
             raise
         except BaseException as error:
             if any(statistic.name not in self._errors for statistic in statistics):  # each block may fail likewise

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from zcpipe.ops._check import use_native
 from zcpipe.proxies.base import PairForward
 from zcpipe.scoring.cells import Convolution, Layer, Nodes
+from zcpipe.scoring.inplace import FusedOverwrittenError, version_of
 from zcpipe.scoring.rewrite import fused_layers
 
 _native = torch.ops.zcpipe
@@ -162,8 +163,10 @@ class _Steps(torch.autograd.Function):
         steps: Sequence[_Step],
         output: int,
     ) -> _Pair:
+        x = x.detach()  # aliases, as in `zcpipe.scoring.cells`
         if x_dot is not None:
-            x_dot = x_dot.contiguous(memory_format=torch.channels_last)
+            x_dot = x_dot.detach().contiguous(memory_format=torch.channels_last)
+        ctx.x, ctx.version = x, version_of(x)  # nobody changes x_dot alone
         nodes: Nodes[_Pair] = Nodes(0, (x, x_dot))
         ctx.steps, ctx.output, ctx.kept, ctx.to_input = steps, output, [], x_dot is not None
         with torch._C._AutoDispatchBelowAutograd():
@@ -179,6 +182,11 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         grad, grad_dot = (g.contiguous(memory_format=torch.channels_last) for g in gradients)
         grads: Nodes[_Pair] = Nodes(ctx.output, (grad, grad_dot))
+        if version_of(ctx.x) != ctx.version and any(
+            isinstance(layer, _Convolution) and kept[0] is ctx.x
+            for (_, _, layer), kept in zip(ctx.steps, ctx.kept, strict=True)
+        ):
+            raise FusedOverwrittenError
         with torch._C._AutoDispatchBelowAutograd():
             for source, target, layer in reversed(ctx.steps):
                 kept = ctx.kept.pop()  # what the next layers' gradients are written to
