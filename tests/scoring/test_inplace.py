@@ -146,6 +146,29 @@ def test_layers_that_need_not_know_what_entered_them_stay_fused(branch):
     assert ours.status == "ok" and dict(ours) == dict(expected)
 
 
+class Activated(nn.Module):
+    """Begins with an activation of what it is given."""
+
+    def __init__(self, channels, inplace):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        self.begin = F.relu_ if inplace else F.relu  # a flag called inplace would be switched off
+
+    def forward(self, x):
+        return self.relu(self.norm(self.conv(self.begin(x))))
+
+
+def test_blocks_that_begin_in_place_are_measured_in_every_pass():
+    """Where no weight asks for a gradient, a block's map is what the graph of the next one begins with."""
+    scores = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        body = [Activated(3, inplace=False), Activated(4, inplace), Activated(4, inplace)]
+        model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+        scores.append(score(model, ["aznas", "linear_regions"], blocks=["0", "1", "2"]))
+    assert_same(*scores)
+
+
 class OnInput(nn.Module):
     """Writes to the network's own input."""
 

@@ -20,6 +20,7 @@ from zcpipe.errors import PrecisionError, UsageError, trace, unknown_name
 from zcpipe.ops import generators
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
 from zcpipe.scoring.axes import Axes
+from zcpipe.scoring.inplace import is_of_leaf
 from zcpipe.scoring.values import WrittenError, moments_of, values_of
 
 # Given the name and the output map of a block, fills a +-1 probe of the map's shape and layout.
@@ -61,7 +62,7 @@ def block_statistics(
     try:
         return _walk(model, modules, inputs, blocks, _Walk(modules, blocks, statistics, probe, copies=False))
     except RuntimeError as error:
-        if "leaf Variable" not in str(error):
+        if not is_of_leaf(error):
             raise
         # The network goes on in place on what a block returned: again, with copies of it.
         return _walk(model, modules, inputs, blocks, _Walk(modules, blocks, statistics, probe, copies=True))

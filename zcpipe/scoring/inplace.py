@@ -22,3 +22,8 @@ def version_of(tensor: Tensor) -> int:
 def is_of_saved(error: RuntimeError) -> bool:
     """Whether something was changed in place that autograd, or a fused step, had kept for a backward."""
     return _MODIFIED in str(error)
+
+
+def is_of_leaf(error: RuntimeError) -> bool:
+    """Whether somebody computes in place on what a graph begins with."""
+    return "leaf Variable" in str(error)

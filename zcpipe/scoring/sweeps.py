@@ -35,7 +35,7 @@ from zcpipe.proxies.base import (
 from zcpipe.scoring.axes import Axes
 from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_map, local_gradient
 from zcpipe.scoring.cells import NoTaps
-from zcpipe.scoring.inplace import FusedOverwrittenError
+from zcpipe.scoring.inplace import FusedOverwrittenError, is_of_leaf
 from zcpipe.scoring.layers import LAYERS
 from zcpipe.scoring.network import ScoredNetwork
 from zcpipe.scoring.rewrite import fast_operations
@@ -77,7 +77,7 @@ def _again(error: RuntimeError, copies: bool, fast: bool) -> tuple[bool, bool]:
     """Return how to run the pass again, where somebody computes in place on what it needs."""
     if isinstance(error, FusedOverwrittenError):
         return copies, False
-    return copies or isinstance(error, _OverwrittenError), fast
+    return copies or isinstance(error, _OverwrittenError) or is_of_leaf(error), fast
 
 
 class _OverwrittenError(RuntimeError):
