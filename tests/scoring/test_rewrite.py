@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from zcpipe.scoring import rewrite
 from zcpipe.scoring.guard import untouched
@@ -13,6 +15,14 @@ from zcpipe.spaces.layers import Dag, Op, add_to
 
 def conv(inputs=4, outputs=6, kernel=3, **options):
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **{"bias": False, **options})
+
+
+def given(module, name):
+    """Put a tensor in the place of a parameter, as networks do that make the weights of others."""
+    tensor = getattr(module, name).detach().clone()
+    delattr(module, name)
+    setattr(module, name, tensor)
+    return module
 
 
 CHAINS = {
@@ -33,6 +43,11 @@ UNFUSED = {
     "two relus": lambda: [nn.ReLU(), nn.ReLU(), conv(), nn.BatchNorm2d(6)],
     "two convolutions": lambda: [conv(), conv(6), nn.BatchNorm2d(6)],
     "leaky": lambda: [nn.LeakyReLU(), conv(), nn.BatchNorm2d(6)],
+    "parametrised": lambda: [weight_norm(conv()), nn.BatchNorm2d(6)],
+    "pruned": lambda: [prune.identity(conv(), "weight"), nn.BatchNorm2d(6)],
+    "given kernels": lambda: [given(conv(), "weight"), nn.BatchNorm2d(6)],
+    "given scales": lambda: [conv(), given(nn.BatchNorm2d(6), "weight")],
+    "given shifts": lambda: [conv(), given(nn.BatchNorm2d(6), "bias")],
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, tensor_of
+from zcpipe.spaces.layers import is_made_anew
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -99,7 +100,7 @@ class _Spreads:
 
 
 def _is_layer(module: nn.Module, names: Mapping[int, str]) -> bool:
-    return isinstance(module, _LAYERS) and id(module.weight) in names
+    return isinstance(module, _LAYERS) and not is_made_anew(module, "weight") and id(module.weight) in names
 
 
 def _spread(values: Tensor) -> float:  # [D]

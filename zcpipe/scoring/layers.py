@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from zcpipe.spaces.layers import is_made_anew
+
 # Names of the weights of module types whose layers are no modules of their own.
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -45,7 +47,7 @@ def unknown_layers(modules: Mapping[str, nn.Module]) -> list[str]:
 
 def _weights(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     if isinstance(module, LAYERS):
-        if isinstance(module.weight, nn.Parameter):
+        if not is_made_anew(module, "weight") and isinstance(module.weight, nn.Parameter):
             yield name, module.weight
     elif isinstance(module, nn.MultiheadAttention):
         yield from _named(name, module, _ATTENTION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import NoneType
 from typing import TypeGuard, TypeVar
 
 import torch
@@ -172,7 +173,7 @@ class _Rewriter:
         conv, norm = middle
         if relu_output and self._taps is not None and self._taps.relus:
             return None  # what enters that ReLU is never written
-        if not (_is_plain_convolution(conv) and is_batch_norm(norm)):
+        if not (_is_plain_convolution(conv) and is_batch_norm(norm) and _holds(norm, "weight", "bias")):
             return None
         relu = parts[0] if isinstance(parts[0], nn.ReLU) else None
         return Convolution(conv, norm, conv.stride[0], int(conv.padding[0]), relu, relu_output, self._taps)
@@ -265,6 +266,7 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(module, nn.Conv2d)
         and computes_as(module, nn.Conv2d)
+        and _holds(module, "weight", "bias")
         and module.bias is None
         and module.groups == 1
         and module.dilation == (1, 1)
@@ -274,3 +276,9 @@ def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
             for pair in (module.kernel_size, module.stride, module.padding)
         )
     )
+
+
+def _holds(module: nn.Module, *names: str) -> bool:
+    """Whether parameters (or None) are what a module reads under these names: others may be made at each reading."""
+    held = module._parameters
+    return all(name in held and isinstance(held[name], (nn.Parameter, NoneType)) for name in names)

@@ -15,6 +15,7 @@ from typing import Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -216,6 +217,11 @@ def computes_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         if isinstance(module, stock) and kind.forward is stock.forward:
             return inner is getattr(stock, "_conv_forward", None)
     return False
+
+
+def is_made_anew(module: nn.Module, name: str) -> bool:
+    """Whether a parametrisation makes a module's tensor whenever it is read; spectral norm's next one is another."""
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module, name)
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
