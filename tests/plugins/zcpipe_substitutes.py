@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -16,6 +17,15 @@ class ColdScorer(UnitScorer):
 
     def warm_up(self) -> None:
         time.sleep(float(os.environ["WARM_UP"]))
+
+
+class BrokenScorer(UnitScorer):
+    """The device of some places is broken: BROKEN says by JSON how long it takes to be found."""
+
+    def warm_up(self) -> None:
+        if (seconds := json.loads(os.environ["BROKEN"]).get(os.environ["PLACE"])) is not None:
+            time.sleep(seconds)
+            raise RuntimeError("CUDA error: device unavailable")
 
 
 class FaultyAgent(Agent):

@@ -94,11 +94,10 @@ def test_one_that_does_not_end_when_it_is_killed_costs_its_place_until_it_does(
     made.submit(Lease((unit(5),), alone=True))  # which the other makes room for
     assert isinstance(outcomes(made, 1)[0], Done) and len(processes(made)) == 1
     tracer.communicate()
-    for number in (6, 7):
-        made.submit(Lease((unit(number),)))
     while len(processes(made)) < 2:
+        for number in (6, 7, 8):
+            made.submit(Lease((unit(number),)))
         made.collect(patience=0.1)
-        made.submit(Lease((unit(8),)))
     assert len(events) == 1 and not os.path.exists(f"/proc/{pid}")  # noqa: PTH110
     made.close()
 

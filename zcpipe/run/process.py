@@ -78,6 +78,7 @@ class WorkerProcess:
         self._tail: deque[bytes] = deque([b""], maxlen=_LINES)
         self._given: deque[Lease] = deque()  # of each the units whose rows have not come
         self._received = 0  # units whose rows have
+        self.fresh = True  # it has never been given anything
         self.build = ""  # what computes in it, once it is ready
         self.started = self._asked = time.monotonic()
         self.killed = math.inf  # when it first was
@@ -127,6 +128,7 @@ class WorkerProcess:
 
     def give(self, lease: Lease) -> None:
         """Send it a lease."""
+        self.fresh = False
         if not self._given:
             self._asked = time.monotonic()
         self._given.append(lease)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from zcpipe.errors import CapabilityError
@@ -19,8 +19,9 @@ from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Unit
 
 _START_LIMIT = 600.0  # seconds until a worker must be ready
+_SLOW_START = 60.0  # seconds after which what waits for a fresh worker does not count on one that is not ready
 _QUIET_LIMIT = 60.0  # seconds until one that has something to do must begin it, or go on sending
-_FUTILE_STARTS = 3  # deaths in a row of workers that were never ready, or as many as there are workers
+_FUTILE_STARTS = 3  # deaths in a row of workers that were never ready, or as many as are alike in their environment
 _PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two trials to start a worker, twice as long after each
 _HELD_LIMIT = 60.0  # seconds without any worker, while processes that were killed do not end, after which a run does
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
@@ -33,7 +34,8 @@ class WorkersExecutor:
 
     A unit whose worker dies, exceeds its timeout or its memory is what the outcome tells; everything else that the
     worker was given and had not sent goes back to the queue without blame. No other worker takes the place of one whose
-    process does not end when it is killed, until it does.
+    process does not end when it is killed, until it does, and none is started again in an environment in which workers
+    are never ready. A worker has nothing before it is ready, so that nothing waits for one that never is.
 
     Args:
         spec: of the run.
@@ -59,6 +61,7 @@ class WorkersExecutor:
         self._on_event = on_event
         self._free = deque(environments)
         self._count = len(environments)
+        self._alike = Counter(map(_where, environments))
         self._timeout = timeout
         self._memory = memory
         self._workers: dict[WorkerProcess, Mapping[str, str]] = {}
@@ -66,7 +69,8 @@ class WorkersExecutor:
         self._queue: deque[Lease] = deque()
         self._alone: deque[Lease] = deque()
         self._tired: set[WorkerProcess] = set()
-        self._futile_starts = 0
+        self._futile_starts = Counter[str]()  # by what distinguishes the environment
+        self._given_up = set[str]()  # environments that were warned of
         self._start_again = -math.inf
         self._pause = _PAUSE
         self._warned = False  # that a worker cannot be started
@@ -75,12 +79,12 @@ class WorkersExecutor:
 
     @property
     def capacity(self) -> int:
-        """The number of workers."""
-        return self._count
+        """The number of workers that there are or may be started."""
+        return max(1, len(self._workers) + len(self._free))
 
     def wants(self) -> bool:
-        """Whether the next worker to run short of units would find none."""
-        return not self._queue
+        """Whether the next worker to run short of units, or those that are starting, would find none."""
+        return len(self._queue) <= _LEASES * self._starting
 
     def submit(self, lease: Lease) -> None:
         """Queue a lease and hand out what workers can take."""
@@ -124,32 +128,56 @@ class WorkersExecutor:
     def _hand_out(self) -> None:
         if not (self._workers or self._free):
             self._require_end()
-        while self._alone and (self._free or self._retire_idle()) and (fresh := self._start()):
-            fresh.give(self._alone.popleft())
-        while self._queue:
-            takers = [w for w in self._workers.keys() - self._tired if not w.alone and w.leases < _LEASES]
-            takers.sort(key=lambda worker: worker.leases)
-            if self._alone:
-                del takers[:1]  # the first that has nothing to do makes room
-            elif self._free and not (takers and not takers[0].leases) and (fresh := self._start()):
-                takers.insert(0, fresh)
-            if not takers:
-                return
-            takers[0].give(self._queue.popleft())
+        for worker in [worker for worker in self._workers if worker.ready and worker.fresh][: len(self._alone)]:
+            worker.give(self._alone.popleft())
+        self._give(1)
+        while self._free and self._is_short() and self._start():
+            pass
+        # Where the system does not give what another takes, one makes room only if there is nothing else for it to do.
+        while self._lacks_fresh() and not (self._free and self._queue) and self._retire_idle() and self._start():
+            pass
+        self._give(_LEASES)
+
+    def _give(self, most: int) -> None:
+        """Give leases to workers that are ready, so many to each at most."""
+        takers = [worker for worker in self._workers.keys() - self._tired if worker.ready and not worker.alone]
+        takers.sort(key=lambda worker: worker.leases)
+        if not self._free and self._lacks_fresh():
+            del takers[:1]  # the first that has nothing to do makes room
+        for has in range(most):
+            for worker in takers:
+                if self._queue and worker.leases == has:
+                    worker.give(self._queue.popleft())
+
+    @property
+    def _starting(self) -> int:
+        """How many workers are not ready yet."""
+        return sum(not worker.ready for worker in self._workers)
+
+    def _is_short(self) -> bool:
+        """Whether there is work for another worker than those that are starting."""
+        return len(self._alone) + len(self._queue) > self._starting or self._lacks_fresh()
+
+    def _lacks_fresh(self) -> bool:
+        """Whether a lease has to be alone, and no worker that will soon be ready is for it."""
+        starting = [worker for worker in self._workers if not worker.ready] if self._alone else []
+        return len(self._alone) > sum(self._clock.since(worker.started) < _SLOW_START for worker in starting)
 
     def _retire_idle(self) -> bool:
-        """End a worker that has nothing to do, to make room for a fresh one."""
+        """End a worker that has nothing to do, to make room for a fresh one, and say whether there is room."""
         for worker in self._workers:
-            if not worker.leases:
+            if worker.ready and not worker.leases:
                 self._end(worker)
-                break
-        return bool(self._free)
+                self._start_again = -math.inf  # what it had may be what was lacking
+                return bool(self._free)
+        return False
 
     def _start(self) -> WorkerProcess | None:
         """Start a worker, unless others live and the system does not give what it takes; that may pass."""
         if self._workers and time.monotonic() < self._start_again:
             return None
-        environment = self._free.popleft()
+        environment = min(self._free, key=lambda free: self._futile_starts[_where(free)])
+        self._free.remove(environment)
         try:
             worker = WorkerProcess(self._spec, environment, self._scorer)
         except OSError as error:
@@ -211,9 +239,9 @@ class WorkersExecutor:
                         raise content
                     case "ready":
                         worker.build = content
+                        self._futile_starts[_where(self._workers[worker])] = 0
                     case "done":
                         count, rows, seconds = content
-                        self._futile_starts = 0
                         outcomes.append(Done(worker.receive(count), rows, seconds, worker.build))
                     case "aside":
                         (unit,) = worker.receive(1)
@@ -226,7 +254,7 @@ class WorkersExecutor:
         """End a worker that has had its time or its memory."""
         executing = worker.executing
         held = 0 if self._memory is None else resident(worker.pid)
-        if self._memory is not None and held > self._memory / 2:
+        if self._memory is not None and held > self._memory / 2 and not worker.fresh:
             self._tired.add(worker)
         if executing is None:
             if not worker.ready and self._clock.since(worker.started) > _START_LIMIT:
@@ -260,11 +288,12 @@ class WorkersExecutor:
         """Take back what a dead worker was given and blame the unit that it was executing."""
         executing = worker.executing
         unit, since = executing or (None, 0.0)
+        where = _where(self._workers[worker])
         self._put_back(worker, unit)
         ended = self._end(worker, unit)
         if unit is None:
             if not worker.ready:  # one that was is replaced if need be: it was killed from outside
-                self._count_futile_start(worker, why or ended)
+                self._count_futile_start(worker, where, why or ended)
             return []
         return [Died(unit, Failed("error", "died", ended, self._clock.since(since)))]
 
@@ -272,15 +301,29 @@ class WorkersExecutor:
         for lease in reversed(worker.take_back(blamed)):
             (self._alone if lease.alone else self._queue).appendleft(lease)
 
-    def _count_futile_start(self, worker: WorkerProcess, reason: str) -> None:
-        self._futile_starts += 1
-        if self._futile_starts >= max(_FUTILE_STARTS, self._count):
-            said = worker.last_lines().splitlines()
-            last = f"; it said: {' | '.join(said[-3:])}" if said else ""
-            raise CapabilityError(
-                f"workers do not start: {self._futile_starts} in a row ended before they were ready ({reason}){last}; "
-                "run without --workers to see more"
-            )
+    def _count_futile_start(self, worker: WorkerProcess, where: str, reason: str) -> None:
+        """Start no more workers in an environment in which they are never ready, as with a GPU that is broken."""
+        self._futile_starts[where] += 1
+        if not self._is_futile(where):
+            return
+        self._free = deque(free for free in self._free if _where(free) != where)
+        said = worker.last_lines().splitlines()
+        last = f"; it said: {' | '.join(said[-3:])}" if said else ""
+        failed = (
+            f"workers{where} do not start: {self._futile_starts[where]} in a row ended before they were ready "
+            f"({reason}){last}"
+        )
+        if not (
+            self._free or any(other.ready or not self._is_futile(_where(own)) for other, own in self._workers.items())
+        ):
+            raise CapabilityError(f"{failed}; run without --workers to see more")
+        if where not in self._given_up:
+            self._given_up.add(where)
+            left = len(self._workers) + len(self._free)
+            self._on_event(Warned(f"{failed}; the run goes on with {left} of {self._count} workers"))
+
+    def _is_futile(self, where: str) -> bool:
+        return self._futile_starts[where] >= max(_FUTILE_STARTS, self._alike[where])
 
     def _limit(self, unit: Unit) -> float:
         return self._timeout * math.ceil(len(unit.members) / _MEMBERS_PER_TIMEOUT)
