@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import Gradients, tensor_of
+from zcpipe.scoring.guard import attributes_kept
 from zcpipe.scoring.layers import weights_of
-from zcpipe.spaces.layers import computes_as, recurrent_weights_kept
+from zcpipe.spaces.layers import computes_as
 
 # Without these a network is what its layers make it; `nn.modules.batchnorm._NormBase` has all batch and instance norms.
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -58,8 +59,11 @@ def absolute_gradients(
     layers = list(weights_of(modules).values())
     if not layers:
         raise UnsupportedError("the network has no convolution or linear layer")
-    recurrent = recurrent_weights_kept(modules.values())
-    with recurrent, _absolute(modules, drop_norms=norm == "drop") as replaced, torch.enable_grad():
+    with (
+        attributes_kept(modules.values()),
+        _absolute(modules, drop_norms=norm == "drop") as replaced,
+        torch.enable_grad(),
+    ):
         weights = [replaced[id(weight)].requires_grad_() for weight in layers]
         outputs: list[Tensor] = []
         total = _run(model, modules, first, outputs.append).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,6 @@ from zcpipe.ops import generators
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
-_INHERITED = object()  # stands for a flag that the module's class has and the module has not
-_Attribute = tuple[nn.Module, str, object]
 
 
 @contextmanager
@@ -24,7 +23,8 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
 
     Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
     running statistics, no parameter asks for gradients, and torch's global random states (which dropout draws from) are
-    the same every time. Afterwards modes, flags, ``requires_grad``, buffers and random states are what they were.
+    the same every time. Afterwards modes, flags and other attributes, ``requires_grad``, buffers and random states are
+    what they were.
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
@@ -36,33 +36,58 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     parts = modules.values()
     if any(issubclass(kind, torch.jit.ScriptModule) for kind in set(map(type, parts))):
         raise UsageError("the model is TorchScript, which cannot be looked into; score what it was made from")
-    parameters = [p for module in parts for p in module._parameters.values() if p is not None]
-    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+    attributes = list(map(vars, parts))
+    parameters = [p for own in attributes for p in own["_parameters"].values() if p is not None]
+    if any(issubclass(kind, nn.parameter.UninitializedParameter) for kind in set(map(type, parameters))):
         raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
-    modes = [(module, "training", module.training) for module in parts]
-    flags = _flags(parts, ("inplace", "track_running_stats") if training else ("inplace",))
+    properties = [(module, module.training) for module in parts if "training" not in vars(module)]
+    switched = _switched(parts, ("inplace", "track_running_stats") if training else ("inplace",))
     wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
-    # Forwards write to buffers, and put others in their place.
-    buffers = [(module, dict(module._buffers)) for module in parts if module._buffers]
-    contents = _Contents([b for _, held in buffers for b in held.values() if b is not None])
+    contents = _Contents([b for own in attributes for b in own["_buffers"].values() if b is not None])
     random_states = generators.states()
     try:
-        generators.restart()
-        _set((module, name, training) for module, name, _ in modes)
-        _set((module, name, False) for module, name, _ in flags)
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
+        with attributes_kept(parts):
+            generators.restart()
+            # nn.Module is slow to set what is no parameter, buffer or module.
+            for own in attributes:
+                own["training"] = training
+            for own, flag in switched:
+                own[flag] = False
+            for module, _ in properties:
+                module.training = training
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield
     finally:
         generators.put_back(random_states)
-        _set(modes)
-        _set(flags)
+        for module, mode in properties:
+            module.training = mode
         for parameter, value in wanted:
             parameter.requires_grad_(value)
-        for module, held in buffers:
-            module._buffers.clear()
-            module._buffers.update(held)
         contents.put_back()
+
+
+@contextmanager
+def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back which attributes and buffers modules have.
+
+    Forwards put others in their place, and keep tables that they make when they first run: masks, positions, weights
+    that hooks compute. Those of a pass have its dtype and device, which another pass, or the user, cannot use.
+    """
+    attributes = [(own, own.copy()) for own in map(vars, modules)]
+    buffers = [(own, own.copy() if own else {}) for own in [held["_buffers"] for _, held in attributes]]
+    try:
+        yield
+    finally:
+        for own, held in attributes:
+            own.update(held)
+            if len(own) > len(held):  # not cleared before: Python would read its attributes more slowly for good
+                for name in own.keys() - held.keys():
+                    del own[name]
+        for own, held in buffers:
+            if own or held:
+                own.clear()
+                own.update(held)
 
 
 @contextmanager
@@ -204,26 +229,14 @@ def _rows(tensor: Tensor) -> int:
     return len(tensor) if tensor.ndim else 1
 
 
-def _flags(modules: Collection[nn.Module], names: Collection[str]) -> list[_Attribute]:
-    """Return the flags that a pass switches off, wherever a module or its class has one; properties are left alone."""
-    flags: list[_Attribute] = []
+def _switched(modules: Collection[nn.Module], flags: Collection[str]) -> list[tuple[dict[str, Any], str]]:
+    """Return where a pass switches flags off: wherever a module or its class has one; properties are left alone."""
+    found: list[tuple[dict[str, Any], str]] = []
     kinds = set(map(type, modules))
-    for name in names:
+    for flag in flags:
+        found.extend((own, flag) for own in map(vars, modules) if own.get(flag) is True)
         # Asking nn.Module for an attribute that it lacks is slow; few classes have one of these of their own.
-        classes = {kind for kind in kinds if isinstance(getattr(kind, name, None), bool)}
-        for module in modules:
-            value = vars(module).get(name, _INHERITED)
-            if value is True or value is False or (value is _INHERITED and type(module) in classes):
-                flags.append((module, name, value))
-    return flags
-
-
-def _set(attributes: Iterable[_Attribute]) -> None:
-    for module, name, value in attributes:
-        own = vars(module)
-        if value is _INHERITED:
-            own.pop(name, None)
-        elif name in own:
-            own[name] = value  # nn.Module is slow to set what is no parameter, buffer or module
-        elif getattr(module, name) is not value:
-            setattr(module, name, value)
+        classes = {kind for kind in kinds if isinstance(getattr(kind, flag, None), bool)}
+        if classes:
+            found.extend((vars(module), flag) for module in modules if type(module) in classes)
+    return found

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zcpipe.scoring.guard import untouched
 from zcpipe.spaces.base import Size
-from zcpipe.spaces.layers import recurrent_weights_kept
 
 
 def count(model: nn.Module, inputs: Sequence[Tensor]) -> Size:
@@ -37,6 +36,6 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     modules = dict(model.named_modules())
     counter = FlopCounterMode(display=False)
-    with untouched(modules, training=False), recurrent_weights_kept(modules.values()), counter, torch.no_grad():
+    with untouched(modules, training=False), counter, torch.no_grad():
         torch.func.functional_call(model, state, tuple(tensor.to("meta") for tensor in inputs))
     return counter.get_total_flops() // 2 // inputs[0].shape[0]

@@ -1,0 +1,69 @@
+"""What a forward keeps in its modules is gone after a pass, and what a statistic replaces is put back."""
+
+import pytest
+import torch
+from torch import nn
+
+import zcpipe
+
+TOKENS = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(6)
+
+
+class Attention(nn.Module):
+    """Makes its causal mask and a table of positions when it first runs, as attributes or as buffers."""
+
+    def __init__(self, buffers):
+        super().__init__()
+        self.mix, self.out, self.buffers_ = nn.Linear(4, 12), nn.Linear(4, 4), buffers
+        if not buffers:
+            self.mask = None
+
+    def forward(self, x):
+        if not self.buffers_ and self.mask is None:
+            self.mask, self.positions = self.tables(x)
+        if self.buffers_ and not hasattr(self, "positions"):
+            for name, table in zip(("mask", "positions"), self.tables(x), strict=True):
+                self.register_buffer(name, table, persistent=False)
+        q, k, v = self.mix(x + self.positions).chunk(3, -1)
+        weights = (q @ k.transpose(1, 2)).masked_fill(~self.mask, -torch.inf).softmax(-1)
+        return x + self.out(weights @ v)
+
+    def tables(self, x):
+        steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+        return steps[:, None] >= steps, torch.sin(steps)[:, None].expand(-1, 4)
+
+
+def transformer(buffers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), Attention(buffers), nn.Flatten(), nn.Linear(28, 6))
+
+
+def weight_norm():
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(4, 4))
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(28, 6))
+
+
+@pytest.mark.parametrize("make", [lambda: transformer(False), lambda: transformer(True), weight_norm])
+@pytest.mark.parametrize("proxy", ["macs", "synflow", "synflow_bn", "snip", "vkdnw"])
+def test_a_model_runs_afterwards_whatever_its_forward_keeps(make, proxy):
+    model, other = make(), make()
+    attributes = [vars(module).copy() for module in model.modules()]
+    scores = zcpipe.score(model, TOKENS, LABELS, proxies=[proxy], unsupported="skip")
+    assert scores.status == "ok", scores.failures
+    for module, before in zip(model.modules(), attributes, strict=True):
+        assert list(vars(module)) == list(before)
+        assert all(vars(module)[name] is value for name, value in before.items())
+    assert torch.equal(model(TOKENS), other(TOKENS))
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_scores_do_not_depend_on_the_order_of_proxies(buffers):
+    names = ["macs", "synflow", "dss", "snip", "zen", "grasp", "vkdnw", "auto_prox", "gradsign"]
+    scores = zcpipe.score(transformer(buffers), TOKENS, LABELS, proxies=names)
+    assert scores.status == "ok", scores.failures
+    model = transformer(buffers)
+    for name in reversed(names):
+        assert zcpipe.score(model, TOKENS, LABELS, proxies=[name])[name] == scores[name]
