@@ -153,7 +153,46 @@ def hooks(network):
     return [1.0]
 
 
-@pytest.mark.parametrize(("does", "what"), [(fills, "weights"), (swaps, "weights"), (hooks, "hooks")])
+def replaces(network):
+    network.model[0].weight = nn.Parameter(torch.zeros(4, 3, 1, 1))
+    return [1.0]
+
+
+def drops(network):
+    network.model[0].bias = None
+    return [1.0]
+
+
+def wraps(network):
+    network.model[2] = nn.Sequential(network.model[2], nn.Tanh())
+    return [1.0]
+
+
+def appends(network):
+    network.model.append(nn.Tanh())
+    return [1.0]
+
+
+def does_all(network):
+    fills(network)
+    wraps(network)
+    hooks(network)
+    return [1.0]
+
+
+CHANGES = {
+    fills: "weights",
+    swaps: "weights",
+    replaces: "weights",
+    drops: "weights",
+    hooks: "hooks",
+    wraps: "modules",
+    appends: "modules",
+    does_all: "weights and modules",  # the hook is on what it put there itself
+}
+
+
+@pytest.mark.parametrize(("does", "what"), CHANGES.items())
 def test_one_that_leaves_the_network_changed_fails_alone_and_the_network_is_as_before(does, what):
     def output_of(network):
         return [float(torch.as_tensor(network.run(network.inputs)).abs().sum())]
@@ -164,6 +203,7 @@ def test_one_that_leaves_the_network_changed_fails_alone_and_the_network_is_as_b
     honest = CustomStatistic("honest", "", "network", output_of)
     subject = Subject()
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    objects = [*subject.model.modules(), *subject.model.parameters()]
     expected = measure(subject, proxies(honest)).scores["honest"]
     found = measure(subject, proxies(CustomStatistic("wrong", "", "network", does), honest))
     assert found.scores == {"wrong": None, "honest": expected}
@@ -172,6 +212,8 @@ def test_one_that_leaves_the_network_changed_fails_alone_and_the_network_is_as_b
     )
     for name, value in subject.model.state_dict().items():
         assert torch.equal(value, before[name])
+    now = [*subject.model.modules(), *subject.model.parameters()]
+    assert all(one is was for one, was in zip(now, objects, strict=True))
     assert not any(module._forward_hooks for module in subject.model.modules())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -92,17 +93,20 @@ def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def left_as_it_was(modules: Mapping[str, nn.Module], who: str) -> Iterator[None]:
-    """Hold whoever is given a model in the state of a pass to undo what is done to its weights and hooks.
+    """Hold whoever is given a model in the state of a pass to undo what is done to its weights, modules and hooks.
 
     Args:
         modules: the model and all that is in it.
         who: is given it, for the message.
 
     Raises:
-        ValueError: weights or hooks are not what they were. They are again then.
+        ValueError: weights, modules or hooks are not what they were. They are again then.
     """
     parameters = {id(p): p for module in modules.values() for p in module._parameters.values() if p is not None}
     weights = [(p, p.detach().clone()) for p in parameters.values() if not p.is_meta]
+    # Not the buffers: forwards may put others in their place.
+    places = [(module._parameters, module._parameters.copy()) for module in modules.values()]
+    parts = [(module._modules, module._modules.copy()) for module in modules.values()]
     held = [own[name] for own in map(vars, modules.values()) for name in _HOOKS]
     hooks = {id(one): one.copy() for one in held if one}
     done = False
@@ -110,11 +114,28 @@ def left_as_it_was(modules: Mapping[str, nn.Module], who: str) -> Iterator[None]
         yield
         done = True
     finally:
-        changed = [
-            part for part, restored in (("weights", _restored(weights)), ("hooks", _unhooked(held, hooks))) if restored
-        ]
+        replaced = _put_back(places)
+        found = {
+            "weights": _restored(weights) or replaced,
+            "modules": _put_back(parts),
+            "hooks": _unhooked(held, hooks),
+        }
+        changed = [part for part, restored in found.items() if restored]
         if changed and done:
             raise ValueError(f"{who} left {' and '.join(changed)} of the network changed; undo what is done to it")
+
+
+def _put_back(containers: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Put back what was in containers of modules, and say whether any held something else."""
+    changed = [(own, held) for own, held in containers if not _hold_the_same(own, held)]
+    for own, held in changed:
+        own.clear()
+        own.update(held)
+    return bool(changed)
+
+
+def _hold_the_same(own: Mapping[str, object], held: Mapping[str, object]) -> bool:
+    return list(own) == list(held) and all(map(is_, own.values(), held.values()))
 
 
 @torch.no_grad()
