@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
-from zcpipe.errors import PrecisionError, UsageError, trace, unknown_name
+from zcpipe.errors import PrecisionError, UnsupportedError, UsageError, trace, unknown_name
 from zcpipe.ops import generators
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Statistic, positions_of
 from zcpipe.scoring.axes import Axes
@@ -108,6 +108,7 @@ class _Walk:
         self._errors: dict[str, BaseException] = {}
         self._done = 0
         self._leaf: Tensor | None = None
+        self._unrecorded: str | None = None  # the block before this one, if it ran without autograd
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
         """Return the forward hook of block ``name``."""
@@ -115,6 +116,7 @@ class _Walk:
         def on_output(module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
             feature = block_map(name, module, output, self._blocks, self._done, self.axes)
             self._measure(name, feature)
+            self._unrecorded = None if torch.is_grad_enabled() else name
             self._done += 1
             self._leaf = feature.detach().requires_grad_()
             return self._leaf.clone() if self._copies else self._leaf
@@ -122,7 +124,13 @@ class _Walk:
         return on_output
 
     def _measure(self, name: str, output: Tensor) -> None:
-        if self._leaf is not None and self._jacobian_statistics:
+        # Of a block that a reentrant checkpoint runs, what follows knows no more than the block itself.
+        unrecorded = self._unrecorded if torch.is_grad_enabled() else name
+        if self._leaf is not None and unrecorded is not None and not output.requires_grad:
+            for jacobian in self._jacobian_statistics:
+                why = f"block {unrecorded!r} runs without autograd, in torch.no_grad() or a reentrant checkpoint"
+                self._errors.setdefault(jacobian.name, UnsupportedError(why))
+        elif self._leaf is not None and self._jacobian_statistics:
             g_out = self._probe(name, output)
             g_in = local_gradient(output, self._leaf, g_out)
             for jacobian in self._jacobian_statistics:
