@@ -106,6 +106,50 @@ def test_global_random_state_is_untouched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Tied(nn.Module):
+    """Weights, a bias and norms' buffers that two or three modules hold together."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 6), nn.Linear(6, 9)
+        self.first, self.second, self.third = (nn.Linear(6, 6) for _ in range(3))
+        self.norm, self.other = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.lstm, self.again = nn.LSTM(6, 6), nn.LSTM(6, 6)
+        self.head.weight = self.embed.weight
+        self.third.weight = self.second.weight = self.first.weight
+        self.third.bias = self.first.bias
+        self.other.running_mean = self.norm.running_mean
+        self.again.weight_ih_l0 = self.lstm.weight_ih_l0
+
+    def forward(self, x):
+        x = self.third(self.second(self.first(self.embed(x))))
+        x = self.other(self.norm(self.again(self.lstm(x)[0])[0].mean(1)))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("init", ["default", "kaiming_normal"])
+def test_what_modules_of_a_meta_model_share_they_share_afterwards(init):
+    def initialised(device):
+        torch.manual_seed(0)
+        with torch.device(device):
+            net = Tied()
+        if init == "kaiming_normal":  # which draws no embeddings and no recurrent layers
+            net.embed, net.lstm, net.again = nn.Linear(6, 9, device=device), nn.Identity(), nn.Identity()
+            net.head.weight = net.embed.weight
+        return zcpipe.initialise(net, init=init, seed=2)
+
+    net, expected = initialised("meta"), initialised("cpu")
+    assert net.third.weight is net.second.weight is net.first.weight
+    assert net.third.bias is net.first.bias and net.second.bias is not net.first.bias
+    assert net.head.weight is net.embed.weight and net.other.running_mean is net.norm.running_mean
+    assert [name for name, _ in net.named_parameters()] == [name for name, _ in expected.named_parameters()]
+    for (name, got), (_, wanted) in zip(net.state_dict().items(), expected.state_dict().items(), strict=True):
+        assert torch.equal(got, wanted), name
+    if init == "default":
+        tokens = torch.randint(9, (4, 5))
+        assert torch.equal(net(tokens), expected(tokens))
+
+
 def test_layers_without_a_rule_are_refused_where_memory_would_show_through():
     with pytest.raises(UsageError, match="ConvTranspose2d"):
         zcpipe.initialise(nn.Sequential(nn.ConvTranspose2d(3, 3, 3, device="meta")))

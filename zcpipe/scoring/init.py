@@ -43,9 +43,10 @@ def initialise(
 ) -> nn.Module:
     """Give a model random weights, in place, and return it.
 
-    A model on the meta device receives memory first. Every tensor is a function of (seed, space, scope, repeat,
-    parameter name) and the recipe alone. Parameters that the recipe has no rule for keep their values: those of other
-    layers, and what a layer's weight is computed from where it is no parameter (weight norm, spectral norm).
+    A model on the meta device receives memory first; what its modules share they share afterwards. Every tensor is a
+    function of (seed, space, scope, repeat, parameter name) and the recipe alone. Parameters that the recipe has no
+    rule for keep their values: those of other layers, and what a layer's weight is computed from where it is no
+    parameter (weight norm, spectral norm).
 
     Args:
         model: the network; changed in place.
@@ -87,7 +88,11 @@ def initialise(
         _require_rules(layers)
     if on_meta:
         _refuse_empty_buffers(layers)
+        shared = _shared(layers)
         model.to_empty(device=target or "cpu")
+        for (first, own), *others in shared:  # of which each module got a tensor of its own
+            for layer, name in others:
+                setattr(layer, name, getattr(first, own))
     with torch.no_grad():
         for layer in model.modules() if on_meta else ():
             if (reset := getattr(layer, "reset_running_stats", None)) is not None:
@@ -100,6 +105,16 @@ def initialise(
             _move(model, layers, target)
         _draw(layers, lambda shared, name: Stream.of(seed, space, "" if shared else scope, repeat, name))
     return model
+
+
+def _shared(layers: _Layers) -> list[list[tuple[nn.Module, str]]]:
+    """Return where modules hold one parameter or buffer under several names, such as an output layer's weight."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for _, layer, _ in layers:
+        for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((layer, name))
+    return [same for same in places.values() if len(same) > 1]
 
 
 def _draw(layers: _Layers, stream_of: Callable[[bool, str], Stream]) -> None:
