@@ -150,6 +150,13 @@ def test_what_modules_of_a_meta_model_share_they_share_afterwards(init):
         assert torch.equal(net(tokens), expected(tokens))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("init", ["default", "kaiming_normal", "normal"])
+def test_a_layer_without_inputs_has_nothing_to_draw(init):
+    layer = zcpipe.initialise(nn.Linear(0, 4), init=init)
+    assert layer.weight.shape == (4, 0) and not layer.bias.any()
+
+
 def test_layers_without_a_rule_are_refused_where_memory_would_show_through():
     with pytest.raises(UsageError, match="ConvTranspose2d"):
         zcpipe.initialise(nn.Sequential(nn.ConvTranspose2d(3, 3, 3, device="meta")))

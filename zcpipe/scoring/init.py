@@ -219,7 +219,7 @@ def _uniform(bound: float) -> _Drawn:
 
 
 _STANDARD_NORMAL = _Drawn("normal", lambda _: 1.0)
-_BY_FAN_IN = _Drawn("normal", lambda weight: math.sqrt(2.0 / math.prod(weight.shape[1:])))
+_BY_FAN_IN = _Drawn("normal", lambda weight: math.sqrt(2.0 / max(math.prod(weight.shape[1:]), 1)))
 
 
 def _kaiming_normal(_: Any) -> _Fillers:  # noqa: ANN401 - layers have what their type has
