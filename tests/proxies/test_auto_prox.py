@@ -69,6 +69,38 @@ def test_layers_may_be_called_by_keyword():
     assert dict(zcpipe.score(named, x, LABELS, "auto_prox")) == dict(zcpipe.score(plain_, x, LABELS, "auto_prox"))
 
 
+@pytest.mark.parametrize("call", ["positional", "keyword", "swapped"])
+def test_layers_may_take_further_arguments(call):
+    class Upsampling(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.down, self.size = nn.Conv2d(3, 4, 3, 2, 1), size
+            self.up, self.head = nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1), nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.down(x).relu()
+            calls = {
+                "plain": lambda: self.up(h),
+                "positional": lambda: self.up(h, x.shape[2:]),
+                "keyword": lambda: self.up(input=h, output_size=x.shape[2:]),
+                "swapped": lambda: self.up(output_size=x.shape[2:], input=h),
+            }
+            return self.head(calls[self.size]().mean((2, 3)))
+
+    torch.manual_seed(0)
+    sized, plain_, x = Upsampling(call), Upsampling("plain"), torch.randn(5, 3, 8, 8)
+    plain_.load_state_dict(sized.state_dict())
+    scores = zcpipe.score(sized, x, LABELS, "auto_prox")
+    assert scores.status == "ok" and dict(scores) == dict(zcpipe.score(plain_, x, LABELS, "auto_prox"))
+
+
+def test_inputs_may_require_gradients():
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(5, 3, 8, 8)
+    expected = zcpipe.score(model, x, LABELS, "auto_prox")
+    assert dict(zcpipe.score(model, x.clone().requires_grad_(), LABELS, "auto_prox")) == dict(expected)
+
+
 def test_layers_that_the_output_does_not_depend_on_do_not_count():
     class Siding(Net):
         def __init__(self):

@@ -74,18 +74,20 @@ class _Spreads:
             self._reduce(name)
         return {name: self._spreads.get(name, 0.0) for name in self._calls}
 
-    def _hook(self, name: str) -> Callable[..., tuple[tuple[Tensor], dict[str, Any]]]:
+    def _hook(self, name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         def on_call(
-            _module: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]
-        ) -> tuple[tuple[Tensor], dict[str, Any]]:
-            (x,) = (*arguments, *named.values())
+            _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            # Other arguments, such as the size of a transposed convolution's output, go on as they are.
+            own_name = "" if arguments else next(one for one, value in named.items() if isinstance(value, Tensor))
+            x: Tensor = arguments[0] if arguments else named[own_name]
             # Apart from what else reads the same tensor, whose gradient is not this layer's.
             own = x.view_as(x) if x.requires_grad else x.detach().clone().requires_grad_()
             if own.is_leaf:
                 self._leaves.append(own)
             self._calls[name] = self._calls.get(name, 0) + 1
             own.register_hook(lambda gradient: self._take(name, gradient))  # type: ignore[no-untyped-call]
-            return (own,), {}
+            return ((own, *arguments[1:]), named) if arguments else ((), {**named, own_name: own})
 
         return on_call
 

@@ -140,7 +140,8 @@ def score(
     _check_targets(chosen, targets, len(batch[0]))
     if unsupported not in ("error", "warn", "skip"):
         raise UsageError(f"unsupported must be error, warn or skip, got {unsupported!r}")
-    batch = [tensor.clone() if tensor.is_inference() else tensor for tensor in batch]
+    # Autograd is to begin at the network, whatever the caller made the inputs from.
+    batch = [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in batch]
     batch = [as_images(tensor) for tensor in batch]
     read = statistics_of(chosen)
     local = any(isinstance(statistic, MapStatistic | JacobianStatistic) for statistic in read)
