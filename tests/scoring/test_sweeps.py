@@ -71,10 +71,11 @@ class OverwritesInPlace(nn.Module):
 
     def __init__(self, channels, inplace):
         super().__init__()
-        self.conv, self.inplace = nn.Conv2d(channels, channels, 3, padding=1), inplace
+        # Not under the name inplace: passes switch such a flag off.
+        self.conv, self.overwrites = nn.Conv2d(channels, channels, 3, padding=1), inplace
 
     def forward(self, x):
-        return nn.functional.relu(self.conv(x), inplace=self.inplace)
+        return nn.functional.relu(self.conv(x), inplace=self.overwrites)
 
 
 @pytest.mark.parametrize("protocol", ["paper", "fused"])
@@ -145,11 +146,11 @@ class TestUnusualForwards:
             def __init__(self, inplace):
                 super().__init__()
                 self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-                self.head, self.inplace = nn.Linear(4, 4), inplace
+                self.head, self.overwrites = nn.Linear(4, 4), inplace
 
             def forward(self, x):
-                x = nn.functional.relu(self.a(x), inplace=self.inplace)
-                x = nn.functional.relu(self.b(x), inplace=self.inplace)
+                x = nn.functional.relu(self.a(x), inplace=self.overwrites)
+                x = nn.functional.relu(self.b(x), inplace=self.overwrites)
                 return self.head(x.mean((2, 3)))
 
         scores = []
