@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import zcpipe
+from zcpipe.errors import UnsupportedError
 
 
 @pytest.fixture
@@ -70,3 +71,21 @@ def test_fisher_of_tokens_sums_over_them():
     nn.functional.cross_entropy(model[2](model[1](z)), y).backward()
     first = float((z.detach() * z.grad).sum(1).square().mean(0).sum()) / 2 * 3
     assert scores.statistics["fisher@layer"][0] == pytest.approx(first, rel=1e-5)
+
+
+class Spectral(nn.Module):
+    """Mixes channels in the frequency domain."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.head = nn.Parameter(torch.full((3, 8), 0.1 + 0.2j)), nn.Linear(8, 4)
+
+    def forward(self, x):
+        mixed = torch.einsum("nchw,cd->ndhw", torch.fft.rfft2(x), self.weights)
+        return self.head(torch.fft.irfft2(mixed, s=x.shape[2:]).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("proxy", ["grad_norm_global", "ntk_condition", "vkdnw"])
+def test_complex_parameters_are_refused_where_all_parameters_count(proxy):
+    with pytest.raises(UnsupportedError, match=r"a parameter of shape \(3, 8\) is complex"):
+        zcpipe.score(Spectral(), torch.randn(4, 3, 6, 6), torch.arange(4), [proxy])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, asking, only, tensor_of
-from zcpipe.proxies.samples import gradients_of, require_gradient
+from zcpipe.proxies.samples import gradients_of, require_gradient, require_real
 
 PAPER = "Chen et al., Neural Architecture Search on ImageNet in Four GPU Hours (TE-NAS), ICLR 2021"
 RECIPE = Recipe(init="kaiming_normal", inputs="data", norm="batch")
@@ -34,8 +34,8 @@ def ntk_condition(network: Network) -> list[float]:
         The condition number, at least 1; infinite for a singular kernel; NaN where a gradient is not finite.
 
     Raises:
-        UnsupportedError: the network has no such parameters, its output does not depend on them, or it has another
-            first dimension than the batch.
+        UnsupportedError: the network has no such parameters, one of them is complex, its output does not depend on
+            them, or it has another first dimension than the batch.
     """
     return [_condition(tangent_kernel(network))]
 
@@ -46,6 +46,7 @@ def tangent_kernel(network: Network) -> Values:  # [N, N]
     weights = [parameter for name, parameter in network.model.named_parameters() if "weight" in name]
     if not weights:
         raise UnsupportedError("the network has no parameter with weight in its name")
+    require_real(weights)
     rows = [weight.new_empty(samples, weight.numel(), requires_grad=False) for weight in weights]
     with asking(weights):
         outputs = tensor_of(network.model(*network.inputs))

@@ -26,6 +26,7 @@ from zcpipe.proxies.base import (
     Values,
     only,
 )
+from zcpipe.proxies.samples import require_real
 
 PAPER = "Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021"
 RECIPE = Recipe(init="default", inputs="data", norm="batch")
@@ -61,7 +62,9 @@ def _fan_in_weighted(layer: LayerOutputs) -> float:
 
 def _norm_of_all(network: Network) -> list[float]:
     """The norm of the loss's gradients of all parameters, biases and norm layers included, as one vector."""
-    parameters = [p for p in network.model.parameters() if p.is_floating_point()]
+    everything = list(network.model.parameters())
+    require_real(everything)
+    parameters = [p for p in everything if p.is_floating_point()]
     if not parameters:
         raise UnsupportedError("the network has no parameters")
     found = network.loss_gradients(parameters, network.inputs, network.targets)

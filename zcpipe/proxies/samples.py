@@ -34,6 +34,17 @@ def require_gradient(output: Tensor) -> None:
         raise UnsupportedError("the output does not depend on the weights")
 
 
+def require_real(parameters: Sequence[Tensor]) -> None:
+    """Refuse complex parameters, of which definitions by real derivatives do not speak.
+
+    Raises:
+        UnsupportedError: there is one.
+    """
+    complex_one = next((parameter for parameter in parameters if parameter.is_complex()), None)
+    if complex_one is not None:
+        raise UnsupportedError(f"a parameter of shape {tuple(complex_one.shape)} is complex; this is of real ones")
+
+
 def part(inputs: Sequence[Tensor], samples: slice) -> list[Tensor]:
     """Return some samples of a batch."""
     return [tensor[samples] for tensor in inputs]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from zcpipe.errors import UnsupportedError
 from zcpipe.proxies.base import CustomStatistic, Network, Proxy, Recipe, Values, asking, tensor_of
-from zcpipe.proxies.samples import gradients_of, part, require_gradient
+from zcpipe.proxies.samples import gradients_of, part, require_gradient, require_real
 from zcpipe.spaces.layers import computes_as
 
 PAPER = (
@@ -53,7 +53,8 @@ def vkdnw(network: Network) -> list[float]:
         are not finite.
 
     Raises:
-        UnsupportedError: the network has no parameters, its output does not depend on them or is not [N, classes].
+        UnsupportedError: the network has no parameters, one of these is complex, its output does not depend on them or
+            is not [N, classes].
     """
     logits, jacobian = output_jacobian(network)
     if not (np.isfinite(logits).all() and np.isfinite(jacobian).all()):
@@ -95,6 +96,7 @@ def output_jacobian(network: Network) -> tuple[Values, Values]:  # [N, K], [N, K
     parameters = list(network.parameters)[:_TENSORS]
     if not parameters:
         raise UnsupportedError("the network has no parameters")
+    require_real(parameters)
     first = _alone(network, parameters, 0)
     together = _together(network, parameters)
     if together is not None and _agree(first, together):
