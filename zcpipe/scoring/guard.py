@@ -41,7 +41,7 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     parameters = [p for own in attributes for p in own["_parameters"].values() if p is not None]
     if any(issubclass(kind, nn.parameter.UninitializedParameter) for kind in set(map(type, parameters))):
         raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
-    properties = [(module, module.training) for module in parts if "training" not in vars(module)]
+    properties = [(m, m.training) for m, own in zip(parts, attributes, strict=True) if "training" not in own]
     switched = _switched(parts, ("inplace", "track_running_stats") if training else ("inplace",))
     wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
     contents = _Contents([b for own in attributes for b in own["_buffers"].values() if b is not None])
@@ -75,20 +75,22 @@ def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     Forwards put others in their place, and keep tables that they make when they first run: masks, positions, weights
     that hooks compute. Those of a pass have its dtype and device, which another pass, or the user, cannot use.
     """
-    attributes = [(own, own.copy()) for own in map(vars, modules)]
-    buffers = [(own, own.copy() if own else {}) for own in [held["_buffers"] for _, held in attributes]]
+    attributes = list(map(vars, modules))
+    had = [own.copy() for own in attributes]
+    buffers = [own["_buffers"] for own in attributes]
+    held = [own.copy() if own else None for own in buffers]
     try:
         yield
     finally:
-        for own, held in attributes:
-            own.update(held)
-            if len(own) > len(held):  # not cleared before: Python would read its attributes more slowly for good
-                for name in own.keys() - held.keys():
+        for own, before in zip(attributes, had, strict=True):
+            own.update(before)
+            if len(own) > len(before):  # not cleared before: Python would read its attributes more slowly for good
+                for name in own.keys() - before.keys():
                     del own[name]
-        for own, held in buffers:
-            if own or held:
+        for own, content in zip(buffers, held, strict=True):
+            if own or content:
                 own.clear()
-                own.update(held)
+                own.update(content or {})
 
 
 @contextmanager
@@ -253,11 +255,11 @@ def _rows(tensor: Tensor) -> int:
 def _switched(modules: Collection[nn.Module], flags: Collection[str]) -> list[tuple[dict[str, Any], str]]:
     """Return where a pass switches flags off: wherever a module or its class has one; properties are left alone."""
     found: list[tuple[dict[str, Any], str]] = []
-    kinds = set(map(type, modules))
+    attributes, kinds = list(map(vars, modules)), set(map(type, modules))
     for flag in flags:
-        found.extend((own, flag) for own in map(vars, modules) if own.get(flag) is True)
+        found += [(own, flag) for own in attributes if own.get(flag) is True]
         # Asking nn.Module for an attribute that it lacks is slow; few classes have one of these of their own.
         classes = {kind for kind in kinds if isinstance(getattr(kind, flag, None), bool)}
         if classes:
-            found.extend((vars(module), flag) for module in modules if type(module) in classes)
+            found += [(vars(module), flag) for module in modules if type(module) in classes]
     return found
