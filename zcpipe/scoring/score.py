@@ -92,10 +92,10 @@ def score(
 ) -> Scores:
     """Score a network as it stands: with the weights it has, on the batch it is given.
 
-    The model comes back exactly as it was: parameters, buffers, modes, hooks, ``requires_grad`` and the global random
-    state. In-place activations and train-mode batch norm are handled. ``zcpipe.initialise`` draws the weights of a
-    recipe first, if those are wanted. Only what a definition itself draws or feeds is so here too: zen's weights and
-    noise, synflow's ones, meco's noise image.
+    The model comes back exactly as it was: parameters, buffers, other attributes of its modules, modes, hooks,
+    ``requires_grad`` and the global random state. In-place activations and train-mode batch norm are handled.
+    ``zcpipe.initialise`` draws the weights of a recipe first, if those are wanted. Only what a definition itself draws
+    or feeds is so here too: zen's weights and noise, synflow's ones, meco's noise image.
 
     Args:
         model: any module. Its output, or the first of several, is [N, classes] for the default loss.
