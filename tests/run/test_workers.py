@@ -315,6 +315,8 @@ def test_one_that_takes_no_message_holds_nobody(one: WorkersExecutor, monkeypatc
 def test_one_that_stops_half_way_through_its_rows_is_replaced_without_blame(
     one: WorkersExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one.submit(Lease((unit(1),)))
+    outcomes(one, 1)  # it is ready
     monkeypatch.setattr("zcpipe.run.workers._QUIET_LIMIT", 1.0)
     many = Unit(0, 0, tuple(range(24)) * 2000)  # rows of megabytes, of which the socket takes a part
     one.submit(Lease((many,)))
