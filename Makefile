@@ -17,9 +17,9 @@ demo: .venv/built
 
 # Tests start hundreds of processes: none compiles the modules that another has, whatever the environment says.
 test: export PYTHONDONTWRITEBYTECODE =
-# One worker more than cores: those that test clusters, one at a time, mostly wait.
+# Two workers more than cores: that which tests clusters, one at a time, mostly waits, and others wait now and then.
 test: .venv/built
-	$(BIN)/python -m pytest -n $$(($(CORES) + 1)) --dist loadgroup
+	$(BIN)/python -m pytest -n $$(($(CORES) + 2)) --dist loadgroup
 
 # The proof of the CUDA kernels on a machine without a GPU (docs/cuda.md).
 cuda-test: nvcc

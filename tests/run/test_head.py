@@ -32,7 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         patch.setenv("HAZARD_ELSE", "nap")
         patch.setenv("RAY_worker_niceness", "0")  # other tests run beside this one
         made: Any = cluster_utils.Cluster(
-            initialize_head=True, head_node_args={**SIZE, "num_cpus": 0, "include_dashboard": False}
+            initialize_head=True, head_node_args={**SIZE, "num_cpus": 0, "include_dashboard": False, "no_monitor": True}
         )
         made.add_node(**SIZE)
     yield made

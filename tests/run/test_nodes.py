@@ -47,7 +47,7 @@ def nodes(told: Path) -> Iterator[Any]:
         patch.setenv("RAY_worker_niceness", "0")  # other tests run beside this one
         size = {"num_cpus": 1, "object_store_memory": 80 * MIB}
         made: Any = cluster_utils.Cluster(
-            initialize_head=True, head_node_args={**size, "num_cpus": 0, "include_dashboard": False}
+            initialize_head=True, head_node_args={**size, "num_cpus": 0, "include_dashboard": False, "no_monitor": True}
         )
         for _ in range(2):
             made.add_node(**size, num_gpus=2)

@@ -66,7 +66,7 @@ def test_two_simulated_nodes_score_for_a_search_that_trains(search, tmp_path):
 
 def test_a_node_of_a_cluster_that_is_there(search, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    head = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+    head = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False, "no_monitor": True}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     try:
         found = search("nodes", BY_SCORES, nodes=1, address=cluster.address)
