@@ -180,7 +180,7 @@ def _simulated(cluster: Cluster) -> Iterator[str]:
     os.environ["PYTHONPATH"] = worker_environment()["PYTHONPATH"]  # what this process imports, they can
     cores = max(1, (os.cpu_count() or 1) // cluster.nodes)
     size: dict[str, Any] = {"num_cpus": max(cores, cluster.actors_per_node or 1), "object_store_memory": 128 << 20}
-    # What shows a cluster, or makes it grow, takes seconds to start.
+    # Nobody reads their logs or has them grow: two processes less on a machine that is to score.
     alone = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
     nodes: Any = cluster_utils.Cluster(initialize_head=True, head_node_args={**size, **alone})
     try:

@@ -38,8 +38,8 @@ class NodesExecutor:
 
     What an agent had when it or its node was lost is given to others, without blame for any unit: a unit can only end
     a worker, and that the agent tells. Nodes that join or come back are used as long as fewer than asked for are, and
-    others beside those that are long in starting.
-    Towards the end idle nodes are given what others still have; the first result counts.
+    tried beside those that are long in starting. Towards the end idle nodes are given what others still have; the first
+    result counts.
 
     Raises:
         CapabilityError: no node can be used.
@@ -186,11 +186,6 @@ class NodesExecutor:
                 ),
             )
             return
-        if build_info()["native"] and not hello.native and host.name not in self._without_library:
-            self._without_library.add(host.name)
-            self._on_event(
-                Warned(f"node {host.name} lacks the native library and computes slowly; see zcpipe doctor there")
-            )
         if (hello.code, hello.layout) != (code_digest(), self._layout):
             what = "other columns than" if hello.layout != self._layout else "with another code than"
             error = CapabilityError(
@@ -199,10 +194,14 @@ class NodesExecutor:
             )
             self._bar(host.node, host.name, error)
             return
+        if build_info()["native"] and not hello.native and host.name not in self._without_library:
+            self._without_library.add(host.name)
+            self._on_event(
+                Warned(f"node {host.name} lacks the native library and computes slowly; see zcpipe doctor there")
+            )
         for surplus in self._roster.accept(host, hello.memory):
             self._drop(surplus)
-        if host.ready:
-            self._on_event(Joined(host.name, host.placement.actors))
+        self._on_event(Joined(host.name, host.placement.actors))
 
     def _drop(self, host: Host) -> None:
         """Use an agent no more."""

@@ -21,11 +21,7 @@ _DESERTED = 600.0  # seconds without any node after which a run ends
 
 @dataclass(eq=False)
 class Host:
-    """An agent and the node it is on.
-
-    Attributes:
-        memory: bytes that each of its actors may hold, known when it is ready.
-    """
+    """An agent and the node it is on."""
 
     node: str
     name: str
@@ -33,7 +29,6 @@ class Host:
     agent: Any  # a handle of Ray's
     since: float = field(default_factory=time.monotonic)
     ready: bool = False
-    memory: int = 0
     told: bool = False  # that it does not start
     pulse: Any = None  # a reference: the last question whether it is there
     silent: float = 0.0  # seconds since that was asked in which this process ran
@@ -65,7 +60,7 @@ class Roster:
         self._wanted = wanted
         self.hosts: dict[str, Host] = {}
         self._seen: dict[str, float] = {}  # when a node was last there
-        self._memory: dict[str, int] = {}  # of those that are or were ready
+        self._memory: dict[str, int] = {}  # bytes that each actor may hold, of nodes that are or were ready
         self._useful: set[str] = set()  # that have computed something
         self._ends: Counter[str] = Counter()  # of a node's agents, with no result in between
         self._late: set[str] = set()  # that did not start their agent while others did
@@ -111,7 +106,7 @@ class Roster:
 
     def accept(self, host: Host, memory: int) -> list[Host]:
         """Let a host compute, and return those that are then too many, for they have not started."""
-        host.ready, host.memory = True, memory
+        host.ready = True
         self._memory[host.node] = memory
         if len(self.ready) < self._wanted:
             return []
@@ -145,9 +140,9 @@ class Roster:
         """
         hosts = [host for host in self.ready if not (lease.alone and host.has(lease))]
         if lease.avoid:
-            most = max((host.memory for host in hosts), default=0)
+            most = max((self._memory[host.node] for host in hosts), default=0)
             if most > self._memory.get(lease.avoid, 0):
-                hosts = [host for host in hosts if host.memory == most]
+                hosts = [host for host in hosts if self._memory[host.node] == most]
             else:
                 hosts = [host for host in hosts if host.node != lease.avoid] or hosts
         open_ = [host for host in hosts if host.room > 0]
