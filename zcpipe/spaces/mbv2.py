@@ -22,6 +22,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
@@ -184,9 +185,10 @@ def _made(part: Part, values: Sequence[int]) -> Part:
     return Block(expansion, kernel, outputs, part.stride, bottleneck, sub_layers)
 
 
-def _widths(channels: int) -> list[int]:
+@lru_cache(maxsize=1 << 14)
+def _widths(channels: int) -> tuple[int, ...]:
     scaled = {channels * factor for factor in (2.5, 2, 1.5, 1.25, 1)} | {channels / f for f in (1.25, 1.5, 2, 2.5)}
-    return sorted({width for width in map(smart_round, scaled) if width <= _MOST_CHANNELS})
+    return tuple(sorted({width for width in map(smart_round, scaled) if width <= _MOST_CHANNELS}))
 
 
 def _with(arch: Network, changed: Mapping[int, Part]) -> Network:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -79,11 +80,16 @@ def bottlenecks(arch: Network) -> Iterator[Bottleneck]:
     """Yield the bottlenecks of a network, in order."""
     inputs = arch.stem
     for block in arch.blocks:
-        for at in range(2 * block.sub_layers):
-            outputs = block.outputs if at % 2 else block.bottleneck
-            hidden, stride = smart_round(outputs * block.expansion), 1 if at else block.stride
-            yield Bottleneck(inputs, hidden, outputs, block.kernel, stride, at == 0 or inputs != outputs)
-            inputs = outputs
+        yield from _bottlenecks(block, inputs)
+        inputs = block.outputs
+
+
+def _bottlenecks(block: Block, inputs: int) -> Iterator[Bottleneck]:
+    for at in range(2 * block.sub_layers):
+        outputs = block.outputs if at % 2 else block.bottleneck
+        hidden, stride = smart_round(outputs * block.expansion), 1 if at else block.stride
+        yield Bottleneck(inputs, hidden, outputs, block.kernel, stride, at == 0 or inputs != outputs)
+        inputs = outputs
 
 
 def count(arch: Network, spec: Dataset) -> Size:
@@ -118,14 +124,26 @@ def published_flops(arch: Network, spec: Dataset) -> float:
     side //= arch.stem_stride
     total += side**2 * arch.stem
     width = arch.stem
-    for b in bottlenecks(arch):
+    for block in arch.blocks:
+        total += _published_flops(block, width, side)
+        side, width = side // block.stride, block.outputs
+    return total + (width + 1) * arch.head * side**2 + arch.head * spec.classes
+
+
+@lru_cache(maxsize=1 << 14)
+def _published_flops(block: Block, inputs: int, side: int) -> float:
+    """Return a block's part, which is counted once: searches and draws change one or two blocks of a network.
+
+    Whole numbers and quarters, so that the sum is exact in any order.
+    """
+    total = 0.0
+    for b in _bottlenecks(block, inputs):
         total += (b.inputs + 1) * b.hidden * side**2 + b.hidden * b.kernel**2 * side**2 // b.stride**2
         side //= b.stride
         total += side**2 * (b.hidden + (b.hidden + 1) * b.outputs)
         if b.projects:
             total += (b.inputs + 1) * b.outputs * (side / b.stride) ** 2
-        width = b.outputs
-    return total + (width + 1) * arch.head * side**2 + arch.head * spec.classes
+    return total
 
 
 def slots(arch: Network) -> Slots:
