@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py
 CPP := $(shell git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh')
 # A plain path entry: with setuptools' finder, a script beside the clone would import the clone's folder instead.
 # (setuptools warns of that mode at length.)
-INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation --config-settings editable_mode=compat
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --no-build-isolation --config-settings editable_mode=compat
 
 .PHONY: demo test cuda-test nvcc wheel wheel-test lint format build clean
 .DELETE_ON_ERROR:
@@ -63,8 +63,10 @@ build: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("zcpipe needs Python 3.11 or newer; make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy pybind11 torch
+	$(BIN)/pip install --quiet --no-compile --upgrade --constraint constraints.txt pip setuptools wheel ninja numpy pybind11 torch
 	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@# Compiled by all cores, where pip takes one. Some packages have files that are not Python of this version.
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@ .venv/built
 
 clean:

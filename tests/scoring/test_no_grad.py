@@ -34,7 +34,19 @@ class Net(nn.Module):
         return x.mean((2, 3))
 
 
+# The fused pass is one of its own only where a loss is asked for, too.
+PASSES = {"paper": ["aznas"], "fused": ["aznas", "grad_norm"]}
+
+
+def score(protocol, how, **options):
+    labels = torch.tensor([0, 1, 2, 3])
+    return zcpipe.score(
+        Net(**how), X, proxies=PASSES[protocol], blocks=BLOCKS, targets=labels, protocol=protocol, **options
+    )
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("protocol", PASSES)
 @pytest.mark.parametrize(
     ("how", "blamed"),
     [
@@ -46,17 +58,35 @@ class Net(nn.Module):
         ({"checkpointed": "bc"}, "b"),
     ],
 )
-def test_a_block_without_autograd_costs_trainability_alone(how, blamed):
-    expected = zcpipe.score(Net(), X, proxies="aznas", blocks=BLOCKS)
-    scores = zcpipe.score(Net(**how), X, proxies="aznas", blocks=BLOCKS, unsupported="skip")
-    assert dict(scores) == {**expected, "trainability": None}
-    (failure,) = scores.failures
+def test_a_block_without_autograd_costs_trainability_and_what_goes_through_it(how, blamed, protocol):
+    expected = score(protocol, {})
+    scores = score(protocol, how, unsupported="skip")
+    loss = {"grad_norm": scores["grad_norm"]} if protocol == "fused" else {}
+    assert dict(scores) == {**expected, **loss, "trainability": None}
+    (failure,) = (failure for failure in scores.failures if failure.proxy not in loss)
     assert (failure.kind, failure.message) == ("unsupported", f"block {blamed!r} {WHERE}")
     with pytest.raises(UnsupportedError, match=f"block '{blamed}' runs without autograd"):
-        zcpipe.score(Net(**how), X, proxies="aznas", blocks=BLOCKS)
+        score(protocol, how)
 
 
+@pytest.mark.parametrize("protocol", PASSES)
 @pytest.mark.parametrize("how", [{"frozen": "a"}, {"checkpointed": "abc", "reentrant": False}])
-def test_what_autograd_knows_all_the_same_is_measured(how):
-    expected = zcpipe.score(Net(), X, proxies="aznas", blocks=BLOCKS)
-    assert dict(zcpipe.score(Net(**how), X, proxies="aznas", blocks=BLOCKS)) == dict(expected)
+def test_what_autograd_knows_all_the_same_is_measured(how, protocol):
+    expected, scores = score(protocol, {}), score(protocol, how)
+    loss = {"grad_norm": scores["grad_norm"]} if "frozen" in how and protocol == "fused" else {}
+    assert dict(scores) == {**expected, **loss}
+
+
+@pytest.mark.parametrize("protocol", PASSES)
+def test_a_loss_behind_a_block_without_autograd_has_no_gradient(protocol):
+    scores = zcpipe.score(
+        Net(frozen="c"),
+        X,
+        proxies=["grad_norm", "trainability"],
+        blocks=BLOCKS,
+        targets=torch.tensor([0, 1, 2, 3]),
+        protocol=protocol,
+        unsupported="skip",
+    )
+    assert scores["grad_norm"] is None
+    assert "the loss does not depend on the weights" in {failure.message for failure in scores.failures}

@@ -108,7 +108,7 @@ class _Walk:
         self._errors: dict[str, BaseException] = {}
         self._done = 0
         self._leaf: Tensor | None = None
-        self._unrecorded: str | None = None  # the block before this one, if it ran without autograd
+        self._recording = Recording()
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
         """Return the forward hook of block ``name``."""
@@ -116,7 +116,6 @@ class _Walk:
         def on_output(module: nn.Module, _arguments: Any, output: Any) -> Tensor:  # noqa: ANN401
             feature = block_map(name, module, output, self._blocks, self._done, self.axes)
             self._measure(name, feature)
-            self._unrecorded = None if torch.is_grad_enabled() else name
             self._done += 1
             self._leaf = feature.detach().requires_grad_()
             return self._leaf.clone() if self._copies else self._leaf
@@ -124,12 +123,10 @@ class _Walk:
         return on_output
 
     def _measure(self, name: str, output: Tensor) -> None:
-        # Of a block that a reentrant checkpoint runs, what follows knows no more than the block itself.
-        unrecorded = self._unrecorded if torch.is_grad_enabled() else name
-        if self._leaf is not None and unrecorded is not None and not output.requires_grad:
+        lacking = self._recording.lacking(name, output)
+        if self._leaf is not None and lacking is not None:
             for jacobian in self._jacobian_statistics:
-                why = f"block {unrecorded!r} runs without autograd, in torch.no_grad() or a reentrant checkpoint"
-                self._errors.setdefault(jacobian.name, UnsupportedError(why))
+                self._errors.setdefault(jacobian.name, lacking)
         elif self._leaf is not None and self._jacobian_statistics:
             g_out = self._probe(name, output)
             g_in = local_gradient(output, self._leaf, g_out)
@@ -169,6 +166,27 @@ class _Walk:
                     trace(error)
                     self._errors[statistic.name] = error
         return BlockResult(values, self._errors)
+
+
+class Recording:
+    """Follows which blocks run without autograd: their Jacobians are not zero, but unknown."""
+
+    def __init__(self) -> None:
+        self._before: str | None = None  # the block before, if it ran so
+
+    def lacking(self, name: str, output: Tensor) -> UnsupportedError | None:
+        """Say why the Jacobian is unknown of the block that has just run, if it is; asked of each block, in order."""
+        own = None if torch.is_grad_enabled() else name
+        # Of a block that a reentrant checkpoint runs, what follows knows no more than the block itself.
+        blamed, self._before = own or self._before, own
+        if blamed is None or output.requires_grad:
+            return None
+        return not_recorded(blamed)
+
+
+def not_recorded(block: str) -> UnsupportedError:
+    """Say of a block that it runs without autograd, which leaves a Jacobian unknown."""
+    return UnsupportedError(f"block {block!r} runs without autograd, in torch.no_grad() or a reentrant checkpoint")
 
 
 def block_map(name: str, module: nn.Module, output: object, blocks: Sequence[str], done: int, axes: Axes) -> Tensor:

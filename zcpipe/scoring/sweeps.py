@@ -33,7 +33,7 @@ from zcpipe.proxies.base import (
     tensor_of,
 )
 from zcpipe.scoring.axes import Axes
-from zcpipe.scoring.blocks import BlockResult, ProbeSource, block_map, local_gradient
+from zcpipe.scoring.blocks import BlockResult, ProbeSource, Recording, block_map, local_gradient, not_recorded
 from zcpipe.scoring.cells import NoTaps
 from zcpipe.scoring.inplace import FusedOverwrittenError, is_of_leaf
 from zcpipe.scoring.layers import LAYERS
@@ -123,6 +123,7 @@ class _Sweeps(NoTaps):
         self._relus = [s for s in statistics if isinstance(s, ActivationStatistic)]
         self._blocks = blocks if self._maps or self._jacobians else ()
         self._axes = Axes(network.modules)
+        self._recording = Recording()
         self._features: list[_Captured] = []
         self._map_moments: dict[str, list[Tensor]] = {s.name: [] for s in self._maps}
         self._output_moments: dict[str, dict[str, list[Tensor]]] = {s.name: {} for s in self._outputs}
@@ -186,6 +187,10 @@ class _Sweeps(NoTaps):
     def _on_block(self, name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, _arguments: Any, given: Any) -> Tensor:  # noqa: ANN401
             output = block_map(name, module, given, self._blocks, len(self._features), self._axes)
+            lacking = self._recording.lacking(name, output)
+            if lacking is not None and self._features:  # the first has no block before it
+                for jacobian in self._jacobians:
+                    self._errors.setdefault(jacobian.name, lacking)
             if self._jacobians and not output.requires_grad:  # nothing before it asks for gradients
                 output = output.detach().requires_grad_()
             self._features.append(_Captured(output))
@@ -262,6 +267,8 @@ class _Sweeps(NoTaps):
             self.active = False
         if self._overwritten:
             raise _OverwrittenError
+        if all(gradient is None for gradient in found):  # it does on the inputs or on a block that was cut off
+            raise UnsupportedError("the loss does not depend on the weights")
         known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
         self._network.gradients = Gradients([weight.detach() for weight in weights], known)
         for statistic in self._gradients:
@@ -306,6 +313,8 @@ class _Sweeps(NoTaps):
         moments: dict[str, list[Any]] = {s.name: [] for s in self._jacobians}
         for done in reversed(range(1, len(self._features))):
             output, before = self._features[done].value, self._features[done - 1].value
+            if not before.requires_grad:  # it did: a reentrant checkpoint forgets that
+                raise not_recorded(self._blocks[done - 1])
             g_out = self._probe(self._blocks[done], output)
             g_in = local_gradient(output, before, g_out)
             for statistic in self._jacobians:
