@@ -1,4 +1,6 @@
-"""What a forward keeps in its modules is gone after a pass, and what a statistic replaces is put back."""
+"""What a forward keeps is gone after a pass, what a statistic replaces is put back, and threads take turns."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -67,3 +69,14 @@ def test_scores_do_not_depend_on_the_order_of_proxies(buffers):
     model = transformer(buffers)
     for name in reversed(names):
         assert zcpipe.score(model, TOKENS, LABELS, proxies=[name])[name] == scores[name]
+
+
+def test_threads_that_score_do_not_draw_each_others_numbers():
+    x, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+    nets = [nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4)) for _ in range(2)]
+    alone = [dict(zcpipe.score(net, x, labels, "grad_norm")) for net in nets]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(zcpipe.score, nets[i % 2], x, labels, "grad_norm") for i in range(40)]
+        assert [dict(future.result()) for future in futures] == [alone[i % 2] for i in range(40)]
+    assert torch.equal(torch.get_rng_state(), before)

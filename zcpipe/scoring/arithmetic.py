@@ -21,7 +21,8 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
     Autocast is off; float32 convolutions and products of matrices are not rounded to TF32 (torch's default for
     convolutions on GPUs, which moved trainability by 0.7 %) or bfloat16; and on a GPU torch and cuDNN take algorithms
     that add up in one order, and attention is computed step by step. The few operations of torch that know no such
-    order stay as they are, without a warning. Not for two threads at a time: these are settings of the process.
+    order stay as they are, without a warning. These are settings of the process: enter `zcpipe.scoring.guard.untouched`
+    before, which one thread does at a time.
 
     Args:
         device: where the network is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
+from threading import RLock
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from zcpipe.errors import UsageError
 from zcpipe.ops import generators
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ONE_PASS = RLock()  # random states and the arithmetic are the process's: threads that score take turns
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
@@ -25,7 +27,7 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
     running statistics, no parameter asks for gradients, and torch's global random states (which dropout draws from) are
     the same every time. Afterwards modes, flags and other attributes, ``requires_grad``, buffers and random states are
-    what they were.
+    what they were. Another thread waits for that.
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
@@ -41,31 +43,32 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
     parameters = [p for own in attributes for p in own["_parameters"].values() if p is not None]
     if any(issubclass(kind, nn.parameter.UninitializedParameter) for kind in set(map(type, parameters))):
         raise UsageError("the model has lazy layers without parameters yet; run one forward before scoring it")
-    properties = [(m, m.training) for m, own in zip(parts, attributes, strict=True) if "training" not in own]
-    switched = _switched(parts, ("inplace", "track_running_stats") if training else ("inplace",))
-    wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
-    contents = _Contents([b for own in attributes for b in own["_buffers"].values() if b is not None])
-    random_states = generators.states()
-    try:
-        with attributes_kept(parts):
-            generators.restart()
-            # nn.Module is slow to set what is no parameter, buffer or module.
-            for own in attributes:
-                own["training"] = training
-            for own, flag in switched:
-                own[flag] = False
-            for module, _ in properties:
-                module.training = training
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            yield
-    finally:
-        generators.put_back(random_states)
-        for module, mode in properties:
-            module.training = mode
-        for parameter, value in wanted:
-            parameter.requires_grad_(value)
-        contents.put_back()
+    with _ONE_PASS:
+        properties = [(m, m.training) for m, own in zip(parts, attributes, strict=True) if "training" not in own]
+        switched = _switched(parts, ("inplace", "track_running_stats") if training else ("inplace",))
+        wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
+        contents = _Contents([b for own in attributes for b in own["_buffers"].values() if b is not None])
+        random_states = generators.states()
+        try:
+            with attributes_kept(parts):
+                generators.restart()
+                # nn.Module is slow to set what is no parameter, buffer or module.
+                for own in attributes:
+                    own["training"] = training
+                for own, flag in switched:
+                    own[flag] = False
+                for module, _ in properties:
+                    module.training = training
+                for parameter in parameters:
+                    parameter.requires_grad_(False)
+                yield
+        finally:
+            generators.put_back(random_states)
+            for module, mode in properties:
+                module.training = mode
+            for parameter, value in wanted:
+                parameter.requires_grad_(value)
+            contents.put_back()
 
 
 @contextmanager

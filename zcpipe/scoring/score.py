@@ -95,7 +95,8 @@ def score(
     The model comes back exactly as it was: parameters, buffers, other attributes of its modules, modes, hooks,
     ``requires_grad`` and the global random state. In-place activations and train-mode batch norm are handled.
     ``zcpipe.initialise`` draws the weights of a recipe first, if those are wanted. Only what a definition itself draws
-    or feeds is so here too: zen's weights and noise, synflow's ones, meco's noise image.
+    or feeds is so here too: zen's weights and noise, synflow's ones, meco's noise image. Threads that score at one time
+    take turns: use processes to score several networks at once.
 
     Args:
         model: any module. Its output, or the first of several, is [N, classes] for the default loss.
