@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import math
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from inspect import cleandoc
 from pathlib import Path
@@ -102,8 +104,8 @@ def rank(
     method: Annotated[
         str,
         typer.Option(
-            help="A name that zcpipe aggregates lists; or logrank, linear or vote, which take --proxies; or "
-            "training-free ParZC, such as parzc-sinusoidal, which takes statistics as --proxies."
+            help="A name that zcpipe aggregates lists; or logrank, linear, vote or size_regularised, which take "
+            "--proxies; or training-free ParZC, such as parzc-sinusoidal, which takes statistics as --proxies."
         ),
     ] = "logrank",
     proxies: Annotated[
@@ -120,8 +122,7 @@ def rank(
     rank_by = rank_free if method in VARIANTS else rank_table
     population, ranked = rank_by(open_table(directory), method, proxies, top)
     if as_json:
-        rows = [{**asdict(row), "proxies": finite(row.proxies)} for row in ranked]
-        print_json({"method": method, "population": population, "rows": rows})
+        print_json({"method": method, "population": population, "rows": [finite(asdict(row)) for row in ranked]})
         return
     names = list(ranked[0].proxies) if ranked else []
     cells = [
@@ -153,17 +154,27 @@ def correlate(
     Kendall's tau-b, Spearman's rho, and the share of pairs in the right order (pairs), a tie counting a half; of raw
     values, signed. For a vote pairs is what ICLR 2021 reports. Of the architectures with truth n have a value, failed
     have none, missing were not scored with these proxies.
-    """
-    from zcpipe.rank.population import correlate_table
-    from zcpipe.table import open_table
-    from zcpipe.truth import align, read_truth
 
+    Truth that is the better the lower, such as a loss, is taken as it is: a good proxy is then below 0, and its pairs
+    below a half.
+    """
+    from zcpipe.progress import resamples_done
+    from zcpipe.rank.population import correlate_table, left_out, silent
+    from zcpipe.table import open_table
+    from zcpipe.truth import align, direction_of, read_truth
+
+    asked = _aggregates(aggregate or [])
     table = open_table(directory)
     known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
-    rows = correlate_table(table, known, target, _aggregates(aggregate or []), bootstrap)
+    for name in left_out(table):
+        typer.echo(f"{name} is left out: it compares every pair of {len(table)} architectures", err=True)
+    with nullcontext(silent) if bootstrap is None else resamples_done("drawing") as progress:
+        rows = correlate_table(table, known, target, asked, bootstrap, progress)
     lacking = sum(math.isnan(value) for value in known)
     if lacking:
         typer.echo(f"{lacking} of {len(known)} architectures have no truth in {truth}", err=True)
+    if direction_of(truth, target) == "lower":
+        typer.echo(f"{target} is the better the lower: so are kendall, spearman and pairs of a good proxy", err=True)
     if as_json:
         print_json({"target": target, "rows": [finite(asdict(row)) for row in rows]})
         return
@@ -186,6 +197,8 @@ def _aggregates(options: Sequence[str]) -> dict[str, str]:
         name, separator, proxies = option.partition("=")
         if not (name and separator and proxies):
             raise UsageError(f"--aggregate must be NAME=PROXY,PROXY..., got {option!r}")
+        if name in parsed:
+            raise UsageError(f"--aggregate names {name!r} twice; give one of them another name")
         parsed[name] = proxies
     return parsed
 
@@ -348,6 +361,8 @@ for _part in (app, truth_app, spaces_app, table_app, parzc_app):
 
 def main() -> None:
     """Run the command line; every error of ours ends in one line on stderr and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be of any encoding
     try:
         app(prog_name="zcpipe")
     except ZcpipeError as error:

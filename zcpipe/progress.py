@@ -59,6 +59,13 @@ def candidates_done(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def resamples_done(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many resamples are done; otherwise as `bytes_read`."""
+    with _bar(title, MofNCompleteColumn()) as update:
+        yield update
+
+
+@contextmanager
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -166,3 +166,11 @@ def test_bad_input():
     with pytest.raises(UsageError, match="did you mean logrank"):
         aggregate("lograk", one, {"a": "higher"})
     assert aggregate("linear", one, {"a": "higher"}).tolist() == [1.0]
+
+
+def test_size_regularised_refuses_negative_scores_which_a_factor_below_one_would_raise():
+    columns = {"progressivity": np.array([-0.9, -1.0]), "params": np.array([1e6, 1e5])}
+    with pytest.raises(UsageError, match="progressivity has negative scores"):
+        size_regularised(columns, dict.fromkeys(columns, "higher"))
+    columns["progressivity"][:] = [-np.inf, 0.0]
+    assert size_regularised(columns, dict.fromkeys(columns, "higher")).tolist() == [-np.inf, 0.0]

@@ -70,6 +70,21 @@ def test_the_interval_is_around_the_correlation():
     assert found.spearman[0] < point.spearman < found.spearman[1]
 
 
-def test_too_few_resamples_are_refused():
-    with pytest.raises(UsageError, match="resamples: got 1, expected 2 or more"):
-        bootstrap(np.arange(3.0), np.arange(3.0), 1)
+@pytest.mark.parametrize("resamples", [1, 10**12])
+def test_too_few_or_too_many_resamples_are_refused(resamples):
+    with pytest.raises(UsageError, match=f"resamples: got {resamples}, expected 2 or more, and 1000000 at most"):
+        bootstrap(np.arange(3.0), np.arange(3.0), resamples)
+
+
+def test_large_populations_with_ties_against_scipy_draw_by_draw():
+    random = np.random.default_rng(4)
+    truth = random.integers(0, 40, 700).astype(float)
+    scores = truth + random.integers(0, 60, 700)
+    found = bootstrap(scores, truth, 8)
+    np.testing.assert_allclose([found.kendall, found.spearman], slowly(scores, truth, 8), rtol=1e-12)
+
+
+def test_progress_is_told():
+    told = []
+    bootstrap(np.arange(2.0**17), np.arange(2.0**17), 9, progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 9), (4, 9), (8, 9)]

@@ -163,6 +163,17 @@ def test_statuses_and_failures_of_the_groups_are_combined(tmp_path: Path, monkey
     assert (summary.new, summary.by_status) == (0, {"error": 4, "memory": 2})
 
 
+def test_what_ended_one_group_costs_no_other_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "t"
+    monkeypatch.setenv("HAZARDS", json.dumps({"4": "raise"}))  # and 5, of the same key
+    run(spec(("expressivity",), selection=Range(start=0, stop=8)), out)
+    run(spec(("trainability",), selection=Range(start=0, stop=3)), out)
+    correlated = {row.name: row for row in correlate_table(open_table(out), np.arange(8.0), "truth", {})}
+    found = {name: (row.n, row.failed, row.missing) for name, row in correlated.items()}
+    assert found["expressivity"] == (6, 2, 0)
+    assert found["trainability"] == (3, 0, 5)
+
+
 def test_repeats_and_spaces_without_an_enumeration(tmp_path: Path) -> None:
     fields = {"space": "endless", "repeats": 2}
     run(spec(("expressivity",), selection=Sample(n=5), **fields), tmp_path / "t")

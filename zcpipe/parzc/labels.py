@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.training import FEWEST
-from zcpipe.rank.ranking import DIRECTIONS
 from zcpipe.table import Table
-from zcpipe.truth import align, read_truth
+from zcpipe.truth import align, direction_of, read_truth
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
@@ -76,21 +74,6 @@ class Labels:
                 "there is no order to learn"
             )
         return rows
-
-
-def direction_of(path: Path | str, target: str) -> str:
-    """Return whether "higher" or "lower" values of a truth file's column are better: "higher" if it does not say.
-
-    Raises:
-        DataError: it says anything else.
-    """
-    metadata = pq.read_schema(path).field(target).metadata or {}
-    direction = str(metadata.get(b"direction", b"higher").decode(errors="replace"))
-    if direction not in DIRECTIONS:
-        raise DataError(
-            f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
-        )
-    return direction
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def size_regularised(columns: Mapping[str, Floats], directions: Mapping[str, str
         [n], higher is better; NaN where either is NaN, and the largest size is that of the others.
 
     Raises:
-        UsageError: other columns than those two, or one that is not the better the higher.
+        UsageError: other columns than those two, one that is not the better the higher, or one with negative scores,
+            which a factor below 1 would raise.
         DataError: columns of different lengths, or no architecture has parameters.
     """
     names = [name for name in columns if name != _SIZE]
@@ -108,6 +109,8 @@ def size_regularised(columns: Mapping[str, Floats], directions: Mapping[str, str
         raise UsageError(f"size_regularised takes proxies that are the better the higher, which {lower[0]} is not")
     scores, sizes = (np.array(columns[name], dtype=np.float64) for name in (*names, _SIZE))
     scores[outside] = sizes[outside] = np.nan
+    if np.any(np.isfinite(scores) & (scores < 0)):
+        raise UsageError(f"size_regularised takes proxies that are never negative, but {names[0]} has negative scores")
     if outside.all():
         return scores
     largest = np.nanmax(sizes)

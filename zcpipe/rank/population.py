@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.proxies import groups, list_proxies
 from zcpipe.rank.aggregate import METHODS, aggregate
 from zcpipe.rank.correlation import correlate
-from zcpipe.rank.intervals import bootstrap
+from zcpipe.rank.intervals import Intervals, bootstrap
 from zcpipe.rank.majority import vote_accuracy
 from zcpipe.rank.named import NAMED, Named
 from zcpipe.rank.ranking import Floats
@@ -20,7 +21,12 @@ from zcpipe.rank.selection import top
 from zcpipe.table import Table
 
 Bools = NDArray[np.bool_]
-EVERYTHING = "*"  # in failures: what a process died of costs all proxies of a row
+Progress = Callable[[int, int], None]  # told how much is done, of how much
+VOTED_AT_MOST = 30_000  # architectures: a vote looks at every pair, which takes seconds there and hours at a million
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ def correlate_table(
     target: str,
     aggregates: Mapping[str, str],
     resamples: int | None = None,
+    progress: Progress = silent,
 ) -> list[CorrelationRow]:
     """Correlate every proxy of a table, and aggregates of them, with the truth.
 
@@ -145,38 +152,36 @@ def correlate_table(
         target: name of the truth's column, for messages.
         aggregates: name -> proxies of further log-rank aggregates.
         resamples: of the bootstrap that gives intervals; None for no intervals.
+        progress: told how many resamples are done, of how many.
 
     Returns:
         params and macs first, the other proxies in table order, then the named aggregates (`NAMED`) of which the table
-        has all proxies and no column of that name, then the aggregates asked for. Correlations are of raw values,
-        signed.
+        has all proxies and no column of that name, but for those of `left_out`, then the aggregates asked for.
+        Correlations are of raw values, signed.
 
     Raises:
         UsageError: an aggregate names a proxy that the table lacks, or is called as another row.
         DataError: the target is constant, or no architecture has truth.
     """
     names = [c.name for c in table.columns if c.kind == "count"] + [c.name for c in table.columns if c.kind == "proxy"]
-    made = available(names)
+    omitted = left_out(table)
+    made = [entry for entry in available(names) if entry.name not in omitted]
     for name, given in aggregates.items():
         if name in (*names, *(entry.name for entry in made)):
             raise UsageError(f"aggregate {name!r} would hide the row of that name; give it another")
         made.append(Named(name, "logrank", tuple(_columns(table, given)), ""))
     members = dict.fromkeys(member for entry in made for member in entry.proxies)
     values = table.values(names)
-    missing = missing_rows(table, values)
-    return correlate_columns(values, table.directions(list(members)), truth, target, made, missing, resamples)
+    directions = table.directions(list(members))
+    return correlate_columns(values, directions, truth, target, made, table.missing(names), resamples, progress)
 
 
-def missing_rows(table: Table, values: Mapping[str, Floats]) -> dict[str, Bools]:
-    """Return of each column which rows have neither a value nor a failure that says why: its group lacks them."""
-    lacking = {name: np.isnan(of_column) for name, of_column in values.items()}
-    if not any(rows.any() for rows in lacking.values()):
-        return lacking
-    for row, failures in enumerate(table.to_arrow(["failures"])["failures"].to_pylist()):
-        failed = {failure["proxy"] for failure in failures}
-        for name in lacking if EVERYTHING in failed else failed & lacking.keys():
-            lacking[name][row] = False
-    return lacking
+def left_out(table: Table) -> list[str]:
+    """Return the named aggregates that `correlate_table` leaves out of a table because it has too many rows."""
+    if len(table) <= VOTED_AT_MOST:
+        return []
+    names = [column.name for column in table.columns if column.kind in ("count", "proxy")]
+    return [entry.name for entry in available(names) if entry.method == "vote"]
 
 
 def available(columns: Collection[str]) -> list[Named]:
@@ -192,6 +197,7 @@ def correlate_columns(
     aggregates: Iterable[Named],
     missing: Mapping[str, Bools] | None = None,
     resamples: int | None = None,
+    progress: Progress = silent,
 ) -> list[CorrelationRow]:
     """Correlate columns of one population, and aggregates of them, with the truth: what `correlate_table` reads.
 
@@ -203,6 +209,7 @@ def correlate_columns(
         aggregates: what to make of the columns.
         missing: [n] each, where a column has no value because nobody scored it; by default nowhere.
         resamples: of the bootstrap that gives intervals; None for no intervals.
+        progress: told how many resamples are done, of how many.
 
     Returns:
         The columns, then the aggregates, in the order given.
@@ -212,30 +219,43 @@ def correlate_columns(
         DataError: the target is constant, or no architecture has truth.
     """
     unscored = dict.fromkeys(columns, np.zeros(len(truth), dtype=bool)) if missing is None else missing
-    rows = [_row(name, values, truth, target, unscored[name], resamples) for name, values in columns.items()]
-    for entry in aggregates:
+    made = list(aggregates)
+    total = len(columns) + len(made)
+    rows: list[CorrelationRow] = []
+
+    def add(name: str, scores: Floats, missing: Bools) -> None:
+        row = _row(name, scores, truth, target, missing)
+        if resamples is not None:
+            told = partial(_part, progress, len(rows), total)
+            row = _with_bounds(row, bootstrap(scores, truth, resamples, progress=told))
+        rows.append(row)
+
+    for name, scores in columns.items():
+        add(name, scores, unscored[name])
+    for entry in made:
         values = {name: columns[name] for name in entry.proxies}
         failed = np.any([np.isnan(values[name]) & ~unscored[name] for name in values], axis=0)
-        scores = aggregate(entry.method, values, directions)
-        row = _row(entry.name, scores, truth, target, ~failed, resamples)
+        add(entry.name, aggregate(entry.method, values, directions), ~failed)
         if entry.method == "vote":
-            row = replace(row, pair_accuracy=vote_accuracy(values, directions, truth))
-        rows.append(row)
+            rows[-1] = replace(rows[-1], pair_accuracy=vote_accuracy(values, directions, truth))
     return rows
 
 
-def _row(
-    name: str, scores: Floats, truth: Floats, target: str, missing: Bools, resamples: int | None
-) -> CorrelationRow:
+def _part(progress: Progress, part: int, parts: int, done: int, total: int) -> None:
+    """Tell of one part's progress as that of all parts."""
+    progress(part * total + done, parts * total)
+
+
+def _row(name: str, scores: Floats, truth: Floats, target: str, missing: Bools) -> CorrelationRow:
     """Correlate scores; where one is not a number, ``missing`` says that it has not failed."""
     found = correlate(scores, truth, target)
     absent = int(np.count_nonzero(missing & np.isnan(scores) & ~np.isnan(truth)))
-    row = CorrelationRow(
+    return CorrelationRow(
         name, found.kendall, found.spearman, found.pair_accuracy, found.n, found.failed - absent, absent
     )
-    if resamples is None:
-        return row
-    bounds = bootstrap(scores, truth, resamples)
+
+
+def _with_bounds(row: CorrelationRow, bounds: Intervals) -> CorrelationRow:
     (kendall_low, kendall_high), (spearman_low, spearman_high) = bounds.kendall, bounds.spearman
     return replace(
         row,

@@ -25,7 +25,7 @@ from zcpipe.run.work import Unit, architectures, key_of, text_of
 from zcpipe.scoring.columns import COUNTS
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.spaces import Architecture, asked, get_space
-from zcpipe.table.schema import Header, package_version, to_arrow
+from zcpipe.table.schema import EVERYTHING, Header, package_version, to_arrow
 
 Row = Mapping[str, Any]
 
@@ -171,7 +171,7 @@ class RowFrame:
         """
         outcome = {
             "status": failed.status,
-            "failures": [{"proxy": "*", "kind": failed.kind, "message": failed.message}],
+            "failures": [{"proxy": EVERYTHING, "kind": failed.kind, "message": failed.message}],
             "seconds": failed.seconds / len(unit.members),
         }
         _, members = architectures(self._space, unit)

@@ -13,10 +13,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from zcpipe.errors import DataError, UsageError, ZcpipeError, reason_of
-from zcpipe.parzc.labels import direction_of
 from zcpipe.rank.ranking import DIRECTIONS, Floats
 from zcpipe.spaces.base import Architecture
-from zcpipe.truth import read_truth
+from zcpipe.truth import direction_of, read_truth
 
 A_contra = TypeVar("A_contra", bound=Architecture, contravariant=True)
 

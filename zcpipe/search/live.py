@@ -12,7 +12,6 @@ import numpy as np
 
 from zcpipe.errors import DataError, asking, unknown_name
 from zcpipe.proxies import resolve
-from zcpipe.rank.population import EVERYTHING
 from zcpipe.rank.ranking import DIRECTIONS, Floats
 from zcpipe.run.blame import Blame
 from zcpipe.run.drive import TIMEOUT, check_options, drive, executors
@@ -28,6 +27,7 @@ from zcpipe.search.scored import Scored
 from zcpipe.spaces import get_space
 from zcpipe.spaces.asked import index_of, parsed
 from zcpipe.spaces.base import Architecture, EnumerableSpace
+from zcpipe.table.schema import EVERYTHING
 
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zcpipe.errors import DataError, UsageError, unknown_name
-from zcpipe.parzc.labels import direction_of
 from zcpipe.proxies import list_proxies
 from zcpipe.rank import METHODS, NAMED
-from zcpipe.rank.population import Bools, missing_rows
+from zcpipe.rank.population import Bools
 from zcpipe.rank.ranking import DIRECTIONS, Floats
 from zcpipe.spaces.base import Architecture
 from zcpipe.table import Table
-from zcpipe.truth import align, read_truth
+from zcpipe.truth import align, direction_of, read_truth
 
 COUNTS = ("params", "macs")
 
@@ -99,7 +98,7 @@ class TableScores:
             raise UsageError(f"{PREDICTED} is what zcpipe parzc predict gives; name its file with --predicted")
         directions = table.directions(own)
         columns = table.values(own)
-        missing = missing_rows(table, columns)
+        missing = table.missing(own)
         rows = table.to_arrow(["arch", "key"])
         texts: list[str] = rows["arch"].to_pylist()
         if predicted is not None:

@@ -21,6 +21,7 @@ from zcpipe.scoring.columns import Column
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "partial", "error", "timeout", "memory")
+EVERYTHING = "*"  # in failures, in place of a proxy: what a process died of costs all proxies of a row
 RETRIED = ("error", "timeout", "memory")  # what another try may mend
 
 _FAILURE = pa.struct(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from zcpipe.errors import CapabilityError, DataError, UsageError, unknown_name
 from zcpipe.proxies import groups
@@ -20,6 +21,7 @@ from zcpipe.scoring.columns import Column
 from zcpipe.table.groups import count_rows, require_groups
 from zcpipe.table.join import Part, join, joined_header, take, union
 from zcpipe.table.place import Place, locate
+from zcpipe.table.schema import EVERYTHING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,6 +150,25 @@ class Table:
         """
         columns = self.to_arrow(names)
         return {name: columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
+
+    def missing(self, names: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+        """Say of proxies or counts which rows have neither a value nor a failure that says why: nobody scored them.
+
+        What ended a process costs the columns of its own group, not those of groups that lack the row.
+
+        Raises:
+            UsageError: the table has no such column.
+        """
+        index = self._parts[0].index if len(self._parts) == 1 else union(self._parts)
+        found = {name: np.isnan(values) for name, values in self.values(names).items()}
+        for part in self._parts if any(rows.any() for rows in found.values()) else ():
+            own = found.keys() & set(part.header.schema.names)
+            rows = np.searchsorted(index, part.index).tolist() if own else []
+            for row, failures in zip(rows, part.read(["failures"])["failures"].to_pylist() if own else [], strict=True):
+                failed = {failure["proxy"] for failure in failures}
+                for name in own if EVERYTHING in failed else failed & own:
+                    found[name][row] = False
+        return found
 
     def directions(self, names: Sequence[str]) -> dict[str, str]:
         """Return the direction of each proxy or count.

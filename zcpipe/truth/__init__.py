@@ -9,10 +9,10 @@ from __future__ import annotations
 from zcpipe.errors import unknown_name
 from zcpipe.registry import discover
 from zcpipe.truth.nats import import_nats, read_nats
-from zcpipe.truth.open import align, read_truth
+from zcpipe.truth.open import align, direction_of, read_truth
 from zcpipe.truth.reader import Progress, Reader, faults
 
-__all__ = ["Progress", "Reader", "align", "import_nats", "read_nats", "read_truth", "reader", "readers"]
+__all__ = ["Progress", "Reader", "align", "direction_of", "import_nats", "read_nats", "read_truth", "reader", "readers"]
 
 
 def readers() -> dict[str, Reader]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError, UsageError, unknown_name
+from zcpipe.rank.ranking import DIRECTIONS
 from zcpipe.untrusted.stream import reading
 
 ARCH = "arch"
@@ -113,3 +114,18 @@ def _texts(column: pa.ChunkedArray, place: Path) -> list[str]:
             raise DataError(f"{place}: names the architecture {arch!r:.120} twice; keep one row each")
         seen.add(arch)
     return archs
+
+
+def direction_of(path: Path | str, target: str) -> str:
+    """Return whether "higher" or "lower" values of a truth file's column are better: "higher" if it does not say.
+
+    Raises:
+        DataError: it says anything else.
+    """
+    metadata = pq.read_schema(path).field(target).metadata or {}
+    direction = str(metadata.get(b"direction", b"higher").decode(errors="replace"))
+    if direction not in DIRECTIONS:
+        raise DataError(
+            f"{path}: the direction of column {target!r} is {direction!r:.40}, expected {' or '.join(DIRECTIONS)}"
+        )
+    return direction
