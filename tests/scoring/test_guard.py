@@ -80,3 +80,17 @@ def test_threads_that_score_do_not_draw_each_others_numbers():
         futures = [pool.submit(zcpipe.score, nets[i % 2], x, labels, "grad_norm") for i in range(40)]
         assert [dict(future.result()) for future in futures] == [alone[i % 2] for i in range(40)]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_keep_weights_that_their_forwards_renormalise(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(10, 4, max_norm=0.5), nn.Flatten(), nn.LazyLinear(6))
+    tokens = torch.arange(12).view(6, 2) % 10
+    model(tokens)  # makes the last layer
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    before = model[0].weight.detach().clone()
+    scores = zcpipe.score(model, tokens, LABELS, proxies=["grad_norm", "snip"])
+    assert scores.status == "ok", scores.failures
+    assert torch.equal(model[0].weight, before)

@@ -26,8 +26,8 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
 
     Inside, every module is in train mode, in-place activations work out of place, batch norms do not update their
     running statistics, no parameter asks for gradients, and torch's global random states (which dropout draws from) are
-    the same every time. Afterwards modes, flags and other attributes, ``requires_grad``, buffers and random states are
-    what they were. Another thread waits for that.
+    the same every time. Afterwards modes, flags and other attributes, ``requires_grad``, buffers, weights that forwards
+    renormalise, and random states are what they were. Another thread waits for that.
 
     Args:
         modules: the model and all that is in it, as ``dict(model.named_modules())``.
@@ -47,7 +47,9 @@ def untouched(modules: Mapping[str, nn.Module], training: bool = True) -> Iterat
         properties = [(m, m.training) for m, own in zip(parts, attributes, strict=True) if "training" not in own]
         switched = _switched(parts, ("inplace", "track_running_stats") if training else ("inplace",))
         wanted = [(parameter, parameter.requires_grad) for parameter in parameters]
-        contents = _Contents([b for own in attributes for b in own["_buffers"].values() if b is not None])
+        written = [own["_buffers"] for own in attributes]
+        written += [own["_parameters"] for own in attributes if own.get("max_norm") is not None]  # embeddings' forwards
+        contents = _Contents([one for held in written for one in held.values() if one is not None])
         random_states = generators.states()
         try:
             with attributes_kept(parts):
