@@ -6,16 +6,18 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
 _SHORT = 20  # characters of a cell that is not wrapped
-
+_LONG = 16  # into which one is wrapped at the narrowest
+_GAP = "  "  # between columns
 _REASONS = 3  # of failures that are printed
 
 
@@ -65,18 +67,56 @@ def print_records(records: Sequence[dict[str, Any]], as_json: bool, short: Seque
 
 
 def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits a terminal, or plain tab-separated lines where stdout is no terminal."""
+    """Print a table that fits a terminal, or plain tab-separated lines where stdout is no terminal.
+
+    No cell is cut. Where a terminal is too narrow, long texts wrap or go below their rows, and columns that do not fit
+    beside the others follow in another block, behind the first column once more.
+    """
     if not sys.stdout.isatty():
         for cells in (header, *rows):
             typer.echo("\t".join(cells))
         return
+    if not rows:
+        typer.echo("nothing to show", err=True)
+        return
+    console = Console()
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    if _total(min(width, _LONG) if width > _SHORT else width for width in widths) > console.width:
+        _print_blocks(header, rows, widths, console)
+        return
     grid = Grid(box=None, pad_edge=False, header_style="bold", show_header=any(header))
-    for name, *column in zip(header, *rows, strict=True):
-        # Long texts wrap, so that short ones need not.
-        grid.add_column(name, overflow="fold", no_wrap=max(map(len, column), default=0) <= _SHORT)
+    for name, width in zip(header, widths, strict=True):
+        grid.add_column(name, overflow="fold", no_wrap=width <= _SHORT)  # long texts wrap, so that short ones need not
     for cells in rows:
         grid.add_row(*map(Text, cells))
-    Console().print(grid) if rows else typer.echo("nothing to show", err=True)
+    console.print(grid)
+
+
+def _print_blocks(
+    header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], console: Console
+) -> None:
+    """Print the first column and what fits beside it, its long cells below each row, and then the other columns."""
+    blocks = [[0]]
+    for number, width in enumerate(widths):
+        if number == 0 or width > _SHORT:
+            continue
+        if len(blocks[-1]) > 1 and _total(widths[column] for column in (*blocks[-1], number)) > console.width:
+            blocks.append([0])
+        blocks[-1].append(number)
+    below = [number for number, width in enumerate(widths) if number and width > _SHORT]
+    for place, block in enumerate(blocks):
+        if place:
+            console.print()
+        for cells, style in ((header, "bold"), *((cells, "") for cells in rows)):
+            line = _GAP.join(cells[number].ljust(widths[number]) for number in block).rstrip()
+            console.print(Text(line, style), soft_wrap=True)
+            for number in below if not place and cells is not header else ():
+                console.print(Padding(Text(cells[number], overflow="fold"), (0, 0, 0, len(_GAP))))
+
+
+def _total(widths: Iterable[int]) -> int:
+    """Return how wide columns are together, with the gaps between them."""
+    return sum(width + len(_GAP) for width in widths) - len(_GAP)
 
 
 def _text(value: object) -> str:

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from zcpipe.signals import heard, require_going_on
+
 LINE_SECONDS = 30.0
 
 
@@ -69,12 +71,23 @@ def resamples_done(title: str) -> Iterator[Callable[[int, int], None]]:
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console, title)
+        with heard():
+            yield _going_on(_Lines(console, title))
         return
     columns = (TextColumn(title), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with heard(), Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield _going_on(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _going_on(update: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Return what shows progress, unless a signal has asked for the end."""
+
+    def tell(done: int, total: int) -> None:
+        require_going_on()
+        update(done, total)
+
+    return tell
 
 
 class _Lines:

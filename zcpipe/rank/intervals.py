@@ -70,6 +70,7 @@ def bootstrap(
         progress(start, resamples)
         drawn = generator.multinomial(n, likely, size=min(step, resamples - start))
         found.append(sums.of(np.ascontiguousarray(drawn.T, np.float64)))
+    progress(resamples, resamples)
     kendall, spearman = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     return Intervals(_bounds(*kendall), _bounds(*spearman))
 

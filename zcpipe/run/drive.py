@@ -18,6 +18,7 @@ from zcpipe.run.rows import Failed, check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, Unit
 from zcpipe.run.workers import WorkersExecutor
+from zcpipe.signals import require_going_on
 from zcpipe.table.store import differences
 
 if TYPE_CHECKING:
@@ -112,9 +113,11 @@ def drive(
         UsageError: nothing ends within the timeout.
         CapabilityError: nothing can compute, or every unit ends its worker.
         ZcpipeError: the executor refuses the spec, or the space raises.
+        KeyboardInterrupt: a signal has asked for the end, now or before.
     """
     first = _FirstRows(on_event)
     while True:
+        require_going_on()
         while executor.wants() and (following := leases.next(executor.capacity)):
             shard, lease = following
             sink.expect(shard)
