@@ -127,7 +127,7 @@ def asking(space: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ZcpipeError, KeyboardInterrupt):
+    except (ZcpipeError, KeyboardInterrupt, GeneratorExit):  # the last where an interruption hit between two lines
         raise
     except BaseException as error:
         trace(error)

@@ -94,7 +94,7 @@ class Findings:
         """
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # the latter where an interruption hit between two lines
             raise
         except BaseException as error:  # a space is anybody's code: a fault in it, sys.exit too, is what we look for
             self.problem(kind, architecture, f"{what} raises {reason_of(error)}")

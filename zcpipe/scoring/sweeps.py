@@ -354,7 +354,7 @@ class _Sweeps(NoTaps):
         """
         try:
             yield
-        except (_OverwrittenError, FusedOverwrittenError, UsageError, WrittenError, KeyboardInterrupt):
+        except (_OverwrittenError, FusedOverwrittenError, UsageError, WrittenError, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             if any(statistic.name not in self._errors for statistic in statistics):  # each block may fail likewise

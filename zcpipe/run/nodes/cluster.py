@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -182,13 +183,34 @@ def _simulated(cluster: Cluster) -> Iterator[str]:
     size: dict[str, Any] = {"num_cpus": max(cores, cluster.actors_per_node or 1), "object_store_memory": 128 << 20}
     # Nobody reads their logs or has them grow: two processes less on a machine that is to score.
     alone = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-    nodes: Any = cluster_utils.Cluster(initialize_head=True, head_node_args={**size, **alone})
+    with _own_address_kept():
+        nodes: Any = cluster_utils.Cluster(initialize_head=True, head_node_args={**size, **alone})
     try:
         for _ in range(cluster.nodes - 1):
             nodes.add_node(**size)
         yield nodes.address
     finally:
-        nodes.shutdown()
+        with _own_address_kept():
+            nodes.shutdown()
+
+
+@contextmanager
+def _own_address_kept() -> Iterator[None]:
+    """Leave alone which cluster is this machine's: Ray notes a new one there, also one that is to be tried out."""
+    from ray._private import utils
+
+    file = Path(utils.get_ray_address_file(None))
+    before = file.read_text() if file.exists() else None
+    noting = utils.logger.disabled
+    utils.logger.disabled = True  # it says that it has
+    try:
+        yield
+    finally:
+        utils.logger.disabled = noting
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.write_text(before)
 
 
 def _reach(address: str) -> None:
