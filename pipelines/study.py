@@ -1,4 +1,4 @@
-"""What the studies share: scoring into a table with a log of CPU seconds, stages that are not repeated, help texts."""
+"""What studies share: scoring into a table, stages that are not repeated, files written whole, options and errors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import argparse
 import json
 import os
 import resource
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zcpipe.errors import ZcpipeError, trace
 from zcpipe.run import RunSpec, run, show_progress
 
 
@@ -35,6 +38,16 @@ def refuse_unknown(parser: argparse.ArgumentParser, kind: str, names: Iterable[s
     """End with a usage error where names are not among those known."""
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"no {kind} is called {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a study's main; an error of zcpipe's ends in one line on stderr and its exit code, as in its own commands."""
+    try:
+        main()
+    except ZcpipeError as error:
+        trace(error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def score(spec: RunSpec, directory: Path, workers: int) -> None:
@@ -62,16 +75,38 @@ def stage(path: Path, inputs: dict[str, Any], compute: Callable[[], Any]) -> Any
         if stored["inputs"] == given:
             return stored["result"]
     text = json.dumps({"inputs": given, "result": compute()}, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text + "\n")
     return json.loads(text)["result"]
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that then appears at a path, in the place of what was there, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")  # by its ending matplotlib knows what to write
+    partial.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def publish(base: Path, numbers: str, text: str, draw: Callable[[Path], None]) -> None:
+    """Write a study's numbers (.json), page (.md) and figure (.png) together: none of them where drawing fails."""
+    with whole(base.with_suffix(".png")) as drawn:
+        draw(drawn)
+        base.with_suffix(".json").write_text(numbers + "\n")
+        base.with_suffix(".md").write_text(text)
+
+
 def places(values: np.ndarray) -> np.ndarray:
-    """Number values in their order, from 1 for the smallest; ties in the order they come in."""
-    return np.argsort(np.argsort(values, kind="stable"), kind="stable") + 1
+    """Number values in their order, from 1 for the smallest; ties in the order they come in, NaN has no place."""
+    known = ~np.isnan(values)
+    found = np.full(len(values), np.nan)
+    found[known] = np.argsort(np.argsort(values[known], kind="stable"), kind="stable") + 1
+    return found
 
 
 def without_nan(record: dict[str, Any]) -> dict[str, Any]:
