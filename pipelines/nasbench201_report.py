@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from nasbench201_published import EXPLANATIONS, FIGURES, SOURCES, TEST, TOLERANCE, VOTE, Figure, comparison
+from nasbench201_published import (
+    AT_THAT_BATCH,
+    BATCH,
+    EXPLANATIONS,
+    FIGURES,
+    SOURCES,
+    TEST,
+    TOLERANCE,
+    VOTE,
+    Figure,
+    comparison,
+)
 
 from zcpipe.rank import NAMED
 
@@ -45,10 +56,17 @@ def differences(cases: Cases) -> Iterator[Difference]:
                 yield Difference(figure_, name, row["spearman"])
 
 
-def unexplained(cases: Cases) -> list[str]:
+def explained(proxy: str, batch: int) -> str | None:
+    """Return why a proxy differs at a batch size, None where that is not known."""
+    if proxy not in EXPLANATIONS or (proxy in AT_THAT_BATCH and batch != BATCH):
+        return None
+    return EXPLANATIONS[proxy].format(batch=batch)
+
+
+def unexplained(cases: Cases, batch: int = BATCH) -> list[str]:
     """Return the proxies with a large difference and no explanation."""
     large = dict.fromkeys(found.figure.proxy for found in differences(cases) if found.large)
-    return [proxy for proxy in large if proxy not in EXPLANATIONS]
+    return [proxy for proxy in large if explained(proxy, batch) is None]
 
 
 def page(record: dict[str, Any]) -> str:
@@ -66,7 +84,7 @@ def page(record: dict[str, Any]) -> str:
         "",
         *_cases(cases),
         *_correlations(cases),
-        *_differences(cases),
+        *_differences(cases, record["batch_size"]),
     ]
     for name, case in cases.items():
         if "choice" in case:
@@ -112,7 +130,7 @@ def _correlations(cases: Cases) -> list[str]:
     return lines
 
 
-def _differences(cases: Cases) -> list[str]:
+def _differences(cases: Cases, batch: int) -> list[str]:
     """Render, for each proxy with a large difference, all its differences and the explanation."""
     found = list(differences(cases))
     proxies = dict.fromkeys(one.figure.proxy for one in found if one.large)
@@ -130,7 +148,7 @@ def _differences(cases: Cases) -> list[str]:
         if any(one.large for one in of.values()):
             cells = [f"{of[name].value:+.3f}{' †' if of[name].large else ''}" if name in of else "" for name in cases]
             lines.append(f"| {figure_.proxy} | {figure_.source} | {figure_.spearman} | {' | '.join(cells)} |")
-    lines += ["", *(f"- {proxy}: {EXPLANATIONS.get(proxy, '**not explained yet**')}" for proxy in proxies)]
+    lines += ["", *(f"- {proxy}: {explained(proxy, batch) or '**not explained yet**'}" for proxy in proxies)]
     return lines
 
 
