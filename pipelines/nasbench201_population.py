@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,13 @@ class Population:
     columns: dict[str, np.ndarray]
     directions: dict[str, str]
     truth: dict[str, np.ndarray]
+
+    def digest(self) -> str:
+        """Name which architectures these are and what their columns hold."""
+        held = hashlib.blake2b(digest_size=16)
+        for values in (self.index, *self.columns.values()):
+            held.update(np.ascontiguousarray(values).tobytes())
+        return held.hexdigest()
 
     def cut(self, inside: np.ndarray) -> Population:
         """Keep the architectures of a mask."""

@@ -1,6 +1,7 @@
-"""Every proxy on NAS-Bench-201 beside its published figures, and an aggregate chosen on 700 cells.
+r"""Every proxy on NAS-Bench-201 beside its published figures, and an aggregate chosen on 700 cells.
 
-    ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --images npz:data/cifar10_train_1000.npz --workers 2
+    ZCPIPE_DATA=data python pipelines/nasbench201_proxies.py --batch-size 16 \
+        --images npz:data/cifar10_train_1000.npz --workers 2
 
 Scores all 15,625 cells with the static, cheap and second-order proxies on real images (given --images), again with
 noise and under the fused protocol what differs there, and 1,000 cells with the per-sample ones; correlates all of it
@@ -8,6 +9,7 @@ with trained accuracies; chooses a log-rank recipe on 700 cells and judges it on
 no key with those. Writes docs/nasbench201_proxies.md with its figure and the numbers behind them as JSON.
 
 Every stage is kept under --out and not repeated: a table that is complete there is used as it is, whoever made it.
+One of another batch size or other images is refused, and proxies that a table lacks join it.
 """
 
 from __future__ import annotations
@@ -27,14 +29,12 @@ from nasbench201_population import Population, load
 from nasbench201_published import SOURCES, TEST, comparison
 from nasbench201_report import figure, page, unexplained
 
-from zcpipe import get_space
 from zcpipe.proxies import Proxy, list_proxies, resolve
 from zcpipe.rank import NAMED
 from zcpipe.rank.population import available, correlate_columns
 from zcpipe.run import All, RunSpec, Sample
 from zcpipe.scoring.plan import recipe_of
-from zcpipe.table import open_table, status
-from zcpipe.table.store import find_header
+from zcpipe.table import open_table
 
 SEED = 0  # of weights, inputs and probes, and of the fixed cells
 PER_SAMPLE = 1000  # cells for the proxies that take a pass for every image
@@ -104,12 +104,9 @@ def _names(proxies: Sequence[Proxy]) -> tuple[str, ...]:
 
 
 def scored(case: Case, options: argparse.Namespace) -> Path:
-    """Score a table unless it is complete."""
+    """Score what a table lacks; it is the table that refuses another recipe than its own."""
     directory: Path = options.out / case.name
-    wanted = len(get_space("nasbench201")) if case.sample is None else case.sample
-    found = status(directory) if find_header(directory) else None
-    if found is None or not found.complete or found.rows < wanted:
-        study.score(case.spec(options.batch_size, options.images), directory, options.workers)
+    study.score(case.spec(options.batch_size, options.images), directory, options.workers)
     return directory
 
 
@@ -128,14 +125,14 @@ def correlations(population: Population) -> dict[str, dict[str, dict[str, Any]]]
 def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Correlate one table and, where it is whole, choose an aggregate."""
     table = open_table(directory)
+    population = load(table, options.truth)
     inputs = {
         "identity": table.identity,
-        "rows": len(table),
-        "columns": [column.name for column in table.columns],
+        "columns": list(population.columns),
+        "values": population.digest(),  # `zcpipe run --retry-errors` changes no others of these
         "truth": hashlib.blake2b(options.truth.read_bytes(), digest_size=16).hexdigest(),
         "aggregates": [asdict(entry) for entry in NAMED.values()],
     }
-    population = load(table, options.truth)
     kept = options.out / "stages"
     result = {
         "inputs": case.inputs,
@@ -172,15 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     docs = options.docs or (options.out if options.sample else Path("docs"))
     planned = cases(options.proxies, options.images, options.sample)
     results = {case.name: analysed(case, scored(case, options), options) for case in planned}
-    docs.mkdir(parents=True, exist_ok=True)
-    base = docs / "nasbench201_proxies"
     record = {"batch_size": options.batch_size, "seed": SEED, "cases": results}
-    base.with_suffix(".json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    figure(results, base.with_suffix(".png"))
-    base.with_suffix(".md").write_text(page(record))
-    for name in unexplained(results):
+    numbers = json.dumps(record, indent=1, allow_nan=False)
+    study.publish(docs / "nasbench201_proxies", numbers, page(record), lambda path: figure(results, path))
+    for name in unexplained(results, options.batch_size):
         print(f"{name} differs from a published figure: explain it in nasbench201_published.py", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    study.script(main)

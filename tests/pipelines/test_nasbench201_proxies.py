@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from zcpipe import get_space, open_table
+from zcpipe.errors import IdentityMismatch
 from zcpipe.run import RunSpec, Sample
 from zcpipe.scoring.columns import Column
+from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.schema import Header, to_arrow
 from zcpipe.table.store import locked
 
+DOCS = Path(__file__).parents[2] / "docs"
 SPACE = get_space("nasbench201")
 CELLS = [SPACE.sample(0, i) for i in range(60)]
 SIZES = np.array([SPACE.size(cell, "cifar10").params for cell in CELLS], dtype=float)
@@ -41,16 +45,14 @@ def truth(tmp_path):
 
 @pytest.fixture
 def population(study, truth, tmp_path):
-    return study("nasbench201_population").load(make_table(tmp_path / "population"), truth)
+    return study("nasbench201_population").load(make_table(tmp_path / "population", further=("constant",)), truth)
 
 
-def make_table(directory, protocol="paper"):
-    """A finished table of synthetic proxies, as `zcpipe run` would have left it."""
-    spec = RunSpec(
-        space="nasbench201", dataset="cifar10", proxies=("params",), selection=Sample(n=60), protocol=protocol
-    )
-    columns = [Column(name, "proxy", "", "higher", "function", "") for name in SYNTHETIC]
-    counts = [Column(name, "count", "", "higher", "full", "") for name in ("params", "macs")]
+def make_table(directory, protocol="paper", further=()):
+    """A finished table of synthetic values, as `zcpipe run` would have left it, and of proxies that nobody has."""
+    names = tuple(name for name in SYNTHETIC if name != "constant")
+    spec = RunSpec(space="nasbench201", dataset="cifar10", proxies=names, selection=Sample(n=60), protocol=protocol)
+    columns = [*ClassScorer(spec).columns, *(Column(name, "proxy", "", "higher", "function", "") for name in further)]
     rows = [
         {
             "index": SPACE.index(cell),
@@ -66,7 +68,7 @@ def make_table(directory, protocol="paper"):
         }
         for i, cell in enumerate(CELLS)
     ]
-    with locked(directory, Header((*columns, *counts), spec.record(), spec.identity())) as store:
+    with locked(directory, Header(tuple(columns), spec.record(), spec.identity())) as store:
         store.note_run(planned=60, selection=spec.record()["selection"])
         store.commit(0, to_arrow(rows, store.header.schema), [{"native": True, "cpu": "AVX2"}])
     return open_table(directory)
@@ -158,9 +160,57 @@ def test_tables_made_before_are_used_and_stages_are_not_repeated(study, truth, t
 
     monkeypatch.setattr(main, "choose", again)
     monkeypatch.setattr(main, "correlations", again)
-    monkeypatch.setattr(main.study, "score", again)
+    run, scored = main.study.run, []
+
+    def counting(*given, **named):
+        summary = run(*given, **named)
+        scored.append(summary.new)
+        return summary
+
+    monkeypatch.setattr(main.study, "run", counting)
     main.main(arguments)
+    assert scored == [0, 0]
     assert (out / "nasbench201_proxies.md").read_text() == page
+
+
+def test_a_table_of_another_recipe_is_refused_and_lacking_proxies_join(study, tmp_path):
+    main = study("nasbench201_proxies")
+
+    def scored(proxies, batch_size):
+        options = main.argparse.Namespace(out=tmp_path, batch_size=batch_size, images=None, workers=1)
+        return open_table(main.scored(main.Case("noise", "paper", proxies, 2), options))
+
+    scored(("params",), 4)
+    with pytest.raises(IdentityMismatch, match="batch_size is 4 there and 2 here"):
+        scored(("params",), 2)
+    assert "num_layers" in scored(("params", "num_layers"), 4).schema.names
+
+
+def test_stages_are_made_again_where_values_have_changed(study, population):
+    before = population.digest()
+    assert dataclasses.replace(population).digest() == before
+    population.columns["snip"][3] = 1.0  # as `zcpipe run --retry-errors` might have given it
+    assert population.digest() != before
+
+
+def test_an_error_ends_in_one_line_and_its_exit_code(study, capsys):
+    def main():
+        raise IdentityMismatch("another table")
+
+    with pytest.raises(SystemExit) as end:
+        study("study").script(main)
+    assert end.value.code == 4 and capsys.readouterr().err == "error: another table\n"
+
+
+def test_explanations_are_of_the_batch_of_the_page(study):
+    report = study("nasbench201_report")
+    assert "one batch of 64," in report.explained("snip", 64)
+    assert report.explained("plain", 16) and report.explained("plain", 64) is None
+    record = json.loads((DOCS / "nasbench201_proxies.json").read_text())
+    assert report.page(record) == (DOCS / "nasbench201_proxies.md").read_text()
+    assert "batch of 16" not in report.page({**record, "batch_size": 64})
+    assert {"plain", "gradsign"} & set(report.unexplained(record["cases"], 64))
+    assert report.unexplained(record["cases"]) == []
 
 
 def test_smoke(study, truth, tmp_path):
