@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import study
 
 from zcpipe import open_table
@@ -26,6 +28,7 @@ from zcpipe.run import RunSpec
 from zcpipe.truth import align, read_truth
 
 ORDER = ("params", "macs", "expressivity", "progressivity", "trainability", "complexity", "aznas", "aznas_linear")
+CASES = ((0, 64), (1, 64), (2, 64), (0, 32), (0, 16), (0, 8), (1, 8), (2, 8))  # seed and batch size
 
 
 def score(out: Path, seed: int, batch_size: int, workers: int) -> Path:
@@ -40,18 +43,21 @@ def score(out: Path, seed: int, batch_size: int, workers: int) -> Path:
 def evaluate(directory: Path, truth: Path, target: str) -> dict[str, Any]:
     """Correlate one table with the truth, and note what the aggregate would pick."""
     table = open_table(directory)
-    known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
+    archs = table.to_arrow(["arch"])["arch"].to_pylist()
+    known = align(archs, read_truth(truth, target))
     rows = {row.name: row for row in correlate_table(table, known, target, {})}
     best = table.top(1)
-    picked = table.lookup(best["arch"].to_pylist(), ["index"])["index"][0].as_py()
-    log = [json.loads(line) for line in (directory.parent / "cpu.jsonl").read_text().splitlines()]
-    mine = [record for record in log if record["table"] == directory.name]
+    index, arch = best["index"][0].as_py(), best["arch"][0].as_py()
+    log = directory.parent / "cpu.jsonl"  # not there where all tables were made by others
+    lines = log.read_text().splitlines() if log.exists() else []
+    mine = [record for record in map(json.loads, lines) if record["table"] == directory.name]
     return {
-        "kendall": {name: rows[name].kendall for name in ORDER},
-        "spearman": {name: rows[name].spearman for name in ORDER},
+        "kendall": study.without_nan({name: rows[name].kendall for name in ORDER}),
+        "spearman": study.without_nan({name: rows[name].spearman for name in ORDER}),
+        "cells": len(table),
         "rows": rows["aznas"].n,
         "failed": rows["aznas"].failed,
-        "picked": {"index": picked, "arch": best["arch"][0].as_py(), target: float(known[picked])},
+        "picked": study.without_nan({"index": index, "arch": arch, target: float(known[archs.index(arch)])}),
         "cpu_seconds": sum(record["cpu_seconds"] for record in mine),
         "cpu_covers_rows": sum(record["rows"] for record in mine),
     }
@@ -63,13 +69,15 @@ def figure(directory: Path, truth: Path, target: str, cases: list[dict[str, Any]
     known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
     names = [proxy.name for proxy in resolve("aznas")]
     scores = log_rank(table.values(names), table.directions(names))
+    both = ~np.isnan(scores) & ~np.isnan(known)
     left, right = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")[1]
-    image = left.hexbin(study.places(scores), study.places(known), gridsize=60, cmap="viridis", mincnt=1)
+    predicted, true = study.places(scores[both]), study.places(known[both])
+    image = left.hexbin(predicted, true, gridsize=60, cmap="viridis", mincnt=1)
     left.set(xlabel="predicted rank (AZ-NAS)", ylabel=f"true rank ({target})", title="1 is the worst")
     left.locator_params(nbins=4)
     left.figure.colorbar(image, ax=left, label="cells")
     for case in cases:
-        if case["cpu_covers_rows"] == case["rows"]:
+        if case["cpu_covers_rows"] == case["cells"] and case["kendall"]["aznas"] is not None:
             right.plot(case["cpu_seconds"] / 60, case["kendall"]["aznas"], "o", color="tab:blue")
             if case["seed"] == cases[0]["seed"]:
                 right.annotate(f" batch {case['batch']}", (case["cpu_seconds"] / 60, case["kendall"]["aznas"]))
@@ -77,6 +85,7 @@ def figure(directory: Path, truth: Path, target: str, cases: list[dict[str, Any]
     right.margins(x=0.2)
     right.grid(alpha=0.3)
     left.figure.savefig(path, dpi=80)
+    plt.close(left.figure)
 
 
 def page(cases: list[dict[str, Any]], target: str) -> str:
@@ -84,7 +93,7 @@ def page(cases: list[dict[str, Any]], target: str) -> str:
     lines = [
         "# AZ-NAS on NAS-Bench-201",
         "",
-        f"All {cases[0]['rows']} cells against `{target}`; noise inputs, one weight draw per key class and seed. Made",
+        f"{_population(cases)} against `{target}`; noise inputs, one weight draw per key class and seed. Made",
         "by `pipelines/nasbench201_aznas.py`; every number is in `nasbench201_aznas.json`. Published: AZ-NAS 0.741 /",
         "0.913 (Kendall / Spearman, its authors, batch 64), 0.712 / 0.892 (an independent re-run); linear aggregate",
         "0.697. `aznas` is the log-rank aggregate of the four, `aznas_linear` the sum of their ranks. Correlations are",
@@ -104,13 +113,31 @@ def page(cases: list[dict[str, Any]], target: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in sorted(cases, key=lambda case: (case["batch"], case["seed"])):
-        whole = case["cpu_covers_rows"] == case["rows"]
+        accuracy = case["picked"][target]
         lines.append(
-            f"| {case['batch']} | {case['seed']} | {case['kendall']['aznas']:.4f} | {case['spearman']['aznas']:.4f} "
-            f"| {case['kendall']['aznas_linear']:.4f} | {case['cpu_seconds']:.0f}{'' if whole else ' (in part)'} "
-            f"| {case['picked']['index']} | {case['picked'][target]:.2f} % |"
+            f"| {case['batch']} | {case['seed']} | {_number(case['kendall']['aznas'])} "
+            f"| {_number(case['spearman']['aznas'])} | {_number(case['kendall']['aznas_linear'])} | {_seconds(case)} "
+            f"| {case['picked']['index']} | {'unknown' if accuracy is None else f'{accuracy:.2f} %'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _population(cases: list[dict[str, Any]]) -> str:
+    """Say which cells are correlated: cells may have no score, or no accuracy in the truth."""
+    cells, counts = cases[0]["cells"], sorted({case["rows"] for case in cases})
+    if counts == [cells]:
+        return f"All {cells} cells"
+    return f"Those cells of {cells} that have scores and an accuracy ({' or '.join(map(str, counts))})"
+
+
+def _seconds(case: dict[str, Any]) -> str:
+    if not case["cpu_covers_rows"]:
+        return "unknown"
+    return f"{case['cpu_seconds']:.0f}{'' if case['cpu_covers_rows'] == case['cells'] else ' (in part)'}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _by_proxy(batch: int, cases: list[dict[str, Any]]) -> list[str]:
@@ -126,9 +153,9 @@ def _by_proxy(batch: int, cases: list[dict[str, Any]]) -> list[str]:
     for name in ORDER:
         cells = []
         for kind in ("kendall", "spearman"):
-            values = [case[kind][name] for case in cases]
+            values = [case[kind][name] for case in cases if case[kind][name] is not None]
             spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
-            cells += [f"{statistics.fmean(values):.4f}", spread]
+            cells += [_number(statistics.fmean(values) if values else None), spread]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -138,7 +165,7 @@ def _case(text: str) -> tuple[int, int]:
     return int(seed), int(batch)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
     parser.add_argument("--truth", type=Path, required=True, help="Parquet file with columns arch and the target")
@@ -151,23 +178,26 @@ def main() -> None:
         nargs="+",
         metavar="SEED:BATCH",
         help="what to score; a whole space takes about 2 minutes of two cores at batch 8 and 8 at batch 64",
-        default=[(0, 64), (1, 64), (2, 64), (0, 8), (0, 16), (0, 32)],
+        default=CASES,
     )
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     read_truth(options.truth, options.target)  # what is wrong with it is better known now than after hours
+    options.docs.mkdir(parents=True, exist_ok=True)
     tables = {case: score(options.out, *case, options.workers) for case in options.cases}
     cases = [
         {"seed": seed, "batch": batch, **evaluate(directory, options.truth, options.target)}
         for (seed, batch), directory in tables.items()
     ]
-    options.docs.mkdir(exist_ok=True)
-    base = options.docs / "nasbench201_aznas"
     first = next(iter(tables.values()))
-    figure(first, options.truth, options.target, cases, base.with_suffix(".png"))
-    base.with_suffix(".json").write_text(json.dumps({"target": options.target, "cases": cases}, indent=1) + "\n")
-    base.with_suffix(".md").write_text(page(cases, options.target))
+    numbers = json.dumps({"target": options.target, "cases": cases}, indent=1, allow_nan=False)
+    study.publish(
+        options.docs / "nasbench201_aznas",
+        numbers,
+        page(cases, options.target),
+        lambda path: figure(first, options.truth, options.target, cases, path),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    study.script(main)
