@@ -60,8 +60,8 @@ def page(record: dict[str, Any]) -> str:
             [
                 [
                     of["limit"],
-                    f"{one['place']:,} of {of['population']:,}",
-                    f"{one['aggregate']:.2f}",
+                    "failed" if one["place"] is None else f"{one['place']:,} of {of['population']:,}",
+                    "-" if one["aggregate"] is None else f"{one['aggregate']:.2f}",
                     short(one["arch"]),
                 ]
                 for of in limits
@@ -103,7 +103,8 @@ def _sentences(limits: list[dict[str, Any]]) -> list[str]:
     said = []
     for of in limits:
         bests = [f"{case['case']} {max(pick['aggregate'] for pick in case['picks']):.2f}" for case in of["cases"]]
-        places = ", ".join(f"{one['place']:,}" for one in sorted(of["published"], key=lambda one: one["place"]))
+        found = sorted(one["place"] for one in of["published"] if one["place"] is not None)
+        places = ", ".join([*(f"{place:,}" for place in found), *["failed"] * (len(of["published"]) - len(found))])
         kept = max(case["most_flops"] for case in of["cases"]), max(case["most_layers"] for case in of["cases"])
         said.append(
             f"- {of['limit']} FLOPs, {of['layers']} layers: no candidate has more than {kept[0] / 1e6:.2f}M FLOPs or "
@@ -165,7 +166,7 @@ def figure(record: dict[str, Any], path: Path) -> None:
             ax.fill_between(record["points"], _below(case["low"]), _below(case["high"]), color=colour, alpha=0.15, lw=0)
         for number, one in enumerate(of["published"]):
             label = "networks that the published searches found" if not number else None
-            ax.axhline(-one["aggregate"], color=PUBLISHED, lw=0.9, ls=(0, (6, 2)), label=label)
+            ax.axhline(*_below([one["aggregate"]]), color=PUBLISHED, lw=0.9, ls=(0, (6, 2)), label=label)
         ax.set(title=f"{of['limit']} FLOPs, {of['layers']} layers", xlabel="candidates scored")
         ax.set_yscale("log")
         ax.invert_yaxis()
@@ -178,5 +179,5 @@ def figure(record: dict[str, Any], path: Path) -> None:
     plt.close(drawn)
 
 
-def _below(aggregates: list[float]) -> list[float]:
-    return [-value for value in aggregates]
+def _below(aggregates: list[float | None]) -> list[float]:
+    return [float("nan") if value is None else -value for value in aggregates]

@@ -32,6 +32,7 @@ from zcpipe.progress import candidates_done
 from zcpipe.rank import correlate, log_rank
 from zcpipe.run import Archs, RunSpec
 from zcpipe.search import AzNasSpec, aznas_search
+from zcpipe.search.aznas import HISTORY
 from zcpipe.spaces.base import PublishedFlops
 from zcpipe.table import open_table
 
@@ -70,7 +71,10 @@ def spec_of(options: argparse.Namespace, texts: Sequence[str] = (), resolution: 
 
 
 def searched(options: argparse.Namespace, limit: str, case: Case) -> dict[str, Any]:
-    """Search under all seeds, and say what that took; what was there before took nothing."""
+    """Search under all seeds, and say what that took; what was there before took nothing.
+
+    ``history`` is where the candidates are now: no stage keeps it, for --out may be moved.
+    """
     spec = AzNasSpec(
         run=spec_of(options, resolution=options.resolution),
         budget=options.budget,
@@ -89,7 +93,6 @@ def searched(options: argparse.Namespace, limit: str, case: Case) -> dict[str, A
         return {
             "limit": limit,
             "case": case.name,
-            "history": str(out / "history.parquet"),
             "failed": found.failed,
             "tries": sum(one.tries for one in found.searches),
             "candidates": sum(len(one.archs) for one in found.searches),
@@ -98,7 +101,7 @@ def searched(options: argparse.Namespace, limit: str, case: Case) -> dict[str, A
         }
 
     result: dict[str, Any] = study.stage(out.with_suffix(".json"), spec.model_dump(mode="json"), search)
-    return result
+    return {**result, "history": out / HISTORY}
 
 
 def _cpu() -> float:
@@ -107,10 +110,10 @@ def _cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def scored(options: argparse.Namespace, name: str, spec: RunSpec) -> pa.Table:
-    """Score networks into a table, and return their texts and proxies."""
-    study.score(spec, options.out / name, options.workers)
-    return open_table(options.out / name).to_arrow(["arch", *PROXIES])
+def scored(options: argparse.Namespace, name: str, texts: Sequence[str], resolution: int | None = None) -> pa.Table:
+    """Score networks into a table, and return them, by index, with their proxies: none that earlier runs asked for."""
+    study.score(spec_of(options, texts, resolution), options.out / name, options.workers)
+    return open_table(options.out / name).lookup(texts, ["index", "arch", *PROXIES]).sort_by("index")
 
 
 def points(budget: int) -> list[int]:
@@ -127,8 +130,9 @@ def summarised(result: dict[str, Any], aggregate: np.ndarray, budget: int) -> di
     archs = [space.parse(text) for text in history["arch"].to_pylist()]
     curves, picks = [], []
 
-    def rounded(values: np.ndarray) -> list[float]:
-        return [round(float(values[n - 1]), 4) for n in points(budget)]
+    def rounded(values: np.ndarray) -> list[float | None]:
+        """Read a curve off at the points; there is none before a candidate of every seed has an aggregate."""
+        return [round(float(values[n - 1]), 4) if values[n - 1] == values[n - 1] else None for n in points(budget)]
 
     for seed in np.unique(seeds):
         at = np.flatnonzero(seeds == seed)
@@ -161,7 +165,7 @@ def of_limit(options: argparse.Namespace, limit: str) -> dict[str, Any]:
     """Search under one limit, and rank everything as one population."""
     results = [searched(options, limit, case) for case in CASES]
     texts = [written_out(short) for short in SEARCHED[LIMITS[limit]]]
-    published = scored(options, f"{limit}-published", spec_of(options, texts, options.resolution))
+    published = scored(options, f"{limit}-published", texts, options.resolution)
     # What searches share is there as often as they found it: twice in a population ranks as once, with equal values.
     parts = [published, *(pq.read_table(result["history"]) for result in results)]
     columns = {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in PROXIES}
@@ -173,30 +177,37 @@ def of_limit(options: argparse.Namespace, limit: str) -> dict[str, Any]:
         "layers": LAYERS[LIMITS[limit]],
         "population": int(np.isfinite(aggregate).sum()),
         "published": [
-            {"arch": text, "aggregate": float(value), "place": int((aggregate > value).sum()) + 1}
+            {"arch": text, **placed(float(value), aggregate)}
             for text, value in zip(published["arch"].to_pylist(), pieces[0], strict=True)
         ],
         "cases": [summarised(result, piece, options.budget) for result, piece in zip(results, pieces[1:], strict=True)],
     }
 
 
+def placed(value: float, population: np.ndarray) -> dict[str, Any]:
+    """Return an aggregate and its place in a population; a network of which a proxy failed has neither."""
+    if value != value:
+        return {"aggregate": None, "place": None}
+    return {"aggregate": value, "place": int((population > value).sum()) + 1}
+
+
 def agreement(options: argparse.Namespace, limit: str) -> dict[str, Any]:
     """Score candidates of the first case at full size, and correlate both sizes.
 
-    They are drawn evenly from the history of all seeds, and of those that have all proxies at both sizes.
+    They are drawn evenly from the history of all seeds; those of which a proxy failed at either size are left out.
     """
-    history = pq.read_table(options.out / f"{limit}-evolution-{CASES[0].population}" / "history.parquet")
+    history = pq.read_table(options.out / f"{limit}-evolution-{CASES[0].population}" / HISTORY)
     places = np.unique(np.linspace(0, len(history) - 1, options.full_size).round().astype(int))
     texts = list(dict.fromkeys(history["arch"].take(places).to_pylist()))
-    full = scored(options, f"{limit}-224", spec_of(options, texts))
-    small = scored(options, f"{limit}-{options.resolution}", spec_of(options, texts, options.resolution))
-    small = small.join(full, "arch", right_suffix="_full").combine_chunks()
-    columns = {name: small[name].to_numpy() for name in PROXIES}
-    at_full = {name: small[f"{name}_full"].to_numpy() for name in PROXIES}
+    full = scored(options, f"{limit}-224", texts)
+    small = scored(options, f"{limit}-{options.resolution}", texts, options.resolution)
+    whole = ~np.isnan([part[name].to_numpy() for part in (full, small) for name in PROXIES]).any(axis=0)
+    columns = {name: small[name].to_numpy()[whole] for name in PROXIES}
+    at_full = {name: full[name].to_numpy()[whole] for name in PROXIES}
     columns["aznas"], at_full["aznas"] = log_rank(columns, DIRECTIONS), log_rank(at_full, DIRECTIONS)
     return {
         "limit": limit,
-        "networks": len(small),
+        "networks": int(whole.sum()),
         **study.without_nan({name: correlate(columns[name], at_full[name]).spearman for name in columns}),
     }
 
@@ -225,13 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "limits": [of_limit(options, limit) for limit in options.limits],
         "full_size": [agreement(options, limit) for limit in options.limits],
     }
-    options.docs.mkdir(parents=True, exist_ok=True)
-    (options.docs / "mbv2_search.json").write_text(study.dumped(record) + "\n")
-    figure(record, options.docs / "mbv2_search.png")
     text = page(record)
-    (options.docs / "mbv2_search.md").write_text(text)
+    study.publish(options.docs / "mbv2_search", study.dumped(record), text, lambda path: figure(record, path))
     print(text, end="")
 
 
 if __name__ == "__main__":
-    main()
+    study.script(main)
