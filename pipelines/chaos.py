@@ -25,12 +25,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+from study import listed, refuse_unknown
 
 ROOT = Path(__file__).parents[1]
 NODES = 4
@@ -269,18 +270,19 @@ FAULTS = (
 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Do everything, compare, and write the log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--members", type=int, default=51_000)
     parser.add_argument("--cells", type=int, default=400, help="of NAS-Bench-201, after that")
-    parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--faults", type=listed, default=",".join(FAULTS))
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two of them")
     parser.add_argument("--others", help="what all other members do, to make a small run last: nap long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, help="where chaos.md goes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    refuse_unknown(parser, "fault", options.faults, dict.fromkeys(FAULTS))
     options.out.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     begun = time.monotonic()
@@ -291,8 +293,8 @@ def main() -> None:
 
     told = prepare(options.out, options.members, options.seed)
     with small_disk(options.out / "disk") as small:
-        faults = [fault for fault in options.faults.split(",") if small or fault != "disk"]
-        if len(faults) < len(options.faults.split(",")):
+        faults = [fault for fault in options.faults if small or fault != "disk"]
+        if len(faults) < len(options.faults):
             say("no small disk can be made here: the full disk is left out")
         verdict = study(options, told, faults, say)
     print(verdict)

@@ -14,6 +14,15 @@ STUDY = Path(__file__).parents[2] / "pipelines" / "chaos.py"
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
 
 
+def test_unknown_faults_are_refused_before_anything_is_done(study, tmp_path, capsys) -> None:
+    module = study("chaos")
+    with pytest.raises(SystemExit):
+        module.main(["--out", str(tmp_path / "chaos"), "--faults", "worker, typo"])
+    assert "no fault is called typo; there are worker, agent," in capsys.readouterr().err
+    assert not (tmp_path / "chaos").exists()
+    assert all(hasattr(module.Chaos, f"do_{fault}") for fault in module.FAULTS)
+
+
 def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
     faults = "worker,agent,raylet,driver,worker"
     options = ["--members", "450", "--cells", "3", "--faults", faults, "--every", "4", "--docs", str(tmp_path)]
