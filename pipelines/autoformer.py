@@ -48,21 +48,22 @@ def proxies() -> tuple[str, ...]:
 
 
 def truth_of(file: Path, out: Path) -> Path:
-    """Write the accuracies beside the architectures' texts, where that is not done yet."""
+    """Write the accuracies beside the architectures' texts, anew: the data may be others."""
     path = out / "truth.parquet"
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        space, rows = get_space(SPACE), pq.read_table(file, columns=["arch", *TARGETS])
-        texts = [str(space.parse(text)) for text in rows["arch"].to_pylist()]
-        pq.write_table(rows.set_column(0, "arch", pa.array(texts)), path)
+    space, rows = get_space(SPACE), pq.read_table(file, columns=["arch", *TARGETS])
+    texts = [str(space.parse(text)) for text in rows["arch"].to_pylist()]
+    with study.whole(path) as partial:
+        pq.write_table(rows.set_column(0, "arch", pa.array(texts)), partial)
     return path
 
 
-def correlated(table: Table, truth: Path, target: str) -> dict[str, Any]:
-    """Correlate everything in a table with one accuracy."""
-    known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
+def correlated(table: Table, truth: Path, target: str, sample: int | None) -> dict[str, Any]:
+    """Correlate everything in a table with one accuracy; what else earlier runs have put there has none here."""
+    archs, values = read_truth(truth, target)
+    asked = archs[:sample], values[:sample]
+    known = align(table.to_arrow(["arch"])["arch"].to_pylist(), asked)
     rows = correlate_table(table, known, target, {"aznas_vit": "aznas_vit"}, RESAMPLES)
-    return {"networks": len(table), "rows": {row.name: study.without_nan(asdict(row)) for row in rows}}
+    return {"networks": len(asked[0]), "rows": {row.name: study.without_nan(asdict(row)) for row in rows}}
 
 
 def page(record: dict[str, Any], rows: Sequence[str]) -> str:
@@ -123,11 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     docs = options.docs or (options.out if options.sample else Path("docs"))
     truth = truth_of(options.data / FILE, options.out)
+    texts = tuple(read_truth(truth, TARGETS[0])[0][: options.sample])
     spec = RunSpec(
         space=SPACE,
         dataset="cifar100",
         proxies=proxies(),
-        selection=Archs(texts=tuple(read_truth(truth, TARGETS[0])[0][: options.sample])),
+        selection=Archs(texts=texts),
         batch_size=options.batch_size,
         resolution=options.resolution,
         inputs=options.images or "noise",
@@ -135,9 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     study.score(spec, options.out / "table", options.workers)
     table = open_table(options.out / "table")
-    results = {target: correlated(table, truth, target) for target in TARGETS}
+    results = {target: correlated(table, truth, target, options.sample) for target in TARGETS}
     record = {
-        "networks": len(table),
+        "networks": len(texts),
         "batch_size": spec.batch_size,
         "resolution": options.resolution,
         "inputs": "noise" if options.images is None else "images",
@@ -145,13 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "resamples": RESAMPLES,
         "targets": results,
     }
-    docs.mkdir(parents=True, exist_ok=True)
-    (docs / "autoformer.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    figure({target.removesuffix("_acc"): result for target, result in results.items()}, docs / "autoformer.png")
-    rows = table_of(results)
-    (docs / "autoformer.md").write_text(page(record, rows))
+    rows, panels = table_of(results), {target.removesuffix("_acc"): result for target, result in results.items()}
+    numbers = json.dumps(record, indent=1, allow_nan=False)
+    study.publish(docs / "autoformer", numbers, page(record, rows), lambda path: figure(panels, path))
     print("\n".join(rows))
 
 
 if __name__ == "__main__":
-    main()
+    study.script(main)

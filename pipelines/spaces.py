@@ -1,6 +1,7 @@
-"""How every cheap proxy ranks NDS (ImageNet accuracy) and NAS-Bench-101, with intervals, beside published figures.
+r"""How every cheap proxy ranks NDS (ImageNet accuracy) and NAS-Bench-101, with intervals, beside published figures.
 
-    ZCPIPE_DATA=data python pipelines/spaces.py --batch-size 8 --workers 2
+    ZCPIPE_DATA=data python pipelines/spaces.py --batch-size 8 --resolution 128 \
+        --images npz:data/cifar10_train_1000.npz --workers 2
 
 Scores the architectures of the official NDS files that are whole (DARTS, ENAS, Amoeba, ResNeXt-A) on noise, and those
 of a sample of NAS-Bench-101 on real images where --images gives some; correlates all columns and aggregates with the
@@ -46,14 +47,13 @@ class Population:
     target: str
 
     def truth(self, data: Path, out: Path) -> Path:
-        """Return a Parquet file of the architectures' texts and accuracies, made where it is not there."""
+        """Return a Parquet file of the architectures' texts and accuracies, made anew: the data may be others."""
         path = out / f"{self.name}-truth.parquet"
-        if not path.exists():
-            out.mkdir(parents=True, exist_ok=True)
+        with study.whole(path) as partial:
             if self.space == "nasbench101":
-                pq.write_table(_nasbench101(data / self.file, self.target), path)
+                pq.write_table(_nasbench101(data / self.file, self.target), partial)
             else:
-                reader("nds").import_file(data / self.file, path)
+                reader("nds").import_file(data / self.file, partial)
         return path
 
 
@@ -82,13 +82,14 @@ def cheap() -> tuple[str, ...]:
 
 def ranked(population: Population, options: argparse.Namespace) -> dict[str, Any]:
     """Score a population and correlate everything with its accuracies."""
-    truth = read_truth(population.truth(options.data, options.out), population.target)
+    archs, values = read_truth(population.truth(options.data, options.out), population.target)
+    asked = archs[: options.sample], values[: options.sample]
     images = options.images if population.dataset == "cifar10" else None
     spec = RunSpec(
         space=population.space,
         dataset=population.dataset,
         proxies=cheap(),
-        selection=Archs(texts=tuple(truth[0][: options.sample])),
+        selection=Archs(texts=tuple(asked[0])),
         batch_size=options.batch_size,
         resolution=options.resolution if population.dataset == "imagenet" else None,
         inputs=images or "noise",
@@ -97,12 +98,13 @@ def ranked(population: Population, options: argparse.Namespace) -> dict[str, Any
     directory = options.out / population.name
     study.score(spec, directory, options.workers)
     table = open_table(directory)
-    known = align(table.to_arrow(["arch"])["arch"].to_pylist(), truth)
+    # What else earlier runs have put there has no accuracy here.
+    known = align(table.to_arrow(["arch"])["arch"].to_pylist(), asked)
     rows = correlate_table(table, known, population.target, {}, RESAMPLES)
     return {
         "space": population.space,
         "dataset": population.dataset,
-        "networks": len(table),
+        "networks": len(asked[0]),
         "inputs": "data" if images else "noise",
         "resolution": spec.resolution or get_space(population.space).datasets[population.dataset].input_shape[1],
         "target": population.target,
@@ -112,6 +114,7 @@ def ranked(population: Population, options: argparse.Namespace) -> dict[str, Any
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
+    names = [population.name for population in POPULATIONS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=study.Formatter)
     data = os.environ.get("ZCPIPE_DATA")
     parser.add_argument(
@@ -122,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="directory with nds/*_in.json and nasbench101_sample.parquet (columns adjacency, ops, cifar10_acc_108)",
     )
     parser.add_argument("--images", metavar="KIND:PATH", help="real images for CIFAR-10, as zcpipe run --inputs")
-    parser.add_argument("--populations", default=",".join(p.name for p in POPULATIONS), help="which, by their names")
+    parser.add_argument("--populations", type=study.listed, default=",".join(names), help="which, by their names")
     parser.add_argument("--out", type=Path, default=Path("runs/spaces"), help="where tables go")
     parser.add_argument("--docs", type=Path, help="where the page goes; docs, or with --sample the folder of --out")
     parser.add_argument("--batch-size", type=int, default=8, help="images in the batch")
@@ -130,16 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--sample", type=int, metavar="N", help="only the first N of each: a smoke test")
     options = parser.parse_args(arguments)
+    study.refuse_unknown(parser, "population", options.populations, names)
     docs = options.docs or (options.out if options.sample else Path("docs"))
-    chosen = options.populations.split(",")
-    results = {p.name: ranked(p, options) for p in POPULATIONS if p.name in chosen}
+    results = {p.name: ranked(p, options) for p in POPULATIONS if p.name in options.populations}
     record = {"batch_size": options.batch_size, "seed": SEED, "resamples": RESAMPLES, "populations": results}
-    docs.mkdir(parents=True, exist_ok=True)
-    base = docs / "spaces_ranking"
-    base.with_suffix(".json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    figure(results, base.with_suffix(".png"))
-    base.with_suffix(".md").write_text(page(record))
+    numbers = json.dumps(record, indent=1, allow_nan=False)
+    study.publish(docs / "spaces_ranking", numbers, page(record), lambda path: figure(results, path))
 
 
 if __name__ == "__main__":
-    main()
+    study.script(main)

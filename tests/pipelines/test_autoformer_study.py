@@ -27,3 +27,14 @@ def test_three_networks(study, tmp_path, capsys, monkeypatch):
     assert "| macs | 1.000 [1.00, 1.00] |" in text and "| nwot | - |" in text
     assert "| macs | 1.000 [1.00, 1.00] |" in capsys.readouterr().out
     assert (tmp_path / "out" / "autoformer.png").stat().st_size > 10_000
+
+
+def test_accuracies_are_those_of_the_data(study, tmp_path):
+    """Whatever an earlier run with other data left in the same place."""
+    module = study("autoformer")
+    arch = json.dumps({"hidden_dim": 192, "depth": 12, "mlp_ratio": [4.0] * 12, "num_heads": [3] * 12})
+    for accuracy in (70.0, 80.0):
+        file = pa.table({"space": ["autoformer"], "arch": [arch], **{target: [accuracy] for target in module.TARGETS}})
+        pq.write_table(file, tmp_path / module.FILE)
+        truth = module.truth_of(tmp_path / module.FILE, tmp_path / "out")
+        assert pq.read_table(truth)[module.TARGETS[0]].to_pylist() == [accuracy]
