@@ -157,4 +157,4 @@ def tabulated(record: dict[str, Any]) -> pa.Table:
 
 
 if __name__ == "__main__":
-    main()
+    study.script(main)

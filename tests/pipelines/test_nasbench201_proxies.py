@@ -211,6 +211,7 @@ def test_explanations_are_of_the_batch_of_the_page(study):
     assert "batch of 16" not in report.page({**record, "batch_size": 64})
     assert {"plain", "gradsign"} & set(report.unexplained(record["cases"], 64))
     assert report.unexplained(record["cases"]) == []
+    assert f"--batch-size {record['batch_size']} " in study("nasbench201_proxies").__doc__  # the command makes the page
 
 
 def test_smoke(study, truth, tmp_path):
