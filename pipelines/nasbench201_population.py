@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from nasbench201_published import TEST, VALIDATION
 
+from zcpipe.rank.population import missing_rows
 from zcpipe.table import Table
 from zcpipe.truth import align, read_truth
 
@@ -49,16 +51,27 @@ class Population:
         return replace(self, columns=filled)
 
 
-def load(table: Table, truth: Path) -> Population:
-    """Read counts and proxies of a table, and what is known of its architectures; counts come first."""
+def load(table: Table, truth: Path, asked: Collection[int] | None = None) -> Population:
+    """Read counts and proxies of a table, and what is known of its architectures; counts come first.
+
+    Args:
+        table: what may hold more than a run of the study asks for, which earlier runs have put there.
+        truth: the file of accuracies.
+        asked: indices of the architectures to read, None for all. Columns that lack some of these are left out.
+    """
     rows = table.to_arrow(["index", "arch", "key"])
     archs = rows["arch"].to_pylist()
     names = [column.name for kind in ("count", "proxy") for column in table.columns if column.kind == kind]
+    index, values = rows["index"].to_numpy(), table.values(names)
+    inside = np.ones(len(index), dtype=bool) if asked is None else np.isin(index, list(asked))
+    lacking = missing_rows(table, values)
+    names = [name for name in names if not lacking[name][inside].any()]
     directed = [column.name for column in table.columns if column.direction != "none" and column.name in names]
-    return Population(
-        index=rows["index"].to_numpy(),
+    whole = Population(
+        index=index,
         keys=np.array(rows["key"].to_pylist()),
-        columns=table.values(names),
+        columns={name: values[name] for name in names},
         directions=table.directions(directed),
         truth={target: np.asarray(align(archs, read_truth(truth, target))) for target in (TEST, VALIDATION)},
     )
+    return whole.cut(inside)

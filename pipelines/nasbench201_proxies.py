@@ -29,6 +29,7 @@ from nasbench201_population import Population, load
 from nasbench201_published import SOURCES, TEST, comparison
 from nasbench201_report import figure, page, unexplained
 
+from zcpipe import get_space
 from zcpipe.proxies import Proxy, list_proxies, resolve
 from zcpipe.rank import NAMED
 from zcpipe.rank.population import available, correlate_columns
@@ -54,6 +55,11 @@ class Case:
     def name(self) -> str:
         """The name of its table's directory."""
         return f"{self.inputs}-{self.protocol}{self.part}"
+
+    def cells(self) -> set[int] | None:
+        """Return the indices of its cells, None for all of the space."""
+        space = get_space("nasbench201")
+        return None if self.sample is None else {space.index(space.sample(SEED, i)) for i in range(self.sample)}
 
     def spec(self, batch_size: int, images: str | None) -> RunSpec:
         """Return the run that makes the table."""
@@ -125,7 +131,7 @@ def correlations(population: Population) -> dict[str, dict[str, dict[str, Any]]]
 def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Correlate one table and, where it is whole, choose an aggregate."""
     table = open_table(directory)
-    population = load(table, options.truth)
+    population = load(table, options.truth, case.cells())
     inputs = {
         "identity": table.identity,
         "columns": list(population.columns),
@@ -138,7 +144,7 @@ def analysed(case: Case, directory: Path, options: argparse.Namespace) -> dict[s
         "inputs": case.inputs,
         "protocol": case.protocol,
         "per_sample": bool(case.part),
-        "cells": len(table),
+        "cells": len(population.index),
         "correlations": study.stage(kept / f"{case.name}-correlations.json", inputs, lambda: correlations(population)),
     }
     if not case.part and case.protocol == "paper" and case.inputs == ("data" if options.images else "noise"):

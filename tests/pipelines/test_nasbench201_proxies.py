@@ -11,7 +11,7 @@ import pytest
 
 from zcpipe import get_space, open_table
 from zcpipe.errors import IdentityMismatch
-from zcpipe.run import RunSpec, Sample
+from zcpipe.run import RunSpec, Sample, run
 from zcpipe.scoring.columns import Column
 from zcpipe.scoring.rows import ClassScorer
 from zcpipe.table.schema import Header, to_arrow
@@ -61,7 +61,7 @@ def make_table(directory, protocol="paper", further=()):
             "space": "nasbench201",
             "seconds": 0.1,
             "status": "ok",
-            "failures": [],
+            "failures": [{"proxy": "snip", "kind": "error", "message": "failed"}] if i == 3 else [],
             "params": int(SIZES[i]),
             "macs": SPACE.size(cell, "cifar10").macs,
             **{name: None if np.isnan(values[i]) else float(values[i]) for name, values in SYNTHETIC.items()},
@@ -160,7 +160,7 @@ def test_tables_made_before_are_used_and_stages_are_not_repeated(study, truth, t
 
     monkeypatch.setattr(main, "choose", again)
     monkeypatch.setattr(main, "correlations", again)
-    run, scored = main.study.run, []
+    scored = []
 
     def counting(*given, **named):
         summary = run(*given, **named)
@@ -184,6 +184,17 @@ def test_a_table_of_another_recipe_is_refused_and_lacking_proxies_join(study, tm
     with pytest.raises(IdentityMismatch, match="batch_size is 4 there and 2 here"):
         scored(("params",), 2)
     assert "num_layers" in scored(("params", "num_layers"), 4).schema.names
+
+
+def test_cells_and_columns_that_lack_them_are_left_out_where_they_were_not_asked_for(study, truth, tmp_path):
+    """A column that joined for some cells has failed on none of the others."""
+    main, load = study("nasbench201_proxies"), study("nasbench201_population").load
+    for proxies, cells in (("params", 5), ("num_layers", 3)):
+        run(main.Case("noise", "paper", (proxies,), cells).spec(1, None), tmp_path / "table")
+    table = open_table(tmp_path / "table")
+    for cells, columns in ((3, {"params", "macs", "num_layers"}), (5, {"params", "macs"})):
+        population = load(table, truth, main.Case("noise", "paper", (), cells).cells())
+        assert len(population.index) == cells and population.columns.keys() == columns
 
 
 def test_stages_are_made_again_where_values_have_changed(study, population):
