@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zcpipe.errors import is_device_lost, is_out_of_memory, reason_of
+from zcpipe.errors import asking, is_device_lost, is_out_of_memory, reason_of
 
 MEMORY = [
     MemoryError(),
@@ -50,3 +50,16 @@ def test_whatever_an_exception_says_is_one_line_that_a_file_can_hold():
     assert reason_of(ValueError("one\ntwo")) == "ValueError: one"
     assert reason_of(FileNotFoundError("a\udc80b")) == r"FileNotFoundError: a\udc80b"
     assert reason_of(MuteError()) == "MuteError"
+
+
+def test_a_space_is_not_blamed_for_a_generator_that_ends():
+    """As where an interruption hits between entering a context and what is done in it."""
+
+    def members():
+        with asking("toy", "its members"):
+            yield 1
+            yield 2
+
+    running = members()
+    assert next(running) == 1
+    running.close()

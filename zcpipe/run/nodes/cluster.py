@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -197,8 +198,7 @@ def _simulated(cluster: Cluster) -> Iterator[str]:
 @contextmanager
 def _own_address_kept() -> Iterator[None]:
     """Leave alone which cluster is this machine's: Ray notes a new one there, also one that is to be tried out."""
-    from ray._private import utils
-
+    utils: Any = import_module("ray._private.utils")
     file = Path(utils.get_ray_address_file(None))
     before = file.read_text() if file.exists() else None
     noting = utils.logger.disabled
