@@ -288,7 +288,7 @@ def test_lists(zcpipe):
         (("run", *RUN[:2], "--range", "5:99999"), 2, "15625"),
         (("run", *RUN[:2], "--range", "5:9", "--sample", "3"), 2, "exclude each other"),
         (("run", *RUN[:2], "--archs", "/nowhere/archs.txt"), 4, "/nowhere/archs.txt"),
-        (("run", *RUN[:2], "--batch-size", "0"), 2, "batch_size"),
+        (("run", *RUN[:2], "--batch-size", "0"), 2, "--batch-size"),
         (("run", *RUN[:2], "--protocol", "papr"), 2, "protocol"),
         (("run", *RUN[:2], "--inputs", "cifr10:x"), 2, "did you mean cifar10"),
         (("run", *RUN[:2], "--inputs", "npz:/nowhere/a.npz"), 4, "/nowhere/a.npz: no such file"),
@@ -459,6 +459,9 @@ def test_help_does_not_wait_for_torch():
         (["--nodes", "0"], "nodes must be at least 1, got 0"),
         (["--nodes", "2", "--device", "cuda:0"], "--device cuda:0 does not fit a run on nodes"),
         (["--memory", "much"], "'much' is no amount of memory"),
+        (["--memory", "4", "--workers", "1"], "--memory 4 is less than the 512 MiB that a worker process takes itself"),
+        (["--batch-size", "0"], "invalid value for '--batch-size': Input should be greater than or equal to 1"),
+        (["--simulate-nodes", "0"], "invalid value for '--simulate-nodes': Input should be greater than or equal to 1"),
         (["--events", "/nowhere/at/all.jsonl"], "cannot write /nowhere/at/all.jsonl"),
     ],
 )

@@ -86,3 +86,29 @@ def _macro(folder):
     entry = {"test_acc": accuracies, "mean_acc": sum(accuracies) / 3, "std": 0.054364862390541085}
     path.write_text(json.dumps({"00000000": {**entry, "params": 387882, "flops": 7713280}}))
     return path
+
+
+def test_methods_that_there_are_are_named_with_those_of_parzc(zcpipe, table):
+    code, _, err = zcpipe("rank", table, "--method", "foo")
+    assert code == 2
+    assert "parzc-sinusoidal" in err and "logrank" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("snip", "--plan", "aznas"), "leave snip out"),
+        (("snip", "--protocol", "fused"), "--protocol is for --plan"),
+    ],
+)
+def test_options_of_the_list_of_proxies_that_would_do_nothing_are_refused(zcpipe, options, says):
+    code, out, err = zcpipe("proxies", *options)
+    assert (code, out) == (2, "") and says in err
+
+
+@pytest.mark.parametrize("command", [("run", "--space", "nasbench201", "--sample", "1", "--out", ""), ("rank", "")])
+def test_an_empty_text_is_no_directory(zcpipe, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = zcpipe(*command)
+    assert code == 2 and "an empty text names no place" in err
+    assert not list(tmp_path.iterdir())

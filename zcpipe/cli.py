@@ -116,9 +116,12 @@ def rank(
 ) -> None:
     """Rank a table's architectures by an aggregate of proxies, over the population the table holds."""
     from zcpipe.parzc.free import VARIANTS, rank_free
+    from zcpipe.rank import METHODS, NAMED
     from zcpipe.rank.population import rank_table
     from zcpipe.table import open_table
 
+    if method not in (known := [*NAMED, *METHODS, *VARIANTS]):
+        raise unknown_name("aggregate or method", method, known)
     rank_by = rank_free if method in VARIANTS else rank_table
     population, ranked = rank_by(open_table(directory), method, proxies, top)
     if as_json:
@@ -145,7 +148,7 @@ def correlate(
         list[str] | None, typer.Option(metavar="NAME=LIST", help="A further log-rank aggregate of proxies.")
     ] = None,
     bootstrap: Annotated[
-        int | None, typer.Option(metavar="N", help="Give 95 % intervals, from N resamples of the architectures.")
+        int | None, typer.Option(metavar="N", min=2, help="Give 95 % intervals, from N resamples of the architectures.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -297,7 +300,9 @@ def proxies(
     plan: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Show the passes that these proxies or groups share.")
     ] = None,
-    protocol: Annotated[Literal["paper", "fused"], typer.Option(help="With --plan: whose recipes.")] = "paper",
+    protocol: Annotated[
+        Literal["paper", "fused"] | None, typer.Option(help="With --plan: whose recipes. (default: paper)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the proxies that are installed: direction, scope, cost class, recipe, needs, formula and paper."""
@@ -305,8 +310,12 @@ def proxies(
     from zcpipe.scoring.plan import describe as describe_plan
 
     if plan is not None:
-        print_records(describe_plan(resolve(plan), protocol), as_json)
+        if pattern != "*":
+            raise UsageError(f"--plan names the proxies whose passes are shown; leave {pattern} out, or --plan")
+        print_records(describe_plan(resolve(plan), protocol or "paper"), as_json)
         return
+    if protocol is not None:
+        raise UsageError("--protocol is for --plan NAMES: the list shows each proxy's own recipe")
     names = groups().get(pattern) or list_proxies(pattern)
     if not names:
         raise _no_match("proxy", pattern, [*list_proxies(), *groups()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,8 +42,10 @@ def run(
     batch_size: options.BatchSize = 64,
     resolution: options.Resolution = None,
     inputs: options.Inputs = "noise",
-    seed: Annotated[int, typer.Option(help="Seed of weights, inputs and probes.")] = 0,
-    repeats: Annotated[int, typer.Option(help="Score so many times with other randomness; store mean and _sd.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, inputs and probes.")] = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Score so many times with other randomness; store mean and _sd.")
+    ] = 1,
     workers: Annotated[int | None, typer.Option(help="Worker processes. (default: score in this process)")] = None,
     timeout: options.Timeout = None,
     memory: options.Memory = None,
@@ -56,7 +58,7 @@ def run(
     gpus_per_actor: options.GpusPerActor = 0.0,
     simulate_nodes: options.SimulateNodes = None,
     events: Annotated[Path | None, typer.Option(help="Append what happens to this file, a JSON object a line.")] = None,
-    protocol: Annotated[str, typer.Option(help="paper or fused.")] = "paper",
+    protocol: Annotated[Literal["paper", "fused"], typer.Option(help="Whose recipes.")] = "paper",
     device: options.Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

@@ -11,10 +11,14 @@ from zcpipe.errors import UsageError
 if TYPE_CHECKING:
     from zcpipe.run.nodes.cluster import Cluster
 
+_LEAST_MEMORY = 512 << 20  # bytes; one that has scored nothing holds about 400 MiB
+
 Space = Annotated[str, typer.Option(help="Search space; see zcpipe spaces.")]
 Proxies = Annotated[str, typer.Option(help="Proxies or groups, separated by commas; see zcpipe proxies.")]
-BatchSize = Annotated[int, typer.Option(help="Images in the batch.")]
-Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels. (default: the dataset's own)")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in the batch.")]
+Resolution = Annotated[
+    int | None, typer.Option(min=1, help="Side of the images in pixels. (default: the dataset's own)")
+]
 Inputs = Annotated[
     str, typer.Option(help="noise, or images: cifar10, cifar100, imagenet16 or npz, a colon and their PATH.")
 ]
@@ -33,7 +37,7 @@ ActorsPerNode = Annotated[
 ]
 GpusPerActor = Annotated[float, typer.Option(help="Share of a GPU for each: 1, 0.5, 0.25 ...; 0 scores on the CPU.")]
 SimulateNodes = Annotated[
-    int | None, typer.Option(help="Try nodes out: start so many on this machine, and score on them.")
+    int | None, typer.Option(min=1, help="Try nodes out: start so many on this machine, and score on them.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")]
 
@@ -70,11 +74,16 @@ def bytes_of(memory: str | None) -> int | None:
     """Read an amount of memory.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or less than a worker process holds before it has scored anything.
     """
     from zcpipe.run.memory import parse_bytes
 
-    return None if memory is None else parse_bytes(memory)
+    if memory is None:
+        return None
+    count = parse_bytes(memory)
+    if count < _LEAST_MEMORY:
+        raise UsageError(f"--memory {memory} is less than the 512 MiB that a worker process takes itself; try 2GiB")
+    return count
 
 
 def require_processes(timeout: float | None, memory: str | None, workers: int | None, cluster: Cluster | None) -> None:

@@ -17,7 +17,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 TableDir = Annotated[str, typer.Argument(metavar="DIR", help="A table made by zcpipe run, or its URI.")]
 _New = Annotated[str, typer.Option(help="Directory or URI of the new table; nothing is overwritten.")]
 _RowsPerFile = Annotated[
-    int, typer.Option(help="How many rows a file has at most; 250000 rows of 30 proxies and 6 statistics are 130 MB.")
+    int,
+    typer.Option(
+        min=1, help="How many rows a file has at most; 250000 rows of 30 proxies and 6 statistics are 130 MB."
+    ),
 ]
 
 table_app = typer.Typer()

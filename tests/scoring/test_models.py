@@ -226,7 +226,7 @@ SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": None}, "snip need labels: pass targets"),
+        ({"targets": None}, "snip needs labels: pass targets"),
         ({"targets": LABELS + 1}, r"targets must lie in 0 .. 3, got 1 .. 4"),
         ({"targets": LABELS[:5]}, "tensor of 8 entries"),
         ({"targets": LABELS.float()}, "integer class numbers"),
@@ -240,6 +240,15 @@ SMALL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4), nn.ReLU(), nn.Linear(
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(UsageError, match=message):
         zcpipe.score(SMALL, images(), **{"targets": LABELS, "proxies": "snip", **options})
+
+
+def test_what_is_no_network_and_what_are_no_inputs_are_named():
+    with pytest.raises(UsageError, match=r"the model must be a torch\.nn\.Module, got NoneType"):
+        zcpipe.score(None, images(), proxies="params")
+    with pytest.raises(UsageError, match=r"the model must be a torch\.nn\.Module, got str"):
+        zcpipe.initialise("resnet")
+    with pytest.raises(UsageError, match="inputs must be torch tensors, got NoneType"):
+        zcpipe.score(SMALL, None, proxies="params")
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,11 @@ def initialise(
         strict: refuse floating-point parameters that no rule fills also where they have values.
 
     Raises:
-        UsageError: there is no such recipe; the model was made in ``torch.inference_mode``; or it holds a parameter
-            that no rule fills, or on the meta device a buffer, and `strict` is set or it is on the meta device. Nothing
-            has changed then.
+        UsageError: it is no module; there is no such recipe; the model was made in ``torch.inference_mode``; or it
+            holds a parameter that no rule fills, or on the meta device a buffer, and `strict` is set or it is on the
+            meta device. Nothing has changed then.
     """
+    require_module(model)
     if init not in _RECIPES:
         raise unknown_name("init", init, _RECIPES)
     layers = _with_fillers(model, init)
@@ -105,6 +106,16 @@ def initialise(
             _move(model, layers, target)
         _draw(layers, lambda shared, name: Stream.of(seed, space, "" if shared else scope, repeat, name))
     return model
+
+
+def require_module(model: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def _shared(layers: _Layers) -> list[list[tuple[nn.Module, str]]]:

@@ -22,7 +22,7 @@ from zcpipe.proxies import resolve
 from zcpipe.proxies.base import JacobianStatistic, MapStatistic, Proxy, Recipe
 from zcpipe.scoring.blocks import ProbeSource
 from zcpipe.scoring.faults import measure_given
-from zcpipe.scoring.init import initialise, is_of_inference_mode, without_rule
+from zcpipe.scoring.init import initialise, is_of_inference_mode, require_module, without_rule
 from zcpipe.scoring.layers import unknown_layers
 from zcpipe.scoring.measure import Batch, Counted, Failure, Measurement, philox_probes, status_of
 from zcpipe.scoring.network import Loss, ScoredNetwork
@@ -119,10 +119,11 @@ def score(
         The scores, the statistics behind them, and the reasons of failures.
 
     Raises:
-        UsageError: unknown proxies, missing, unknown or misordered blocks, probes, targets or a loss that do not fit,
-            inputs that are empty or not finite, numbers of half precision where a proxy needs float32 or float64, or a
-            call inside ``torch.inference_mode``. With ``unsupported="error"`` also a network whose forward raises on
-            the inputs (other channels, dtypes or tokens than its own, the meta device) and a loss that raises.
+        UsageError: no module, unknown proxies, missing, unknown or misordered blocks, probes, targets or a loss
+            that do not fit, inputs that are empty or not finite, numbers of half precision where a proxy needs
+            float32 or float64, or a call inside ``torch.inference_mode``. With ``unsupported="error"`` also a
+            network whose forward raises on the inputs (other channels, dtypes or tokens than its own, the meta
+            device) and a loss that raises.
         UnsupportedError: with ``unsupported="error"``, a network that cannot have a proxy: one without layers that the
             proxy reads the weights of, for example.
 
@@ -136,6 +137,9 @@ def score(
         ('ok', ['complexity', 'expressivity', 'progressivity', 'trainability'])
     """
     chosen = resolve(proxies)
+    require_module(model)
+    if not isinstance(inputs, Tensor | Sequence):
+        raise UsageError(f"inputs must be torch tensors, got {type(inputs).__name__}")
     batch = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check_inputs(batch)
     _check_targets(chosen, targets, len(batch[0]))
@@ -284,7 +288,8 @@ def _check_layers(model: nn.Module, unsupported: str) -> None:
 def _check_targets(proxies: Sequence[Proxy], targets: Tensor | None, samples: int) -> None:
     needing = [proxy.name for proxy in proxies if proxy.targets]
     if targets is None and needing:
-        raise UsageError(f"{', '.join(needing)} need labels: pass targets")
+        verb = "needs" if len(needing) == 1 else "need"
+        raise UsageError(f"{', '.join(needing)} {verb} labels: pass targets")
     if isinstance(targets, str):
         raise UsageError(f"targets must be a tensor, got the text {targets!r}; name proxies as proxies={targets!r}")
     if targets is not None and (not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != samples):

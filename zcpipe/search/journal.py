@@ -191,10 +191,9 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _check(directory: Path, there: Record, here: Record) -> None:
-    differing = [
-        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
-        for name in dict.fromkeys([*there, *here])
-        if there.get(name) != here.get(name)
-    ]
-    if differing:
+    names = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
+    if names:
+        differing = [f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names]
+        if {"truth", "scores"} & set(names):
+            differing.append("truth and scores name the rows and columns that are read of the files")
         raise IdentityMismatch(f"{directory} holds another search: {'; '.join(differing)}; choose another --out")

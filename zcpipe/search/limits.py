@@ -68,7 +68,9 @@ class Limits:
         if self.max_layers is not None and not isinstance(space, MovesFromNetwork):
             raise UsageError(f"{space.name} does not say how many layers an architecture has; leave max_layers out")
         if self.max_flops is not None and not isinstance(space, PublishedFlops):
-            raise UsageError(f"{space.name} has no published count of FLOPs; limit max_macs, which every space counts")
+            raise UsageError(
+                f"{space.name} has no published count of FLOPs; limit max_macs (--max-macs), which every space counts"
+            )
 
     def allow(self, space: Space[A], arch: A, dataset: str) -> bool:
         """Whether an architecture is within them.

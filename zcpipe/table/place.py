@@ -30,12 +30,15 @@ def locate(path: str | Place) -> Place:
     """Return the place that a text names: a local path, ``s3://BUCKET/PREFIX`` or ``gs://BUCKET/PREFIX``.
 
     Raises:
-        UsageError: another scheme, a bucket without a prefix, or a URI that went through ``Path``, which spoils it.
+        UsageError: no text, another scheme, a bucket without a prefix, or a URI that went through ``Path``, which
+            spoils it.
         CapabilityError: the package for that store is not installed.
     """
     if not isinstance(path, str):
         return _not_a_uri(path) if isinstance(path, Path) else path
     scheme, separator, rest = path.partition("://")
+    if not path:
+        raise UsageError("an empty text names no place; is a variable unset? the current directory is .")
     if not separator:
         return Path(path)
     if scheme not in _STORES:
