@@ -11,7 +11,7 @@ import typer
 from zcpipe import cli_run_options as options
 from zcpipe.cli_table import Json
 from zcpipe.errors import UsageError
-from zcpipe.printing import print_json, print_plan, reasons_of
+from zcpipe.printing import counted, print_json, print_plan, reasons_of
 from zcpipe.signals import terminable
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def run(
         print_json({**asdict(summary), "path": str(summary.path), "failed": summary.failed})
     else:
         counts = ", ".join(f"{count} {status}" for status, count in summary.by_status.items())
-        typer.echo(f"{summary.path}: {summary.planned} architectures ({counts}), {summary.new} new")
+        planned = counted(summary.planned, "architecture")
+        typer.echo(f"{summary.path}: {planned} ({counts}), {summary.new} new")
     if summary.failed:
         for line in reasons_of(summary.reasons):
             typer.echo(line, err=True)
