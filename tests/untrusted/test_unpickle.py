@@ -382,6 +382,48 @@ def test_deep_nesting():
     load(b"\x80\x04" + b"]" * deep + b"a" * (deep - 1) + b".", "f")
 
 
+def number(value):
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def test_keys_whose_hashes_a_file_could_choose():
+    """Python salts no hash of numbers or of tuples of them: where those collide, a dict takes quadratic time."""
+    pair = {("cifar10", 777): 1, ("cifar100", 2**15 - 1): 2}
+    assert load(pickle.dumps(pair, protocol=4), "f") == pair
+    for key in ((1, 2), ("a", 2**15), ("a", -1), ("a", True), ("a", 1.0), ("a", "b"), ("a",), ("a", 1, 2), ()):
+        refused(pickle.dumps({key: None}, protocol=4), "a tuple as a key")
+        refused(pickle.dumps({key}, protocol=4), "a tuple as a key")
+    dense = b"\x80\x04}(" + b"".join(number(value) + b"N" for value in range(2**15)) + b"u."
+    assert len(load(dense, "f")) == 2**15
+    for values in (range(2**15, 2**15 + 1001), range(-1001, 0), [float(i) for i in range(1001)]):
+        refused(pickle.dumps(dict.fromkeys(values), protocol=4), "more than 1000 keys")
+        refused(pickle.dumps([{value} for value in values], protocol=4), "more than 1000 keys")
+        load(pickle.dumps(dict.fromkeys(values[1:]), protocol=4), "f")
+
+
+def test_a_key_twice():
+    """Python would keep the second value alone."""
+    refused(b"\x80\x04}(\x8c\x01aN\x8c\x01aNu.", "a key twice")
+    refused(b"\x80\x04}\x8c\x01aNs\x8c\x01aNs.", "a key twice")
+    refused(b"\x80\x04}(\x8c\0NK\x01NK\x01Nu.", "a key twice")
+    refused(b"\x80\x04}(\x8c\0NK\x01Nu(\x8c\0NK\x01Nu.", "a key twice")
+    long = {"y" * 21: 1, "z" * 21: 2, "x": 3}
+    assert load(pickle.dumps(long, 4), "f", limits=Limits(text=20)) == {"": 2, "x": 3}
+
+
+def test_streams_of_next_to_nothing():
+    """Each costs time of its own, though there is hardly any content to count."""
+    data = pickle.dumps({"a": 1}, protocol=4)
+    few = b"".join(bz2.compress(bytes([byte])) for byte in data[:14]) + bz2.compress(data[14:])
+    assert load(few, "f", limits=Limits(content=16 << 12)) == {"a": 1}
+    for part in (b"", b"N"):
+        refused(
+            bz2.compress(b"\x80\x04") + bz2.compress(part) * 16,
+            "more than 16 bz2 streams",
+            limits=Limits(content=16 << 12),
+        )
+
+
 def test_unhashable_keys():
     refused(b"\x80\x04}]Ns.", "key")
     refused(b"\x80\x04}ccollections\nOrderedDict\nNs.", "key")

@@ -23,7 +23,8 @@ from zcpipe.errors import DataError
 from zcpipe.untrusted.plain import PLAIN_GLOBALS, Array, DType, Forbidden, Globals
 from zcpipe.untrusted.stream import Content, Progress, Truncated, pieces
 
-MAX_KEY_LENGTH = 8
+SMALL = 1 << 15  # numbers below it are keys in any count: of indices and epochs
+MOST_LARGE = 1000  # other numbers as keys of one file
 WEIGHT = 16  # bytes of a text or of bytes that count as one more object
 
 _DOUBLE = struct.Struct(">d")
@@ -101,18 +102,13 @@ class _Named:
         self.make = make
 
 
-_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+# Python salts the hashes of texts and bytes; those of numbers, and of tuples of them, a file can choose such that they
+# collide: then each key costs as much time as there are others.
+_SALTED = frozenset({str, bytes, bool, type(None)})
 
 
-def _keys(values: list[Any]) -> list[Any]:
-    """Check that values may be hashed: texts, numbers or short tuples of them; nesting could overflow the C stack."""
-    if _ATOMS.issuperset(map(type, values)):
-        return values
-    for value in values:
-        short = type(value) is tuple and len(value) <= MAX_KEY_LENGTH and _ATOMS.issuperset(map(type, value))
-        if not short and type(value) not in _ATOMS:
-            raise Forbidden("a key that is no text, number or short tuple of them")
-    return values
+def _is_small(value: object) -> bool:
+    return type(value) is int and 0 <= value < SMALL
 
 
 class _Machine:
@@ -127,6 +123,7 @@ class _Machine:
         self.memo: list[Any] = []
         self.texts: dict[bytes, str] = {}  # equal texts share one object: files repeat few texts millions of times
         self.objects = 0
+        self.large = 0  # numbers met as keys that are not small
 
     def _operations(self) -> dict[str, Callable[[Any], object]]:
         push = self.stack.append
@@ -286,20 +283,43 @@ class _Machine:
         self.objects += len(items)
         target.extend(items)
 
+    def _keys(self, values: list[Any]) -> list[Any]:
+        """Check that values may be hashed in little time, and without end: nesting could overflow the C stack."""
+        kinds = set(map(type, values))
+        if kinds <= _SALTED or (kinds == {int} and min(values) >= 0 and max(values) < SMALL):
+            return values
+        for value in values:
+            kind = type(value)
+            if kind is tuple:
+                if len(value) != 2 or type(value[0]) is not str or not _is_small(value[1]):
+                    raise Forbidden(f"a tuple as a key that is no text with a number below {SMALL}")
+            elif kind is float or (kind is int and not _is_small(value)):
+                self.large += 1
+            elif kind is not int and kind not in _SALTED:
+                raise Forbidden("a key that is no text or number")
+        if self.large > MOST_LARGE:
+            raise Forbidden(f"more than {MOST_LARGE} keys that are fractions or numbers from {SMALL} on")
+        return values
+
     def _add(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not set:
             raise TypeError("not a set")
         self.objects += len(items)
-        target.update(_keys(items))
+        target.update(self._keys(items))
 
     def _store(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise TypeError("not a dict")
-        before = len(target)
-        target.update(zip(_keys(items[::2]), items[1::2], strict=True))
+        keys, before, had_stand_in = self._keys(items[::2]), len(target), "" in target
+        target.update(zip(keys, items[1::2], strict=True))
         self.objects += len(target) - before
+        if len(target) - before < len(keys):
+            # Nobody writes a key twice, but the empty text stands for all that are too long to be kept.
+            stand_ins = keys.count("")
+            if len(target) - before < len(keys) - stand_ins + (stand_ins > 0 and not had_stand_in):
+                raise Forbidden("a key twice in one dict")
         if self.on_dict is not None:
             self.objects -= self.on_dict(target)
 
