@@ -13,6 +13,8 @@ from zcpipe.untrusted.plain import Forbidden
 
 PIECE = 1 << 18
 MAX_LINE = 512
+STREAM = 4096
+"""Bytes of content that each bz2 stream of a file stands for at least, where a file's cost is bounded."""
 
 Progress = Callable[[int], None]
 """Told the number of bytes of the file that were read since it was last told."""
@@ -85,6 +87,23 @@ def reading(what: Path | str) -> Iterator[None]:
         raise DataError(f"{what}: cannot be read ({error.strerror or error})") from error
 
 
+def size_of(path: Path, give: str) -> int:
+    """Return how many bytes a regular file has: a pipe or a device may never end.
+
+    Args:
+        path: the file, or a link to it.
+        give: what the user should have given, for messages.
+
+    Raises:
+        DataError: there is none, or it is something else.
+    """
+    with reading(path):
+        if path.is_file():
+            return path.stat().st_size
+        what = "is no regular file" if path.exists() else "no such file"
+    raise DataError(f"{path}: {what}; give {give}")
+
+
 def pieces(file: BinaryIO, where: str, limit: int, progress: Progress | None = None) -> Iterator[bytes]:
     """Yield the content of a file, decompressed if it is bz2.
 
@@ -102,7 +121,7 @@ def pieces(file: BinaryIO, where: str, limit: int, progress: Progress | None = N
     """
     raw = _read(file, where, progress)
     first = next(raw, b"")
-    content = _inflate(first, raw, where) if first.startswith(b"BZh") else _chain(first, raw)
+    content = _inflate(first, raw, where, limit) if first.startswith(b"BZh") else _chain(first, raw)
     total = 0
     for piece in content:
         total += len(piece)
@@ -128,15 +147,19 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _inflate(first: bytes, rest: Iterator[bytes], where: str) -> Iterator[bytes]:
+def _inflate(first: bytes, rest: Iterator[bytes], where: str, limit: int) -> Iterator[bytes]:
     # BZ2Decompressor rather than BZ2File: it bounds what one step may produce and does not overlook
     # bytes after the end of the compressed stream.
     decoder = bz2.BZ2Decompressor()
+    streams = 1
     for block in _chain(first, rest):
         data = block
         while data:
             if decoder.eof:  # one file may be several streams in a row, as parallel compressors write it
                 decoder = bz2.BZ2Decompressor()
+                streams += 1  # which costs time, be the stream empty: a compressor's have some 100 kB
+                if streams > max(16, limit // STREAM):
+                    raise DataError(f"{where}: is of more than {streams - 1} bz2 streams, which no such file needs")
             yield _step(decoder, data, where)
             while not decoder.eof and not decoder.needs_input:
                 yield _step(decoder, b"", where)
