@@ -264,6 +264,7 @@ def test_draws_are_uniform_over_each_choice_and_need_no_earlier_draw():
         ('{"hidden_dim": 1e999, "mlp_ratio": [4], "num_heads": [3], "depth": 1}', "must be numbers from 0 to 9999"),
         ('{"hidden_dim": 192, "mlp_ratio": [4], "num_heads": [NaN], "depth": 1}', "must be numbers from 0 to 9999"),
         (f'{{"hidden_dim": 192, "mlp_ratio": [{10**400}], "num_heads": [3], "depth": 1}}', "must be numbers from 0"),
+        ('{"hidden_dim": 192, "depth": 12, "depth": 13}', "it is no JSON: an object has the name 'depth' twice"),
         ('{"hidden_dim": ' + 100_000 * "[", "it is no JSON"),
         ("tiny e1\N{ARABIC-INDIC DIGIT NINE}2 " + SHORT[10:], "expected the embedding as its second word"),
     ],

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from collections import Counter
 
 import pytest
@@ -174,6 +175,57 @@ class TestFiles:
             get_space("nds/darts").entries(tmp_path / "absent.json")
         with pytest.raises(DataError, match="holds no JSON files"):
             NDS.entries(tmp_path)
+
+    @pytest.mark.parametrize("word", ["in (1)", "IN", "in.old", "cifar10", "", "lr-wd_in (copy)", "rng", "lr-wd-in"])
+    def test_of_a_name_that_the_benchmark_has_not_are_refused(self, tmp_path, word):
+        """They would be of CIFAR-10 for want of the word that says ImageNet."""
+        file = write(tmp_path / f"ResNet_{word}.json", [entry(0)])
+        for space in (NDS, get_space("nds/resnet")):
+            for path in (file, tmp_path):
+                with pytest.raises(DataError, match=r"says nothing that NDS has; call it .* ResNet_in\.json if"):
+                    space.entries(path)
+
+    @pytest.mark.parametrize("words", ["", "_in", "_lr-wd", "_lr-wd_in", "_fix-w-d", "_reruns", "_rng1", "_rng3"])
+    def test_of_a_name_that_the_benchmark_has_are_read(self, tmp_path, words):
+        net = {**RESNETS[0], "ss": [4 if "_in" in words else 1, 1, 2, 2]}
+        (found,) = NDS.entries(write(tmp_path / f"ResNet{words}.json", [entry(0, net=net)]))
+        assert found.dataset == ("imagenet" if "_in" in words else "cifar10")
+
+    def test_of_cells_are_held_against_their_name_by_their_size(self, tmp_path):
+        net = {"genotype": GENOTYPE, "width": 16, "depth": 4, "aux": False}
+        (arch,) = (found.arch for found in NDS.entries(write(tmp_path / "DARTS.json", [entry(0, net=net)])))
+        for name, dataset, other in (("DARTS.json", "cifar10", "imagenet"), ("DARTS_in.json", "imagenet", "cifar10")):
+            own, foreign = (NDS.size(arch, one).params for one in (dataset, other))
+            content = [entry(0, net=net, params=own)] * 2
+            assert {e.dataset for e in NDS.entries(write(tmp_path / name, content))} == {dataset}
+            content[1] = entry(0, net=net, params=foreign)
+            with pytest.raises(DataError, match=f"entry 1: has the {foreign} parameters of a network for {other}"):
+                NDS.entries(write(tmp_path / name, content))
+
+    def test_of_a_wrong_data_set_are_refused(self, data, tmp_path):
+        file = tmp_path / "DARTS.json"
+        file.write_bytes(data("nds/DARTS_in.json").read_bytes())
+        with pytest.raises(DataError, match="of a network for imagenet, where the file's name says cifar10"):
+            NDS.entries(file)
+
+    def test_that_are_no_files_or_too_large_are_refused(self, tmp_path, monkeypatch):
+        """A pipe would never end, nor would a device."""
+        file = tmp_path / "ResNet_in.json"
+        for make in (lambda: os.mkfifo(file), lambda: file.symlink_to("/dev/zero"), file.mkdir):
+            make()
+            for path in (file, tmp_path):
+                with pytest.raises(DataError, match=r"no such file|holds no JSON"):
+                    NDS.entries(path)
+            file.rmdir() if file.is_dir() else file.unlink()
+        monkeypatch.setattr("zcpipe.spaces.nds_files._LARGEST", 100)
+        with pytest.raises(DataError, match=r"ResNet_in\.json: has \d+ bytes, more than any"):
+            NDS.entries(write(file, [entry(0)]))
+
+    def test_of_a_name_twice_in_one_object_are_refused(self, tmp_path):
+        file = tmp_path / "ResNet.json"
+        file.write_text(json.dumps([entry(0)]).replace('"params"', '"flops": 1, "params"'))
+        with pytest.raises(DataError, match=r"ResNet\.json: is no JSON \(an object has the name 'flops' twice\)"):
+            NDS.entries(file)
 
     @settings(max_examples=80)
     @given(st.data())

@@ -127,12 +127,25 @@ def test_an_unknown_architecture_is_named(store, arch):
     fails(store({**PUBLISHED, arch: PUBLISHED["02012100"]}), repr(arch), "malformed network")
 
 
+def test_texts_are_the_spaces_own(store):
+    """Whatever blanks the file has around them: a table's texts have none."""
+    blanks = {f" {text}\n": entry for text, entry in PUBLISHED.items()}
+    assert read_table(store(blanks)).column("arch").to_pylist() == sorted(PUBLISHED)
+
+
+def test_an_architecture_twice_is_named(store):
+    fails(store({**PUBLISHED, " 00000000": PUBLISHED["02012100"]}), "' 00000000'", "00000000 twice")
+    one = json.dumps(PUBLISHED["00000000"])
+    fails(store(f'{{"00000000": {one}, "00000001": {one}, "00000000": {one}}}'), "the name '00000000' twice")
+
+
 def test_an_entry_of_another_kind_is_named(store):
     fails(store({**PUBLISHED, "00000001": [1]}), "00000001", "lacks the accuracies")
 
 
 def test_absent_and_oversized_files_are_named(tmp_path, store, monkeypatch):
     fails(tmp_path / "absent.json", "no such file")
+    fails(tmp_path, "no such file, but a directory")
     monkeypatch.setattr("zcpipe.truth.nasbenchmacro._LARGEST", 100)
     fails(store(PUBLISHED), "bytes")
 

@@ -14,7 +14,6 @@ compute the same function, and keys are texts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from zcpipe.errors import UsageError, unknown_name
 from zcpipe.ops.philox import Stream
 from zcpipe.spaces.autoformer_networks import GRID, HEAD, PATCH, Layer, SuperNetwork, Transformer, grid_of, hidden
 from zcpipe.spaces.base import Built, Dataset, Size, Slots
+from zcpipe.untrusted.jsonfile import loads
 
 _IMAGE = (3, GRID * PATCH, GRID * PATCH)
 _FIELDS = ("hidden_dim", "mlp_ratio", "num_heads", "depth")  # of the JSON object
@@ -97,7 +97,7 @@ class AutoFormerSpace:
 
     def _from_json(self, text: str) -> AutoFormer:
         try:
-            found = json.loads(text)
+            found = loads(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"it is no JSON: {error}") from None
         if set(found) != set(_FIELDS):

@@ -2,12 +2,13 @@
 
 A file is a list of entries, or ``{"top": [...], "mid": [...]}``, whose lists follow one another. Its name says what it
 holds: the sub-space, then words that each begin with ``_``, of which ``in`` means ImageNet (any other file is of
-CIFAR-10) and ``lr-wd`` that every network was trained with a learning rate and weight decay of its own.
+CIFAR-10) and ``lr-wd`` that every network was trained with a learning rate and weight decay of its own. A file with
+another word than the benchmark's is refused, for it would be taken for what it may not be.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 from zcpipe.errors import DataError, UsageError
 from zcpipe.spaces.anynet_networks import AnyNet
 from zcpipe.spaces.base import Architecture, Entry, Space
+from zcpipe.untrusted.jsonfile import read_json
 from zcpipe.untrusted.plain import shown
-from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.stream import reading, size_of
 
 NAMES = {
     "Amoeba": "amoeba",
@@ -30,6 +32,11 @@ NAMES = {
     "ResNeXt-B": "resnext-b",
     "Vanilla": "vanilla",
 }  # of the files -> families
+WORDS = re.compile(r"in|lr-wd|fix-w-d|reruns|rng\d")  # that follow in the names
+
+_LARGEST = 1 << 30  # bytes; the official files of 25,000 networks have some hundred million
+_HELD = 32  # networks of cells at a file's beginning whose sizes are held against its name: a file is of one data set
+_GIVE = "an official file of NDS, such as DARTS_in.json"
 
 Progress = Callable[[int, int], None]
 
@@ -62,10 +69,20 @@ class Title:
 
     @classmethod
     def of(cls, file: Path) -> Title:
-        """Read a file's name."""
+        """Read a file's name.
+
+        Raises:
+            DataError: it begins as the benchmark's do, and goes on otherwise.
+        """
         name, *words = file.name.removesuffix(".json").split("_")
         if name not in NAMES:
             return cls(None, None, "lr-wd" in words)
+        foreign = [word for word in words if not WORDS.fullmatch(word)]
+        if foreign:
+            raise DataError(
+                f"{file}: {shown(foreign[0])} in its name says nothing that NDS has; call it as the benchmark does, "
+                f"{name}_in.json if it is of ImageNet, {name}.json if of CIFAR-10"
+            )
         return cls(NAMES[name], "imagenet" if "in" in words else "cifar10", "lr-wd" in words)
 
 
@@ -84,8 +101,7 @@ def read(path: Path, families: Mapping[str, Family], progress: Progress | None =
         DataError: a file is missing, damaged or foreign, or not what its name says; file and entry are named.
     """
     files = _files(path, families)
-    with reading(path):
-        sizes = [file.stat().st_size for file in files]
+    sizes = [size_of(file, _GIVE) for file in files]
     entries: list[Entry] = []
     for number, file in enumerate(files, start=1):
         title = Title.of(file)
@@ -117,15 +133,7 @@ def _files(path: Path, families: Mapping[str, Family]) -> list[Path]:
 
 
 def _contents(file: Path) -> list[Any]:
-    with reading(file):
-        raw = file.read_bytes()
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(
-            f"{file}: is no JSON ({reason:.120}); the file is truncated or foreign, fetch it again"
-        ) from error
+    content = read_json(file, _GIVE, _LARGEST)
     if isinstance(content, dict) and content.keys() == {"top", "mid"}:
         lists = [content["top"], content["mid"]]
     else:
@@ -152,7 +160,24 @@ def _entry(file: Path, position: int, content: object, family: Family, title: Ti
         dataset = "cifar10" if net["ss"][0] == 1 else "imagenet"
         if title.dataset not in (None, dataset):
             raise DataError(f"{where}: is a network for {dataset}, where the file's name says {title.dataset}")
+    elif dataset is not None and position < _HELD:
+        _hold_against_size(where, content.get("params"), family, arch, dataset)
     return Entry(file, position, arch, dataset, content)
+
+
+def _hold_against_size(where: str, params: object, family: Family, arch: Architecture, dataset: str) -> None:
+    """Refuse a network that is as large as that of another data set: a cell does not say which it is of.
+
+    One that is as large as none stays for `zcpipe.spaces.nds_verify`.
+    """
+    if family.size(arch, dataset).params == params:
+        return
+    others = [name for name in family.datasets if family.size(arch, name).params == params]
+    if others:
+        raise DataError(
+            f"{where}: has the {params} parameters of a network for {others[0]}, where the file's name says {dataset}; "
+            "call the file as the benchmark does, with _in if it is of ImageNet"
+        )
 
 
 def count_of(entry: Entry, field: str) -> int:

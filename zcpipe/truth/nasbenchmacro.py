@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.spaces.nasbenchmacro import NasBenchMacro
-from zcpipe.truth.reader import Progress, Reader
+from zcpipe.truth.reader import Progress, Reader, stored_name
+from zcpipe.untrusted.jsonfile import read_json
 from zcpipe.untrusted.plain import shown
-from zcpipe.untrusted.stream import reading
 
 READER_VERSION = 1
 
@@ -41,13 +41,18 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
     entries = _entries(place, progress)
     space = NasBenchMacro()
     rows = []
+    seen: set[int] = set()
     for text, entry in entries.items():
         where = f"{place}, {shown(text)}"
         try:
-            index = space.index(space.parse(text))
+            arch = space.parse(text)
         except UsageError as error:
             raise DataError(f"{where}: {error}") from error
-        rows.append((index, text, *_numbers(entry, where)))
+        index = space.index(arch)
+        if index in seen:
+            raise DataError(f"{where}: the file has the architecture {arch} twice; keep one entry each")
+        seen.add(index)
+        rows.append((index, str(arch), *_numbers(entry, where)))
     indices, texts, means, seeds, params, flops = zip(*sorted(rows), strict=True)
     meaning = {"dataset": "cifar10", "split": "test", "epochs": "50"}
     stated = {"dataset": "cifar10", "source": "as the benchmark states it"}
@@ -73,33 +78,20 @@ READERS = (READER,)
 def _about(place: Path) -> dict[str, str]:
     return {
         "benchmark": "NAS-Bench-Macro",
-        "source": place.resolve().name,
+        "source": stored_name(place.resolve()),
         "reader": f"zcpipe.truth.nasbenchmacro {READER_VERSION}",
         "licence": "NAS-Bench-Macro (Su et al., 2021) is published under the Apache-2.0 licence",
     }
 
 
 def _entries(place: Path, progress: Progress | None) -> dict[str, Any]:
-    with reading(place):
-        if not place.is_file():
-            raise DataError(f"{place}: no such file; give nas-bench-macro_cifar10.json")
-        size = place.stat().st_size
-        if size > _LARGEST:
-            raise DataError(f"{place}: has {size} bytes, which no NAS-Bench-Macro file needs")
-        data = place.read_bytes()
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: is no JSON, or truncated ({_first_line(error)}); fetch it again") from error
+    content = read_json(place, "nas-bench-macro_cifar10.json", _LARGEST)
     if progress is not None:
+        size = place.stat().st_size
         progress(size, size)
     if not isinstance(content, dict) or not content:
         raise DataError(f"{place}: holds no architectures; it is no NAS-Bench-Macro file")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:100]
 
 
 def _numbers(entry: object, where: str) -> tuple[float, int, int, int]:

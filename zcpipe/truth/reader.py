@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class Reader:
         pq.write_table(table, file, compression="zstd")
         publish(target, memoryview(file.getvalue()), exclusive=True)
         return table
+
+
+def stored_name(path: Path) -> str:
+    """Return a file's name as a text that any file can hold: on disk it may be any bytes."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
 
 
 def faults(reader: Any) -> Iterator[str]:  # noqa: ANN401

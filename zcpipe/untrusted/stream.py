@@ -100,8 +100,8 @@ def size_of(path: Path, give: str) -> int:
     with reading(path):
         if path.is_file():
             return path.stat().st_size
-        what = "is no regular file" if path.exists() else "no such file"
-    raise DataError(f"{path}: {what}; give {give}")
+        other = ", but a directory, pipe or device" if path.exists() else ""
+    raise DataError(f"{path}: no such file{other}; give {give}")
 
 
 def pieces(file: BinaryIO, where: str, limit: int, progress: Progress | None = None) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from zcpipe.errors import DataError
 from zcpipe.untrusted.plain import PLAIN_GLOBALS, Globals, encoded
-from zcpipe.untrusted.stream import Progress, reading
+from zcpipe.untrusted.stream import Progress, reading, size_of
 from zcpipe.untrusted.unpickle import Limits, OnDict, load
 
 # Torch pickles under protocol 2, where the bytes of numpy scalars are texts to encode.
@@ -52,18 +52,16 @@ def load_torch(
         DataError: the file cannot be read, is truncated, damaged or too large, holds tensors, is no file of torch, or
             asks for anything but data.
     """
-    with reading(path):
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        with path.open("rb") as file:
-            start = file.read(len(_OLD_START))
-            file.seek(0)
-            if start.startswith(_ZIP):
-                with _damage(path), _pickle_in_zip(file, path) as part:
-                    return load(part, str(path), limits=limits, on_dict=on_dict, names=names, progress=progress)
-            if start == _OLD_START:
-                part = _pickle_in_row(file, path)
+    size_of(path, "a file that torch.save wrote")
+    with reading(path), path.open("rb") as file:
+        start = file.read(len(_OLD_START))
+        file.seek(0)
+        if start.startswith(_ZIP):
+            with _damage(path), _pickle_in_zip(file, path) as part:
                 return load(part, str(path), limits=limits, on_dict=on_dict, names=names, progress=progress)
+        if start == _OLD_START:
+            part = _pickle_in_row(file, path)
+            return load(part, str(path), limits=limits, on_dict=on_dict, names=names, progress=progress)
     raise DataError(f"{path}: is no file of torch.save; it is another kind of file")
 
 
