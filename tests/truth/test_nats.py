@@ -177,6 +177,22 @@ def test_what_is_no_nats_bench(files, directory, tmp_path):
     fails(files.store(tmp_path / "x.pickle", {**files.meta(), "arch2infos": {"0": {}}}), "arch2infos")
 
 
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ("8:8:8:8:8", "'8:8:8:8:8', no cell of NAS-Bench-201"),
+        ("|none~0|+|none~0|none~1|", "no cell of NAS-Bench-201"),
+        (None, "twice or with blanks"),
+        (" |none~0|+|none~0|none~1|+|none~0|none~1|none~2|", "twice or with blanks"),
+    ],
+)
+def test_another_search_space_is_refused(files, directory, last, says):
+    """The size search space is published in the same form."""
+    meta = next(directory.glob("meta*"))
+    files.store(meta, {**files.meta(), "meta_archs": [*files.archs[:2], last or files.archs[0]]})
+    fails(directory, meta.name, says)
+
+
 def test_hostile_cell(files, directory, tmp_path):
     class Run:
         def __reduce__(self):

@@ -1,6 +1,7 @@
 """The reader of NDS: errors become accuracies, several trainings their mean; mixed recipes have their own columns."""
 
 import json
+import os
 
 import pyarrow as pa
 import pytest
@@ -9,6 +10,7 @@ from nds_entries import FLOPS, PARAMS, RESNETS, TEXTS, entry, write
 from zcpipe.errors import DataError, UsageError
 from zcpipe.spaces.nds import NDS
 from zcpipe.truth import read_truth, reader
+from zcpipe.truth.reader import stored_name
 
 FILES = ("Amoeba_in", "DARTS_in", "ENAS_in", "NASNet_in", "PNAS_in", "ResNeXt-A_in", "ResNeXt-B_in")
 MIXED = ("ResNet_lr-wd_in", "Vanilla_lr-wd_in")
@@ -113,6 +115,19 @@ def test_files_that_disagree_or_say_too_little_are_named(tmp_path):
         read(tmp_path / "other.json")
     with pytest.raises(DataError, match="absent"):
         read(tmp_path / "absent")
+
+
+def test_names_that_are_no_text_are_stored_as_one(tmp_path):
+    place = tmp_path / os.fsdecode(b"\xff")
+    place.mkdir()
+    write(place / "ResNet.json", [entry(0)])
+    file = place / os.fsdecode(b"\xfe.json")
+    table = reader("nds").import_file(place, tmp_path / "t.parquet")
+    assert json.loads(table.schema.metadata[b"zcpipe.truth"])["source"] == "\\xff"
+    assert stored_name(file) == "\\xfe.json"
+    write(place / os.fsdecode(b"ResNet_in_\xff.json"), [entry(0)])
+    with pytest.raises(DataError, match=r"'\\udcff' in its name says nothing"):
+        read(place)
 
 
 def test_networks_for_two_data_sets_have_columns_for_each(tmp_path):

@@ -41,8 +41,8 @@ from zcpipe.truth._nasbench101_metrics import model_metrics
 from zcpipe.truth._nasbench101_pickles import read_pickle
 from zcpipe.truth._nasbench101_tally import EPOCHS, VALUES, Run, Tally
 from zcpipe.truth._tfrecord import is_tfrecord, records
-from zcpipe.truth.reader import Progress, Reader
-from zcpipe.untrusted.stream import reading
+from zcpipe.truth.reader import Progress, Reader, stored_name
+from zcpipe.untrusted.stream import reading, size_of
 
 READER_VERSION = 1
 
@@ -63,10 +63,7 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
     """
     place = Path(path)
     where = str(place)
-    with reading(place):
-        if not place.is_file():
-            raise DataError(f"{place}: no such file; give nasbench_only108.tfrecord or another file of NAS-Bench-101")
-        size = place.stat().st_size
+    size = size_of(place, "nasbench_only108.tfrecord or another file of NAS-Bench-101")
     tally, done = Tally(where), 0
 
     def read(count: int) -> None:
@@ -140,7 +137,7 @@ def _table(tally: Tally, path: Path) -> pa.Table:
     arrays.append(pa.array(tally.params[cells], pa.int64()))
     about = {
         "benchmark": "NAS-Bench-101",
-        "source": path.resolve().name,
+        "source": stored_name(path.resolve()),
         "reader": f"zcpipe.truth.nasbench101 {READER_VERSION}",
         "licence": "NAS-Bench-101 (Ying et al., 2019) is published under the Apache License 2.0",
     }

@@ -24,9 +24,9 @@ import pyarrow as pa
 
 from zcpipe.errors import DataError, UsageError
 from zcpipe.spaces.nasbench301 import NASBENCH301
-from zcpipe.truth.reader import Progress, Reader
+from zcpipe.truth.reader import Progress, Reader, stored_name
 from zcpipe.untrusted.plain import shown
-from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.stream import reading, size_of
 from zcpipe.untrusted.unpickle import Limits, load
 
 READER_VERSION = 1
@@ -49,16 +49,18 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
     """
     place = Path(path)
     accuracies: dict[str, dict[tuple[_Kind, str], list[float]]] = {}
+    met: set[tuple[_Kind, str]] = set()
     for number, entry in enumerate(_entries(place, progress)):
         where = f"{place}, entry {number}"
         arch, kind, values = _entry(entry, where)
         for split, value in values.items():
             accuracies.setdefault(arch, {}).setdefault((kind, split), []).append(value)
-    kinds = sorted({kind for found in accuracies.values() for kind in found})
-    if len(kinds) > 2 * MAX_KINDS:
-        raise DataError(
-            f"{place}: its networks are of more than {MAX_KINDS} sizes and durations; it is not one release"
-        )
+            met.add((kind, split))
+        if len(met) > 2 * MAX_KINDS:
+            raise DataError(
+                f"{place}: its networks are of more than {MAX_KINDS} sizes and durations; it is not one release"
+            )
+    kinds = sorted(met)
     fields = [pa.field("arch", pa.string(), nullable=False)]
     arrays = [pa.array(sorted(accuracies), pa.string())]
     for (cells, channels, epochs), split in kinds:
@@ -72,7 +74,7 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
         arrays += [pa.array(means, pa.float64()), pa.array(list(map(len, found)), pa.int32())]
     about = {
         "benchmark": "NAS-Bench-301",
-        "source": place.resolve().name,
+        "source": stored_name(place.resolve()),
         "reader": f"zcpipe.truth.nasbench301 {READER_VERSION}",
         "licence": "NAS-Bench-301 (Zela et al., 2022) is published under the Apache-2.0 licence",
     }
@@ -85,21 +87,18 @@ READERS = (READER,)
 
 
 def _entries(place: Path, progress: Progress | None) -> list[Any]:
-    with reading(place):
-        if not place.is_file():
-            raise DataError(f"{place}: no such file; give the pickled file of NAS-Bench-301")
-        size, done = place.stat().st_size, 0
+    size, done = size_of(place, "the pickled file of NAS-Bench-301"), 0
 
-        def add(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, size)
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, size)
 
-        few = Limits()  # and what a file is made of takes, at the least, so many of its bytes
-        limits = Limits(few.content + 64 * size, few.objects + size // 16, few.memo + size // 4)
-        with place.open("rb") as file:
-            content = load(file, str(place), limits=limits, on_dict=_slim, progress=add)
+    few = Limits()  # and what a file is made of takes, at the least, so many of its bytes
+    limits = Limits(few.content + 64 * size, few.objects + size // 16, few.memo + size // 4)
+    with reading(place), place.open("rb") as file:
+        content = load(file, str(place), limits=limits, on_dict=_slim, progress=add)
     entries = content.get("entries") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{place}: lists no trained networks (`entries`); it is no file of NAS-Bench-301")

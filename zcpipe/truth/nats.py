@@ -42,10 +42,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from zcpipe.errors import DataError
-from zcpipe.truth.reader import Progress, Reader
+from zcpipe.errors import DataError, UsageError
+from zcpipe.spaces.nasbench201 import NasBench201
+from zcpipe.truth.reader import Progress, Reader, stored_name
 from zcpipe.untrusted.plain import shown
-from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.stream import reading, size_of
 from zcpipe.untrusted.unpickle import Limits, load
 
 READER_VERSION = 1
@@ -69,6 +70,7 @@ WHOLE_SIZE = 1_000_000_000
 
 SIZE_HP = "200"
 MAX_KINDS = 256
+_GIVE = "a NATS-Bench file or its unpacked directory"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CELL_FILE = re.compile(r"(\d{6})\.pickle(\.pbz2)?")
 
@@ -152,7 +154,7 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
         arrays.append(pa.array(sizes, pa.float64()))
     about = {
         "benchmark": "NATS-Bench, topology search space",
-        "source": Path(path).resolve().name,
+        "source": stored_name(Path(path).resolve()),
         "reader": f"zcpipe.truth.nats {READER_VERSION}",
         "licence": "NATS-Bench (Dong et al., 2021) is published under the MIT licence",
     }
@@ -234,20 +236,13 @@ class _Meter:
 
     def __init__(self, files: list[Path], progress: Progress | None) -> None:
         self.progress = progress
-        self.total = sum(_size(file) for file in files)
+        self.total = sum(size_of(file, _GIVE) for file in files)
         self.done = 0
 
     def add(self, count: int) -> None:
         self.done += count
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-def _size(path: Path) -> int:
-    with reading(path):
-        if not path.is_file():  # a dangling link, a directory, a pipe that would never end
-            raise DataError(f"{path}: no such file; give a NATS-Bench file or its unpacked directory")
-        return path.stat().st_size
 
 
 def _load(path: Path, meter: _Meter, limits: Limits) -> Any:  # noqa: ANN401 - checked where used
@@ -259,6 +254,18 @@ def _archs(content: object, path: Path) -> list[str]:
     archs = content.get("meta_archs") if isinstance(content, dict) else None
     if not isinstance(archs, list) or not all(isinstance(arch, str) for arch in archs):
         raise DataError(f"{path}: lists no architectures (`meta_archs`); it is no NATS-Bench file")
+    space, seen = NasBench201(), set[str]()
+    for arch in archs:
+        try:
+            known = str(space.parse(arch))
+        except UsageError as error:
+            raise DataError(
+                f"{path}: lists {shown(arch)}, no cell of NAS-Bench-201; give NATS-Bench's topology search space "
+                "(NATS-tss-v1_0-3ffb9), not the size search space or another benchmark"
+            ) from error
+        if arch != known or arch in seen:
+            raise DataError(f"{path}: lists the cell {known} twice or with blanks; it is damaged or foreign")
+        seen.add(arch)
     return archs
 
 

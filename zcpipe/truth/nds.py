@@ -38,7 +38,7 @@ from zcpipe.spaces.base import Entry
 from zcpipe.spaces.nds import NDS
 from zcpipe.spaces.nds_files import Title, count_of, dataset_of
 from zcpipe.truth.open import NOT_FOR_RANKING
-from zcpipe.truth.reader import Progress, Reader
+from zcpipe.truth.reader import Progress, Reader, stored_name
 from zcpipe.untrusted.plain import shown
 
 READER_VERSION = 1
@@ -112,7 +112,7 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
     add("file", pa.string(), [", ".join(row.files) for row in rows.values()], {})
     about_file = {
         "benchmark": "NDS",
-        "source": Path(path).resolve().name,
+        "source": stored_name(Path(path).resolve()),
         "reader": f"zcpipe.truth.nds {READER_VERSION}",
         "licence": "NDS (Radosavovic et al., 2019) is published under the MIT licence",
     }
@@ -128,15 +128,18 @@ def _rows(entries: Sequence[Entry]) -> dict[str, _Row]:
     """Gather what is known about each architecture, by its text."""
     rows: dict[str, _Row] = {}
     trainings = {(entry.file, entry.position): _training(entry) for entry in entries}
-    recipes: dict[Path, set[tuple[float, float]]] = {}
+    first: dict[Path, tuple[float, float]] = {}  # recipe of each file
+    mixed: set[Path] = set()
     for (file, _), (_, training) in trainings.items():
-        recipes.setdefault(file, set()).add((training.base_lr, training.wd))
+        recipe = (training.base_lr, training.wd)
+        if first.setdefault(file, recipe) != recipe:
+            mixed.add(file)
     for entry in entries:
         epochs, training = trainings[entry.file, entry.position]
         dataset = dataset_of(entry)
         row = rows.setdefault(str(entry.arch), _Row())
-        row.files.setdefault(entry.file.name)
-        tuned = Title.of(entry.file).tuned or len(recipes[entry.file]) > 1
+        row.files.setdefault(stored_name(entry.file))
+        tuned = Title.of(entry.file).tuned or entry.file in mixed
         known = row.trainings.setdefault(Kind(dataset, epochs, tuned), [])
         if not (tuned and known):
             known.append(training)

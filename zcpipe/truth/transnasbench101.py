@@ -29,9 +29,9 @@ import pyarrow as pa
 from zcpipe.errors import DataError, UsageError
 from zcpipe.spaces.transnasbench101_macro import TransNasBench101Macro
 from zcpipe.spaces.transnasbench101_micro import TransNasBench101Micro
-from zcpipe.truth.reader import Progress, Reader
+from zcpipe.truth.reader import Progress, Reader, stored_name
 from zcpipe.untrusted.plain import shown
-from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.stream import size_of
 from zcpipe.untrusted.torchfile import load_torch
 from zcpipe.untrusted.unpickle import Limits
 
@@ -112,7 +112,7 @@ def read_table(path: Path | str, progress: Progress | None = None) -> pa.Table:
         arrays.append(pa.array([row.infos.get(name) for row in rows], pa.float64()))
     about = {
         "benchmark": "TransNAS-Bench-101",
-        "source": place.resolve().name,
+        "source": stored_name(place.resolve()),
         "reader": f"zcpipe.truth.transnasbench101 {READER_VERSION}",
         "licence": "TransNAS-Bench-101 (Duan et al., 2021) is published under the MIT licence",
     }
@@ -125,10 +125,7 @@ READERS = (READER,)
 
 
 def _load(place: Path, progress: Progress | None) -> object:
-    with reading(place):
-        if not place.is_file():
-            raise DataError(f"{place}: no such file; give transnas-bench_v10141024.pth")
-        size = place.stat().st_size
+    size = size_of(place, "transnas-bench_v10141024.pth")
     done = 0
 
     def told(count: int) -> None:
