@@ -65,6 +65,47 @@ def test_what_does_not_fit(write, table, words):
         read_truth(write(table), "acc")
 
 
+ENCODINGS = [None, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_rows_of_several_pieces(tmp_path, encoding):
+    """Nulls, duplicates and order hold over the pieces that a file is read in."""
+
+    def write(table):
+        kinds = {"use_dictionary": encoding is None, "column_encoding": encoding and {"arch": encoding}}
+        pq.write_table(pa.table(table), tmp_path / "t.parquet", row_group_size=7000, **kinds)
+        return tmp_path / "t.parquet"
+
+    n = 10_000
+    archs = [f"a{i}" for i in range(n)]
+    path = write({"acc": [None if i == 5000 else float(i) for i in range(n)], "arch": archs})
+    read, values = read_truth(path, "acc")
+    assert read == archs and np.isnan(values[5000]) and values[-1] == n - 1 and np.isnan(values).sum() == 1
+    with pytest.raises(DataError, match="'a7' twice"):
+        read_truth(write({"arch": [*archs, "a7"], "acc": [1.0] * (n + 1)}), "acc")
+    with pytest.raises(DataError, match="null in row 9999"):
+        read_truth(write({"arch": [*archs[:-1], None], "acc": [1.0] * n}), "acc")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_texts_longer_than_any_architecture(tmp_path, encoding):
+    """Of such a file a few hundred bytes may stand for gigabytes."""
+    kinds = {"use_dictionary": encoding is None, "column_encoding": encoding and {"arch": encoding}}
+    path = tmp_path / "t.parquet"
+    for texts in (["x" * 100_000] * 3000, ["x" * 9000, "y"]):
+        indices = pa.array([0] * len(texts) if len(set(texts)) == 1 else [0, 1], pa.int32())
+        column = pa.DictionaryArray.from_arrays(indices, list(dict.fromkeys(texts)))
+        column = column if encoding is None else column.cast(pa.string())
+        table = pa.table({"arch": column, "acc": [1.0] * len(texts)})
+        pq.write_table(table, path, compression="zstd", store_schema=False, **kinds)
+        del column, table
+        with pytest.raises(DataError, match="more than 8192 bytes, which are no"):
+            read_truth(path, "acc")
+    pq.write_table(pa.table({"arch": ["x" * 8000, "y"], "acc": [1.0, 2.0]}), path)
+    assert read_truth(path, "acc")[0][1] == "y"
+
+
 def test_same_name_twice(write):
     with pytest.raises(DataError, match="two columns"):
         read_truth(write(pa.table([["a"], [1.0], [2.0]], names=["arch", "acc", "acc"])), "acc")

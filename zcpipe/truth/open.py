@@ -19,6 +19,11 @@ ARCH = "arch"
 NOT_FOR_RANKING = "not for ranking"
 """Field metadata of a column that orders no architectures: the reason."""
 
+_LONGEST = 8 << 10  # bytes of an architecture's text
+_ROWS, _FEW_ROWS = 4096, 256  # read at once: texts that a dictionary has, and others
+_SHARED = frozenset({"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"})
+"""Encodings that pyarrow can read into a dictionary."""
+
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
@@ -44,16 +49,15 @@ def read_truth(path: Path | str, target: str) -> tuple[list[str], Floats]:
         raise DataError(f"{place}: no such file; give a Parquet file with the columns {ARCH!r} and {target!r}")
     try:
         with pq.ParquetFile(place) as file:
-            schema = file.schema_arrow
-            _check(schema, place, target)
-            table = file.read(columns=[ARCH, target])
-        archs = _texts(table.column(ARCH), place)
-        # Unsafe only in that integers above 2**53 are rounded to the nearest float64.
-        values = pc.cast(table.column(target), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            _check(file.schema_arrow, place, target)
+            chunks = _chunks(file.metadata, place)
+        # With a dictionary a text that many rows share is in memory once, however long a file makes it.
+        shared = all(_SHARED.issuperset(chunk.encodings) for chunk in chunks)
+        with pq.ParquetFile(place, read_dictionary=[ARCH] if shared else []) as file:
+            return _rows(file, place, target, _ROWS if shared else _FEW_ROWS)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{place}: cannot be read as Parquet ({reason:.160})") from error
-    return archs, np.array(values, dtype=np.float64)  # a copy: Arrow's own memory is read-only
 
 
 def align(archs: Sequence[str], truth: tuple[Sequence[str], Floats]) -> Floats:
@@ -104,16 +108,61 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner))
 
 
-def _texts(column: pa.ChunkedArray, place: Path) -> list[str]:
-    archs: list[str] = column.to_pylist()
+def _chunks(metadata: pq.FileMetaData, place: Path) -> list[pq.ColumnChunkMetaData]:
+    """Return what a file says of the parts of its column of texts, whose average length it may not say is too large."""
+    found = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema == ARCH:
+                found.append(chunk)
+                if chunk.total_uncompressed_size > (group.num_rows + 256) * _LONGEST:
+                    raise _too_long(place)
+    return found
+
+
+def _rows(file: pq.ParquetFile, place: Path, target: str, at_once: int) -> tuple[list[str], Floats]:
+    """Read both columns a piece at a time, such that a file which is refused for its texts never lies whole in memory.
+
+    A text is checked before it becomes one of Python's.
+    """
+    archs: list[str] = []
     seen: set[str] = set()
-    for row, arch in enumerate(archs):
-        if arch is None:
-            raise DataError(f"{place}: column {ARCH!r} is null in row {row}")
-        if arch in seen:
-            raise DataError(f"{place}: names the architecture {arch!r:.120} twice; keep one row each")
-        seen.add(arch)
-    return archs
+    values = [np.empty(0)]
+    for batch in file.iter_batches(at_once, columns=[ARCH, target]):
+        texts = _texts(batch.column(batch.schema.get_field_index(ARCH)), place, len(archs))
+        for text in texts:
+            if text in seen:
+                raise DataError(f"{place}: names the architecture {text!r:.120} twice; keep one row each")
+            seen.add(text)
+        archs += texts
+        # Unsafe only in that integers above 2**53 are rounded to the nearest float64.
+        found = pc.cast(batch.column(batch.schema.get_field_index(target)), pa.float64(), safe=False)
+        values.append(found.to_numpy(zero_copy_only=False))
+    return archs, np.concatenate(values, dtype=np.float64)
+
+
+def _texts(column: pa.Array, place: Path, first: int) -> list[str]:
+    """Return the texts of rows from ``first`` on."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.large_string()).dictionary_encode()
+    longest = pc.max(pc.binary_length(column.dictionary)).as_py()
+    if longest is not None and longest > _LONGEST:
+        raise _too_long(place)
+    if column.null_count:
+        raise DataError(f"{place}: column {ARCH!r} is null in row {first + column.is_null().index(True).as_py()}")
+    indices = column.indices
+    if len(indices.unique()) < len(indices):
+        counts = indices.value_counts()
+        again = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
+        raise DataError(
+            f"{place}: names the architecture {column.dictionary[again].as_py()!r:.120} twice; keep one row each"
+        )
+    texts: list[str] = column.dictionary.take(indices).to_pylist()
+    return texts
+
+
+def _too_long(place: Path) -> DataError:
+    return DataError(f"{place}: column {ARCH!r} holds texts of more than {_LONGEST} bytes, which are no architectures")
 
 
 def direction_of(path: Path | str, target: str) -> str:
