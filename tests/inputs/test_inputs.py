@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -422,3 +423,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         spec(f"cifar10:{tmp_path}")
     with pytest.raises(DataError, match="no such file; give --inputs npz:PATH"):
         spec(f"npz:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100", "imagenet16", "npz"])
+def test_pipes_and_devices_are_no_files(tmp_path: Path, kind: str) -> None:
+    """A pipe would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(DataError, match=r"(pipe|zero): no such file"):
+            spec(f"{kind}:{path}")

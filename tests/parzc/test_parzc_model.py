@@ -17,6 +17,7 @@ from zcpipe.parzc.choice import choose_spec
 from zcpipe.parzc.labels import Labels
 from zcpipe.parzc.model import Model, train
 from zcpipe.parzc.parallel import Pool
+from zcpipe.parzc.parameters import read_predictor
 from zcpipe.parzc.predictors import gaussian_process, predictor
 from zcpipe.parzc.spec import Alignment, Encoding, FeatureSpec
 from zcpipe.rank import ranks
@@ -324,6 +325,14 @@ def test_a_graph_that_is_not_that_of_the_space_is_refused(directory, truth, tmp_
 
     with pytest.raises(DataError, match="coordinates are not those of the features"):
         Model.load(rewritten(tmp_path / "model", tmp_path, renamed))
+
+
+def test_a_pipe_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: no such file, but a directory, pipe or device"):
+        Model.load(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: no such file, but a directory, pipe or device"):
+        read_predictor("ridge", tmp_path / "pipe")
 
 
 def test_a_fault_of_ours_is_not_laid_to_the_file(saved, monkeypatch):

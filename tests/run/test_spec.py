@@ -103,6 +103,20 @@ def test_architectures_from_a_file(tmp_path: Path) -> None:
         Archs.from_file(file)
 
 
+def test_architectures_from_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe is read to its end; what has none is refused."""
+    read, write = os.pipe()
+    os.write(write, b"a\r\nb\n")
+    os.close(write)
+    assert Archs.from_file(Path(f"/dev/fd/{read}")).texts == ("a", "b")
+    os.close(read)
+    monkeypatch.setattr("zcpipe.run.spec._LARGEST", 1 << 20)
+    with pytest.raises(DataError, match=r"/dev/zero has more than 1 MiB; give one"):
+        Archs.from_file(Path("/dev/zero"))
+    with pytest.raises(DataError, match="is a directory"):
+        Archs.from_file(tmp_path)
+
+
 def test_workers_get_all_of_it_but_the_selection() -> None:
     listed = spec(selection=Archs(texts=("member-1",) * 100_000), batch_size=5)
     got = RunSpec.model_validate_json(listed.for_workers())

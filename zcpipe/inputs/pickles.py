@@ -10,7 +10,7 @@ import numpy as np
 from zcpipe.errors import DataError
 from zcpipe.inputs.images import ImageFile, Labels, Pixels
 from zcpipe.untrusted.plain import ARRAY_GLOBALS, Array
-from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.stream import reading, size_of
 from zcpipe.untrusted.unpickle import WEIGHT, Limits, load
 
 # The largest official file, all of CIFAR-100 in one, has 155 MB of pixels and nothing else of size.
@@ -70,6 +70,7 @@ def read_pickles(
 
 def _read(file: Path, key: str, side: int, classes: range) -> tuple[Labels, Pixels]:
     """Return the labels of one file's images and the images themselves, flat."""
+    size_of(file, "the official file of images")
     with reading(file), file.open("rb") as opened:
         content = load(opened, str(file), limits=_LIMITS, names=ARRAY_GLOBALS)
     if not isinstance(content, dict):

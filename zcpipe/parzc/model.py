@@ -28,6 +28,7 @@ from zcpipe.table import Table
 from zcpipe.table.files import disk_errors, publish
 from zcpipe.table.new import require_outside
 from zcpipe.table.schema import canonical, package_version
+from zcpipe.untrusted.stream import size_of
 
 FORMAT = 1
 _KEY = "zcpipe.parzc"  # of the metadata
@@ -340,8 +341,9 @@ class _Record(BaseModel):
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
     """Read the record's text and the arrays of a file."""
     safetensors = _import_safetensors()
+    size_of(path, "a file that zcpipe parzc train made")
     with disk_errors("read", path, _MEND), path.open("rb"):
-        pass  # says in plain words that it is not there or a directory
+        pass  # says in plain words that it may not be read
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -13,7 +13,9 @@ from zcpipe.errors import DataError, UsageError
 from zcpipe.parzc.predictors import Predictor, predictor
 from zcpipe.parzc.protocol import Method, parse_methods
 from zcpipe.parzc.spec import FeatureSpec
-from zcpipe.table.files import disk_errors
+from zcpipe.untrusted.jsonfile import read_json
+
+_LARGEST = 1 << 20  # bytes
 
 
 def read_predictor(name: str, path: Path | None) -> Predictor:
@@ -65,12 +67,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     """Return whose parameters a file has, empty where it does not say, and the parameters."""
-    with disk_errors("read", path, "give a JSON file of parameters"):
-        content = path.read_bytes()
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({error}); give a file that zcpipe parzc tune wrote") from error
+    found = read_json(path, "a JSON file of parameters, such as zcpipe parzc tune writes", _LARGEST)
     if isinstance(found, dict):
         owner, parameters = found.get("predictor", ""), found.get("parameters", found)
         if isinstance(owner, str) and isinstance(parameters, dict):

@@ -16,6 +16,8 @@ from zcpipe.spaces import get_space
 from zcpipe.spaces.base import Architecture, ReadsEntries, Space
 from zcpipe.table.schema import canonical
 
+_LARGEST = 256 << 20  # bytes of a file of architectures; those of NAS-Bench-101, the largest space to list, have 30 MB
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,17 +53,22 @@ class Archs(_Frozen):
 
     @classmethod
     def from_file(cls, path: Path) -> Archs:
-        """Read one text per line.
+        """Read one text per line. A pipe is a file, too: what another command prints can be given in its place.
 
         Raises:
-            DataError: the file cannot be read, or is not text.
+            DataError: the file cannot be read, has no end, or is not text.
         """
         try:
-            texts = tuple(path.read_text("utf-8-sig").splitlines())  # some editors begin a file with a mark
+            with path.open("rb") as file:
+                content = file.read(_LARGEST + 1)
         except OSError as error:
             raise DataError(
                 f"cannot read {path}: {(error.strerror or str(error)).lower()}; name a text file"
             ) from error
+        if len(content) > _LARGEST:
+            raise DataError(f"{path} has more than {_LARGEST >> 20} MiB; give one architecture per line")
+        try:
+            texts = tuple(content.decode("utf-8-sig").splitlines())  # some editors begin a file with a mark
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text; give one architecture per line") from error
         return cls(texts=texts, source=os.fsencode(path).decode(errors="replace"))
