@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zcpipe.errors import DataError
-from zcpipe.table.files import TEMPORARY, ExistsError, publish
+from zcpipe.table.files import TEMPORARY, ExistsError, publish, read_parquet
 
 FORK = multiprocessing.get_context("forkserver")
 
@@ -65,3 +65,12 @@ def test_a_leftover_that_the_winner_removed_means_the_race_is_lost(
     with pytest.raises(ExistsError):
         publish(file, b"ours", exclusive=True)
     assert file.read_bytes() == b"theirs"
+
+
+def test_a_pipe_is_no_part_of_a_table(tmp_path: Path) -> None:
+    """To open one is to wait for who may never write to it."""
+    os.mkfifo(tmp_path / "shard.parquet")
+    with pytest.raises(
+        DataError, match=r"shard\.parquet is truncated or damaged \(it is a directory, pipe or device\)"
+    ):
+        read_parquet(tmp_path / "shard.parquet", lambda file: file.metadata)

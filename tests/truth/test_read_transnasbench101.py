@@ -196,6 +196,12 @@ def test_content_of_another_kind_is_named(content, store, path, value, says):
     fails(store(damaged), says, *([path[2]] if len(path) > 2 and isinstance(path[2], str) else []))
 
 
+def test_an_architecture_twice_is_named(content, store):
+    level = content["data"]["micro"]
+    level[" 64-41414-1_02_333"] = level["64-41414-1_02_333"]
+    fails(store(content), "' 64-41414-1_02_333'", "64-41414-1_02_333 twice")
+
+
 def test_a_file_of_no_dict_or_of_too_much_is_named(content, store, tmp_path):
     fails(store([1, 2]), "no TransNAS-Bench-101 file")
     fails(tmp_path / "absent.pth", "no such file")

@@ -158,6 +158,9 @@ def read_parquet(path: Place, use: Callable[[pq.ParquetFile], T], mend: str = _R
         DataError: it is damaged or gone, cannot be read, or is replaced each time.
     """
     if isinstance(path, Path):
+        with damage(path, mend):
+            if path.exists() and not path.is_file():
+                raise OSError("it is a directory, pipe or device")  # whose end may never come
         with damage(path, mend), pq.ParquetFile(path, page_checksum_verification=True) as file:
             return use(file)
     for _ in range(_READINGS):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from zcpipe.errors import DataError, UsageError, unknown_name
 from zcpipe.rank.ranking import DIRECTIONS
-from zcpipe.untrusted.stream import reading
+from zcpipe.untrusted.stream import size_of
 
 ARCH = "arch"
 
@@ -43,10 +43,7 @@ def read_truth(path: Path | str, target: str) -> tuple[list[str], Floats]:
             numeric.
     """
     place = Path(path)
-    with reading(place):
-        found = place.is_file()
-    if not found:
-        raise DataError(f"{place}: no such file; give a Parquet file with the columns {ARCH!r} and {target!r}")
+    size_of(place, f"a Parquet file with the columns {ARCH!r} and {target!r}")
     try:
         with pq.ParquetFile(place) as file:
             _check(file.schema_arrow, place, target)

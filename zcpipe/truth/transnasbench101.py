@@ -188,12 +188,16 @@ def _rows(content: object, place: Path) -> Iterator[Trained]:
     for level, archs in data.items():
         if level not in _SPACES or not isinstance(archs, dict):
             raise DataError(f"{place}: {shown(level)} is neither of the levels micro and macro")
+        seen: set[str] = set()
         for text, tasks in archs.items():
             where = f"{place}, {shown(text)}"
             try:
                 arch = str(_SPACES[level].parse(text if isinstance(text, str) else ""))
             except UsageError as error:
                 raise DataError(f"{where}: {error}") from error
+            if arch in seen:  # under another spelling
+                raise DataError(f"{where}: the file has the architecture {arch} twice; keep one entry each")
+            seen.add(arch)
             yield Trained(level, arch, *_trained(tasks, where))
 
 
