@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,13 @@ class Problem:
         spec, left_out = choose_spec(table)
         return cls(name, table, tested, learnt, spec, list(left_out), digest)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What results depend on besides features, methods and draws."""
         return {
             "identity": self.table.identity,
             "rows": len(self.table),
+            "contents": study.contents(self.table),
             "truth": self.truth,
             "target": self.tested.target,
             "train_target": self.learnt.target,

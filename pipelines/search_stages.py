@@ -112,8 +112,8 @@ class Problem:
     def identity(self) -> dict[str, Any]:
         """What all results depend on."""
         truth = hashlib.blake2b(self.truth.read_bytes(), digest_size=16).hexdigest()
-        own = {"identity": self.table.identity, "rows": len(self.table), "truth": truth}
-        return {**own, "target": self.target, "report": self.report}
+        rows = {"identity": self.table.identity, "rows": len(self.table), "contents": study.contents(self.table)}
+        return {**rows, "truth": truth, "target": self.target, "report": self.report}
 
     def facts(self) -> dict[str, Any]:
         """Return what a page says of the problem."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from zcpipe.errors import ZcpipeError, trace
 from zcpipe.run import RunSpec, run, show_progress
+from zcpipe.table import Table
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -107,6 +111,28 @@ def places(values: np.ndarray) -> np.ndarray:
     found = np.full(len(values), np.nan)
     found[known] = np.argsort(np.argsort(values[known], kind="stable"), kind="stable") + 1
     return found
+
+
+def contents(table: Table) -> str:
+    """Name what the rows of a table hold, but for the seconds that they took."""
+    rows = table.to_arrow([name for name in table.schema.names if name != "seconds"])
+    held = hashlib.blake2b(digest_size=16)
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        held.update(f"{name} {column.type} {len(column)}\n".encode())
+        _hold(held, column.combine_chunks())
+    return held.hexdigest()
+
+
+def _hold(held: hashlib.blake2b, column: pa.Array) -> None:
+    """Take in the values of a column; what lies where there is none may be anything."""
+    if pa.types.is_list(column.type):
+        held.update(pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).tobytes())
+        _hold(held, column.flatten())
+    elif pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        held.update(column.is_valid().to_numpy(zero_copy_only=False).tobytes())
+        held.update(column.drop_null().to_numpy().tobytes())
+    else:
+        held.update(json.dumps(column.to_pylist()).encode())
 
 
 def without_nan(record: dict[str, Any]) -> dict[str, Any]:
