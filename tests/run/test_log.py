@@ -25,6 +25,17 @@ def test_each_event_is_a_line_and_launches_follow_one_another(tmp_path: Path) ->
     assert (second["event"], second["seconds"], second["node"]) == ("scored", 1.5, "a")
 
 
+def test_half_a_line_that_was_left_costs_no_further_event(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    file.write_text('{"event": "planned"}\n{"event": "sco')
+    with log_events(file) as log:
+        log(Planned(3, 1))
+        log(Scored(2, 0, 1.5, "a"))
+    lines = file.read_text().splitlines()
+    assert lines[1] == '{"event": "sco'
+    assert [json.loads(line)["event"] for line in (lines[0], *lines[2:])] == ["planned", "planned", "scored"]
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 def test_a_disk_that_is_full_ends_the_log_and_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], undisturbed: pa.Table
