@@ -150,6 +150,24 @@ def test_a_worker_that_holds_much_is_replaced_between_leases(monkeypatch: pytest
     assert len(set(started)) == 3
 
 
+def test_workers_that_are_replaced_all_the_time_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcpipe.run.workers.resident", lambda pid: 70 * MIB)
+    monkeypatch.setattr("zcpipe.run.workers._SHORT_LIVES", 2)
+    heard = list[Event]()
+    made = WorkersExecutor(SPEC, [{}], 600.0, memory=100 * MIB, on_event=heard.append)
+    for number in range(3):
+        made.submit(Lease((unit(number),)))
+        assert computed(outcomes(made, 1)) == Counter([unit(number)])
+        time.sleep(0.3)
+        made.collect(patience=0.0)
+    made.close()
+    (warned,) = heard
+    assert isinstance(warned, Warned)
+    assert warned.message.startswith(
+        "2 workers in a row were replaced within 30 s, for each held more than half of the"
+    )
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN])
 def test_what_the_system_does_not_give_is_named(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:

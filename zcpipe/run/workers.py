@@ -26,6 +26,7 @@ _PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two trials to start a work
 _HELD_LIMIT = 60.0  # seconds without any worker, while processes that were killed do not end, after which a run does
 _MEMBERS_PER_TIMEOUT = 64  # a class of more members is given the timeout several times
 _GLANCE = 0.25  # seconds between two looks at what no channel tells: memory, deadlines
+_SHORT_LIVES, _SHORT_LIFE = 10, 30.0  # workers in a row that are replaced so many seconds after they were started
 _LEASES = 2  # that a worker has at one time, so that it never waits for the supervisor
 
 
@@ -69,6 +70,7 @@ class WorkersExecutor:
         self._queue: deque[Lease] = deque()
         self._alone: deque[Lease] = deque()
         self._tired: set[WorkerProcess] = set()
+        self._short_lives = 0  # of those, in a row
         self._futile_starts = Counter[str]()  # by what distinguishes the environment
         self._given_up = set[str]()  # environments that were warned of
         self._start_again = -math.inf
@@ -264,7 +266,7 @@ class WorkersExecutor:
                 worker.kill()
                 return self._bury(worker)
             if worker in self._tired and not worker.leases:
-                self._end(worker)
+                self._replace(worker)
             return []
         unit, since = executing
         if self._clock.since(since) > self._limit(unit):
@@ -273,6 +275,19 @@ class WorkersExecutor:
             message = f"needed {format_bytes(held)} of memory, more than the {format_bytes(self._memory)} of a worker"
             return self._kill(worker, unit, since, "memory", message)
         return []
+
+    def _replace(self, worker: WorkerProcess) -> None:
+        """End a worker that holds much, and say so where that is all that happens: starting another takes seconds."""
+        self._short_lives = self._short_lives + 1 if self._clock.since(worker.started) < _SHORT_LIFE else 0
+        if self._short_lives == _SHORT_LIVES and self._memory is not None:
+            self._on_event(
+                Warned(
+                    f"{_SHORT_LIVES} workers in a row were replaced within {_SHORT_LIFE:g} s, for each held more than "
+                    f"half of the {format_bytes(self._memory)} that it may hold: starting others takes much of the "
+                    "time; fewer of them, or a larger --memory, would spare it"
+                )
+            )
+        self._end(worker)
 
     def _is_silent(self, worker: WorkerProcess) -> bool:
         quiet = worker.quiet_since
