@@ -169,6 +169,11 @@ def correlate(
     asked = _aggregates(aggregate or [])
     table = open_table(directory)
     known = align(table.to_arrow(["arch"])["arch"].to_pylist(), read_truth(truth, target))
+    try:
+        lower = direction_of(truth, target) == "lower"
+    except DataError as error:  # all is of raw values
+        lower = False
+        typer.echo(f"note: {error}", err=True)
     for name in left_out(table):
         typer.echo(f"{name} is left out: it compares every pair of {len(table)} architectures", err=True)
     with nullcontext(silent) if bootstrap is None else resamples_done("drawing") as progress:
@@ -176,7 +181,7 @@ def correlate(
     lacking = sum(math.isnan(value) for value in known)
     if lacking:
         typer.echo(f"{lacking} of {len(known)} architectures have no truth in {truth}", err=True)
-    if direction_of(truth, target) == "lower":
+    if lower:
         typer.echo(f"{target} is the better the lower: so are kendall, spearman and pairs of a good proxy", err=True)
     if as_json:
         print_json({"target": target, "rows": [finite(asdict(row)) for row in rows]})

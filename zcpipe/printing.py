@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table as Grid
@@ -80,7 +81,7 @@ def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         typer.echo("nothing to show", err=True)
         return
     console = Console()
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     if _total(min(width, _LONG) if width > _SHORT else width for width in widths) > console.width:
         _print_blocks(header, rows, widths, console)
         return
@@ -108,10 +109,11 @@ def _print_blocks(
         if place:
             console.print()
         for cells, style in ((header, "bold"), *((cells, "") for cells in rows)):
-            line = _GAP.join(cells[number].ljust(widths[number]) for number in block).rstrip()
-            console.print(Text(line, style), soft_wrap=True)
+            line = _GAP.join(cells[number] + " " * (widths[number] - cell_len(cells[number])) for number in block)
+            console.print(Text(line.rstrip(), style), soft_wrap=True)
             for number in below if not place and cells is not header else ():
-                console.print(Padding(Text(cells[number], overflow="fold"), (0, 0, 0, len(_GAP))))
+                named = f"{header[number]}: {cells[number]}" if header[number] else cells[number]
+                console.print(Padding(Text(named, overflow="fold"), (0, 0, 0, len(_GAP))))
 
 
 def _total(widths: Iterable[int]) -> int:

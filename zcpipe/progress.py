@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from zcpipe.signals import heard, require_going_on
+from zcpipe.signals import require_going_on, terminable
 
 LINE_SECONDS = 30.0
 
@@ -71,11 +71,11 @@ def resamples_done(title: str) -> Iterator[Callable[[int, int], None]]:
 def _bar(title: str, amount: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        with heard():
+        with terminable():
             yield _going_on(_Lines(console, title))
         return
     columns = (TextColumn(title), BarColumn(), amount, TimeRemainingColumn())
-    with heard(), Progress(*columns, console=console) as bar:
+    with terminable(), Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=None)
         yield _going_on(lambda done, total: bar.update(task, completed=done, total=total))
 
@@ -84,7 +84,8 @@ def _going_on(update: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """Return what shows progress, unless a signal has asked for the end."""
 
     def tell(done: int, total: int) -> None:
-        require_going_on()
+        if done < total:  # what is done is done
+            require_going_on()
         update(done, total)
 
     return tell

@@ -1,5 +1,7 @@
 """What a forward keeps is gone after a pass, what a statistic replaces is put back, and threads take turns."""
 
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 import zcpipe
+from zcpipe.scoring import guard
 
 TOKENS = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6)
@@ -69,6 +72,29 @@ def test_scores_do_not_depend_on_the_order_of_proxies(buffers):
     model = transformer(buffers)
     for name in reversed(names):
         assert zcpipe.score(model, TOKENS, LABELS, proxies=[name])[name] == scores[name]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not():
+    """One that loads data, say, which some other thread starts while this one scores."""
+    begun, end = threading.Event(), threading.Event()
+
+    def score():
+        with guard.untouched(dict(nn.Linear(1, 1).named_modules())):
+            begun.set()
+            end.wait(60)
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    begun.wait(60)
+    child = os.fork()
+    if not child:
+        with guard.untouched(dict(nn.Linear(1, 1).named_modules())):
+            os._exit(7)
+    end.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_threads_that_score_do_not_draw_each_others_numbers():

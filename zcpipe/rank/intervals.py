@@ -97,7 +97,7 @@ class _Sums:
     def of(self, draws: Draws) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # [3, draws] each
         """Return covariance and variances: of the signs of pairs (Kendall), of mid-ranks times two (Spearman).
 
-        Whole numbers below 2**53, so that they are exact.
+        Kendall's are whole numbers below 2**53, and exact; Spearman's are beyond some 10**5 architectures.
         """
         draws = draws[self._order]
         total = draws.sum(0) ** 2

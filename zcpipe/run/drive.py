@@ -18,7 +18,7 @@ from zcpipe.run.rows import Failed, check_device
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Shard, Unit
 from zcpipe.run.workers import WorkersExecutor
-from zcpipe.signals import require_going_on
+from zcpipe.signals import require_going_on, undisturbed
 from zcpipe.table.store import differences
 
 if TYPE_CHECKING:
@@ -124,18 +124,21 @@ def drive(
             executor.submit(lease)
         if not sink.waiting:
             return
-        for outcome in executor.collect():
-            if isinstance(outcome, Done):
-                leases.learn(len(outcome.units), outcome.seconds)
-                blame.acquit(outcome.units)
-                _compare(builds, outcome.build, on_event)
-                first.look(outcome)
-                sink.add(outcome)
-            elif isinstance(judged := blame.judge(outcome), Lease):
-                executor.submit(judged)
-            else:
-                sink.fail(outcome.unit, judged)
-        sink.commit_finished()
+        outcomes = executor.collect()
+        require_going_on()  # what was scored may have made a failure of the interruption
+        with undisturbed():  # what is complete is committed, and said
+            for outcome in outcomes:
+                if isinstance(outcome, Done):
+                    leases.learn(len(outcome.units), outcome.seconds)
+                    blame.acquit(outcome.units)
+                    _compare(builds, outcome.build, on_event)
+                    first.look(outcome)
+                    sink.add(outcome)
+                elif isinstance(judged := blame.judge(outcome), Lease):
+                    executor.submit(judged)
+                else:
+                    sink.fail(outcome.unit, judged)
+            sink.commit_finished()
 
 
 class _FirstRows:

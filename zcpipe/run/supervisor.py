@@ -23,6 +23,7 @@ from zcpipe.run.leases import Leases
 from zcpipe.run.spec import RunSpec
 from zcpipe.run.work import Size, WorkList
 from zcpipe.scoring.plan import describe as describe_plan
+from zcpipe.signals import heard
 from zcpipe.table.groups import find_groups, note, writing
 from zcpipe.table.join import combine_status, joined_header
 from zcpipe.table.place import Place
@@ -100,7 +101,7 @@ def run(
     if cluster is not None and len(plan.done(retry_errors)) == len(plan.work.indices):
         cluster = None  # nothing to connect for
     ready = executors(workers, timeout, cluster, memory, on_event)
-    with ready as executor_for, locked(plan.out, plan.base) as store:
+    with heard(), ready as executor_for, locked(plan.out, plan.base) as store:
         if find_groups(plan.out) != (plan.found or plan.groups):  # another run was faster, and has ended
             plan = prepare(spec, plan.out, drawn)
         rows = [scan(job.group.directory, job.group.header) for job in plan.jobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
@@ -17,6 +18,15 @@ from zcpipe.ops import generators
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ONE_PASS = RLock()  # random states and the arithmetic are the process's: threads that score take turns
+
+
+def _begin_anew() -> None:
+    """Give a forked process a lock of its own: the thread that had it is not there."""
+    global _ONE_PASS
+    _ONE_PASS = RLock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 

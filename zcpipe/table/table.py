@@ -163,11 +163,11 @@ class Table:
         found = {name: np.isnan(values) for name, values in self.values(names).items()}
         for part in self._parts if any(rows.any() for rows in found.values()) else ():
             own = found.keys() & set(part.header.schema.names)
-            rows = np.searchsorted(index, part.index).tolist() if own else []
-            for row, failures in zip(rows, part.read(["failures"])["failures"].to_pylist() if own else [], strict=True):
-                failed = {failure["proxy"] for failure in failures}
-                for name in own if EVERYTHING in failed else failed & own:
-                    found[name][row] = False
+            if own:
+                failed, proxies = _failures(part)
+                rows = np.searchsorted(index, part.index)[failed]
+                for name in own:
+                    found[name][rows[np.isin(proxies, [name, EVERYTHING])]] = False
         return found
 
     def directions(self, names: Sequence[str]) -> dict[str, str]:
@@ -186,3 +186,16 @@ class Table:
     def _archs(self) -> pa.ChunkedArray:
         """The texts, in a type of which a dictionary may hold more than 2 GiB."""
         return self.to_arrow(["arch"])["arch"].cast("large_string")
+
+
+def _failures(part: Part) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+    """Return of each failure which row of a part it is of, and the proxy."""
+    import pyarrow.compute as pc  # slow to import, and every worker imports this module
+
+    rows, proxies, before = [np.empty(0, np.int64)], [np.empty(0, np.str_)], 0
+    for chunk in part.read(["failures"])["failures"].chunks:
+        rows.append(before + pc.list_parent_indices(chunk).to_numpy())
+        names = pc.struct_field(pc.list_flatten(chunk), "proxy")
+        proxies.append(names.to_numpy(zero_copy_only=False).astype(np.str_))
+        before += len(chunk)
+    return np.concatenate(rows), np.concatenate(proxies)

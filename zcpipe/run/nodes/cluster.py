@@ -9,7 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -184,33 +184,43 @@ def _simulated(cluster: Cluster) -> Iterator[str]:
     size: dict[str, Any] = {"num_cpus": max(cores, cluster.actors_per_node or 1), "object_store_memory": 128 << 20}
     # Nobody reads their logs or has them grow: two processes less on a machine that is to score.
     alone = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-    with _own_address_kept():
-        nodes: Any = cluster_utils.Cluster(initialize_head=True, head_node_args={**size, **alone})
+    noted = _Noted()
+    nodes: Any = cluster_utils.Cluster(initialize_head=True, head_node_args={**size, **alone})
+    noted.put_back(nodes.address)
     try:
         for _ in range(cluster.nodes - 1):
             nodes.add_node(**size)
         yield nodes.address
     finally:
-        with _own_address_kept():
-            nodes.shutdown()
+        noted = _Noted()
+        nodes.shutdown()
+        noted.put_back("")
 
 
-@contextmanager
-def _own_address_kept() -> Iterator[None]:
-    """Leave alone which cluster is this machine's: Ray notes a new one there, also one that is to be tried out."""
-    utils: Any = import_module("ray._private.utils")
-    file = Path(utils.get_ray_address_file(None))
-    before = file.read_text() if file.exists() else None
-    noting = utils.logger.disabled
-    utils.logger.disabled = True  # it says that it has
-    try:
-        yield
-    finally:
-        utils.logger.disabled = noting
-        if before is None:
-            file.unlink(missing_ok=True)
-        else:
-            file.write_text(before)
+class _Noted:
+    """Which cluster is this machine's own, as Ray notes it: one that is only tried out, too, and none when it ends."""
+
+    def __init__(self) -> None:
+        utils: Any = import_module("ray._private.utils")
+        utils.logger.setLevel(logging.WARNING)  # it says that there was another
+        self._file = Path(utils.get_ray_address_file(None))
+        self._before = self._read()
+
+    def put_back(self, noted: str) -> None:
+        """Have noted what was before, where this is noted now; nobody else's cluster is touched."""
+        if self._read().decode(errors="replace") != noted:
+            return
+        with suppress(OSError):  # it only spares who looks for a cluster to name it
+            if self._before:
+                self._file.write_bytes(self._before)
+            else:
+                self._file.unlink(missing_ok=True)
+
+    def _read(self) -> bytes:
+        try:
+            return self._file.read_bytes()
+        except OSError:
+            return b""
 
 
 def _reach(address: str) -> None:
