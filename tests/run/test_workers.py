@@ -130,6 +130,16 @@ def test_what_exceeds_its_memory_is_ended_and_said(monkeypatch: pytest.MonkeyPat
     assert computed(found) == Counter(map(unit, (0, 2)))
 
 
+def compute_three_in_turn(made: WorkersExecutor) -> None:
+    """Compute units with a look at what workers hold after each."""
+    for number in range(3):
+        made.submit(Lease((unit(number),)))
+        assert computed(outcomes(made, 1)) == Counter([unit(number)])
+        time.sleep(0.3)
+        made.collect(patience=0.0)
+    made.close()
+
+
 def test_a_worker_that_holds_much_is_replaced_between_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     started = list[int]()
 
@@ -141,12 +151,7 @@ def test_a_worker_that_holds_much_is_replaced_between_leases(monkeypatch: pytest
     monkeypatch.setattr("zcpipe.run.workers.WorkerProcess", Counted)
     monkeypatch.setattr("zcpipe.run.workers.resident", lambda pid: 70 * MIB)  # what is really held depends on the day
     made = executor(1, memory=100 * MIB)
-    for number in range(3):
-        made.submit(Lease((unit(number),)))
-        assert computed(outcomes(made, 1)) == Counter([unit(number)])
-        time.sleep(0.3)
-        made.collect(patience=0.0)
-    made.close()
+    compute_three_in_turn(made)
     assert len(set(started)) == 3
 
 
@@ -155,12 +160,7 @@ def test_workers_that_are_replaced_all_the_time_are_told_of(monkeypatch: pytest.
     monkeypatch.setattr("zcpipe.run.workers._SHORT_LIVES", 2)
     heard = list[Event]()
     made = WorkersExecutor(SPEC, [{}], 600.0, memory=100 * MIB, on_event=heard.append)
-    for number in range(3):
-        made.submit(Lease((unit(number),)))
-        assert computed(outcomes(made, 1)) == Counter([unit(number)])
-        time.sleep(0.3)
-        made.collect(patience=0.0)
-    made.close()
+    compute_three_in_turn(made)
     (warned,) = heard
     assert isinstance(warned, Warned)
     assert warned.message.startswith(
