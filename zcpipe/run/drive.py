@@ -116,8 +116,8 @@ def drive(
         KeyboardInterrupt: a signal has asked for the end, now or before.
     """
     first = _FirstRows(on_event)
+    require_going_on()
     while True:
-        require_going_on()
         while executor.wants() and (following := leases.next(executor.capacity)):
             shard, lease = following
             sink.expect(shard)

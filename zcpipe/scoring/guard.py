@@ -17,6 +17,7 @@ from zcpipe.errors import UsageError
 from zcpipe.ops import generators
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 _ONE_PASS = RLock()  # random states and the arithmetic are the process's: threads that score take turns
 
 
@@ -27,7 +28,6 @@ def _begin_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_begin_anew)
-_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
 @contextmanager
