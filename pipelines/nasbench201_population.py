@@ -63,7 +63,7 @@ def load(table: Table, truth: Path, asked: Collection[int] | None = None) -> Pop
     names = [column.name for kind in ("count", "proxy") for column in table.columns if column.kind == kind]
     index, values = rows["index"].to_numpy(), table.values(names)
     inside = np.ones(len(index), dtype=bool) if asked is None else np.isin(index, list(asked))
-    lacking = table.missing(names)
+    lacking = table.missing(values)
     names = [name for name in names if not lacking[name][inside].any()]
     directed = [column.name for column in table.columns if column.direction != "none" and column.name in names]
     whole = Population(

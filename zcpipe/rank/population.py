@@ -173,7 +173,7 @@ def correlate_table(
     members = dict.fromkeys(member for entry in made for member in entry.proxies)
     values = table.values(names)
     directions = table.directions(list(members))
-    return correlate_columns(values, directions, truth, target, made, table.missing(names), resamples, progress)
+    return correlate_columns(values, directions, truth, target, made, table.missing(values), resamples, progress)
 
 
 def left_out(table: Table) -> list[str]:

@@ -98,7 +98,7 @@ class TableScores:
             raise UsageError(f"{PREDICTED} is what zcpipe parzc predict gives; name its file with --predicted")
         directions = table.directions(own)
         columns = table.values(own)
-        missing = table.missing(own)
+        missing = table.missing(columns)
         rows = table.to_arrow(["arch", "key"])
         texts: list[str] = rows["arch"].to_pylist()
         if predicted is not None:

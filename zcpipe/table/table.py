@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -151,16 +151,13 @@ class Table:
         columns = self.to_arrow(names)
         return {name: columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
 
-    def missing(self, names: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-        """Say of proxies or counts which rows have neither a value nor a failure that says why: nobody scored them.
+    def missing(self, values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.bool_]]:
+        """Say of what `values` gave which rows have neither a value nor a failure that says why: nobody scored them.
 
         What ended a process costs the columns of its own group, not those of groups that lack the row.
-
-        Raises:
-            UsageError: the table has no such column.
         """
         index = self._parts[0].index if len(self._parts) == 1 else union(self._parts)
-        found = {name: np.isnan(values) for name, values in self.values(names).items()}
+        found = {name: np.isnan(of_column) for name, of_column in values.items()}
         for part in self._parts if any(rows.any() for rows in found.values()) else ():
             own = found.keys() & set(part.header.schema.names)
             if own:
